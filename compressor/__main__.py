@@ -1,0 +1,5 @@
+"""`python -m compressor` is `ttgpt`."""
+
+from compressor.cli import main
+
+main()

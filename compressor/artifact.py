@@ -1,0 +1,449 @@
+"""The artefact: a folder that holds one compressed model, sealed by checksums.
+
+    config.json        GPT-2's hyper-parameters and, under "compression", a format per matrix
+    model.safetensors  only tensors
+    tokenizer.json     byte-level BPE
+    manifest.json      checksums, digest, bytes, quality, golden values; canonical JSON with a seal
+
+`write` makes the folder under a temporary name, flushes it to disk, reads it back and renames it, so
+that whatever interrupts it leaves either the whole artefact or none. `read` trusts nothing.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from compressor.codecs import Coded, codec_named
+from compressor.errors import ArtifactError
+from compressor.formats import Spec, from_tensors
+from compressor.gpt2 import COMPONENTS, GPT2, GPT2Config, component_of
+
+SCHEMA_VERSION = 1
+CONFIG, WEIGHTS, TOKENIZER, MANIFEST = "config.json", "model.safetensors", "tokenizer.json", "manifest.json"
+SEALED = (CONFIG, WEIGHTS, TOKENIZER)
+UNFINISHED = re.compile(r"\..+\.(unfinished|replaced)-\d+")
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compression(_Strict):
+    """What "compression" in config.json says.
+
+    Attributes:
+        schema_version: of the artefact's layout.
+        vectors: codec of biases and LayerNorm vectors.
+        matrices: all but the numbers of every matrix.
+    """
+
+    schema_version: Literal[1]
+    vectors: str
+    matrices: dict[str, Spec]
+
+
+class Bytes(_Strict):
+    """Sizes of one component in bytes: stored, in memory while serving, and as dense fp32."""
+
+    disk: int
+    resident: int
+    dense_fp32: int
+
+
+class Quality(_Strict):
+    """How good the model is on one text, see `compressor.evaluate`.
+
+    Attributes:
+        text: name of the text.
+        text_sha256: of its bytes.
+        tokens: how many were predicted.
+        context, stride: the windows' length and distance in tokens.
+        perplexity: exp of the mean negative log-likelihood per token.
+        bits_per_byte: of the text.
+        dense_perplexity: of the dense model on the same text.
+        perplexity_ratio: perplexity / dense_perplexity.
+        kl: mean Kullback-Leibler divergence from the dense model in nats per token.
+        top1_agreement: share of tokens at which both models' best guess is the same.
+
+    The last four are None where no dense model was at hand.
+    """
+
+    text: str
+    text_sha256: str
+    tokens: int
+    context: int
+    stride: int
+    perplexity: float
+    bits_per_byte: float
+    dense_perplexity: float | None
+    perplexity_ratio: float | None
+    kl: float | None
+    top1_agreement: float | None
+
+
+class Golden(_Strict):
+    """Known answers, checked by whoever loads the model.
+
+    Attributes:
+        prompt_ids: a short prompt.
+        continuation_ids: its greedy continuation, as far as each step wins by 2 * tolerance.
+        top_ids, top_logits: the highest scores after the prompt.
+        tolerance: how far another CPU's scores may be off.
+    """
+
+    prompt_ids: list[int]
+    continuation_ids: list[int]
+    top_ids: list[int]
+    top_logits: list[float]
+    tolerance: float
+
+
+class Source(_Strict):
+    """The checkpoint an artefact was made of: hub id or folder name, and the sha256 of its weights."""
+
+    id: str
+    sha256: str
+
+
+class Provenance(_Strict):
+    """How the artefact was made."""
+
+    source: Source
+    method: str
+    config: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    build_seconds: float
+
+
+class Manifest(_Strict):
+    """manifest.json.
+
+    Attributes:
+        digest: sha256 over the names and checksums of the three sealed files; the artefact's identity.
+        files: sha256 of each sealed file.
+        bytes: sizes per component.
+        seal: sha256 of this file's canonical JSON without the seal.
+    """
+
+    digest: str
+    files: dict[str, str]
+    bytes: dict[str, Bytes]
+    quality: Quality
+    golden: Golden
+    provenance: Provenance
+    seal: str = ""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(size.disk for size in self.bytes.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of all tensors in memory while serving."""
+        return sum(size.resident for size in self.bytes.values())
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the dense model in fp32."""
+        return sum(size.dense_fp32 for size in self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artefact in memory; `model` is as stored, `model.prepared()` is what runs."""
+
+    name: str
+    model: GPT2
+    tokenizer: Tokenizer
+    manifest: Manifest
+
+
+def measure_bytes(model: GPT2, vector_codec: str) -> dict[str, Bytes]:
+    """Return the sizes of every component of `model`, its vectors stored by `vector_codec`."""
+    disk, resident, dense = (dict.fromkeys(COMPONENTS, 0) for _ in range(3))
+    runs = model.prepared().matrices()
+    for name, form in model.matrices().items():
+        component = component_of(name)
+        disk[component] += form.num_bytes
+        resident[component] += runs[name].num_bytes
+        if name != "lm_head":  # the dense model's head is its embedding
+            dense[component] += 4 * form.out_features * form.in_features
+    for name, vector in model.vectors().items():
+        component = component_of(name)
+        disk[component] += Coded.encode(codec_named(vector_codec), vector).num_bytes
+        resident[component] += 4 * vector.numel()
+        dense[component] += 4 * vector.numel()
+    return {c: Bytes(disk=disk[c], resident=resident[c], dense_fp32=dense[c]) for c in COMPONENTS}
+
+
+def write(
+    folder: Path,
+    model: GPT2,
+    tokenizer_json: bytes,
+    *,
+    vector_codec: str,
+    quality: Quality,
+    golden: Golden,
+    provenance: Provenance,
+    force: bool = False,
+) -> Manifest:
+    """Write an artefact to `folder`, all of it or nothing, and read it back.
+
+    Raises:
+        ArtifactError: if `folder` exists and `force` is not set, or does not read back.
+    """
+    _clear_leftovers(folder)
+    refuse_existing(folder, force)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
+    try:
+        unfinished.mkdir()
+        _dump(unfinished / CONFIG, _canonical(_config_json(model, vector_codec)))
+        save_file(_named_tensors(model, vector_codec), unfinished / WEIGHTS)
+        _dump(unfinished / TOKENIZER, tokenizer_json)
+        files = {name: _sha256(unfinished / name) for name in SEALED}
+        manifest = Manifest(
+            digest=_digest(files),
+            files=files,
+            bytes=measure_bytes(model, vector_codec),
+            quality=quality,
+            golden=golden,
+            provenance=provenance,
+        )
+        manifest = manifest.model_copy(update={"seal": _seal(manifest)})
+        _dump(unfinished / MANIFEST, _canonical(manifest.model_dump()))
+        for path in (unfinished / WEIGHTS, unfinished):
+            _fsync(path)
+        _read(unfinished, folder.name)
+        _replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def refuse_existing(folder: Path, force: bool) -> None:
+    """Raise ArtifactError if `folder` exists and may not be replaced, or is not an artefact's."""
+    if folder.exists() or folder.is_symlink():
+        if not force:
+            raise ArtifactError(str(folder), "", "exists already; choose another --out or add --force to replace it")
+        if not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ArtifactError(str(folder), "", "is not an artefact, so --force does not replace it")
+
+
+def read(folder: Path) -> Artifact:
+    """Return the artefact in `folder`, after checking every byte of it.
+
+    Raises:
+        ArtifactError: naming the file and the field that is missing, damaged, unknown or misshapen.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(str(folder), "", "there is no such artefact folder; make one with ttgpt compress")
+    if UNFINISHED.fullmatch(folder.resolve().name):
+        raise ArtifactError(str(folder), "", "was left by a writer that did not finish; make it again")
+    return _read(folder, folder.resolve().name)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest in `folder`, its seal and the files' checksums verified."""
+    manifest = _parse(Manifest, _load_json(folder / MANIFEST), MANIFEST, "")
+    if _canonical(manifest.model_dump()) != _load(folder / MANIFEST):
+        raise ArtifactError(MANIFEST, "", "is not in canonical form, so it was changed after it was written")
+    if manifest.seal != _seal(manifest):
+        raise ArtifactError(MANIFEST, "seal", "does not match the contents, so the file was changed")
+    if manifest.files.keys() != set(SEALED):
+        raise ArtifactError(MANIFEST, "files", f"must name {sorted(SEALED)}, not {sorted(manifest.files)}")
+    for name in SEALED:
+        if not (folder / name).is_file():
+            raise ArtifactError(name, "", "is missing")
+        if _sha256(folder / name) != manifest.files[name]:
+            raise ArtifactError(name, "sha256", "does not match the manifest, so the file is truncated or changed")
+    if manifest.digest != _digest(manifest.files):
+        raise ArtifactError(MANIFEST, "digest", "does not match the files")
+    return manifest
+
+
+def _read(folder: Path, name: str) -> Artifact:
+    manifest = read_manifest(folder)
+    config, compression = _parse_config(_load_json(folder / CONFIG))
+    model = _load_model(folder / WEIGHTS, config, compression)
+    if manifest.bytes != measure_bytes(model, compression.vectors):
+        raise ArtifactError(MANIFEST, "bytes", "does not match the tensors")
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ArtifactError(TOKENIZER, "", f"is not a tokenizer: {error}") from error
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        problem = f"has {tokenizer.get_vocab_size()} tokens, more than vocab_size = {config.vocab_size}"
+        raise ArtifactError(TOKENIZER, "vocab", problem)
+    return Artifact(name, model, tokenizer, manifest)
+
+
+def _config_json(model: GPT2, vector_codec: str) -> dict[str, Any]:
+    matrices = {name: form.spec() for name, form in model.matrices().items()}
+    compression = Compression(schema_version=SCHEMA_VERSION, vectors=vector_codec, matrices=matrices)
+    hyper = {field.name: getattr(model.config, field.name) for field in fields(GPT2Config)}
+    return {"model_type": "ttgpt", **hyper, "compression": compression.model_dump()}
+
+
+def _parse_config(raw: Any) -> tuple[GPT2Config, Compression]:
+    if not isinstance(raw, dict):
+        raise ArtifactError(CONFIG, "", "must be a JSON object")
+    if raw.get("model_type") != "ttgpt":
+        raise ArtifactError(CONFIG, "model_type", f"must be 'ttgpt', not {raw.get('model_type')!r}")
+    known = {field.name for field in fields(GPT2Config)}
+    if unknown := raw.keys() - known - {"model_type", "compression"}:
+        raise ArtifactError(CONFIG, min(unknown), "is an unknown key")
+    compression = _parse(Compression, raw.get("compression"), CONFIG, "compression")
+    try:
+        return GPT2Config(**{key: raw[key] for key in known & raw.keys()}), compression
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(CONFIG, "", str(error)) from error
+
+
+def _named_tensors(model: GPT2, vector_codec: str) -> dict[str, Tensor]:
+    tensors = {f"{name}.{key}": t for name, form in model.matrices().items() for key, t in form.tensors().items()}
+    for name, vector in model.vectors().items():
+        for part, tensor in Coded.encode(codec_named(vector_codec), vector).parts().items():
+            tensors[f"{name}.{part}"] = tensor
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _load_model(path: Path, config: GPT2Config, compression: Compression) -> GPT2:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(WEIGHTS, "", f"is not a safetensors file: {error}") from error
+    matrices = {}
+    for name, spec in compression.matrices.items():
+        try:
+            matrices[name] = from_tensors(_take_prefixed(tensors, name), spec)
+        except ValueError as error:
+            raise ArtifactError(WEIGHTS, name, str(error)) from error
+    vectors = {}
+    for name, shape in config.vector_shapes().items():
+        try:
+            vectors[name] = Coded(codec_named(compression.vectors), shape, _take_prefixed(tensors, name)).decode()
+        except ValueError as error:
+            raise ArtifactError(WEIGHTS, name, str(error)) from error
+    if tensors:
+        raise ArtifactError(WEIGHTS, min(tensors), "is an unknown tensor")
+    try:
+        return GPT2(config, matrices, vectors)
+    except ValueError as error:
+        raise ArtifactError(CONFIG, "compression.matrices", str(error)) from error
+
+
+def _take_prefixed(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Remove and return the tensors below `name`, except biases, which are vectors of their own."""
+    prefix = f"{name}."
+    own = [key for key in tensors if key.startswith(prefix) and not key.startswith(f"{name}.bias.")]
+    return {key.removeprefix(prefix): tensors.pop(key) for key in own}
+
+
+def _parse(kind: type[M], raw: Any, file: str, field: str) -> M:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (field, *first["loc"]) if part != "")
+        raise ArtifactError(file, where, first["msg"].lower()) from error
+
+
+def _load(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(path.name, "", f"is missing in {path.parent}") from error
+
+
+def _load_json(path: Path) -> Any:
+    data = _load(path)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(path.name, "", f"is not JSON: {error}") from error
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _seal(manifest: Manifest) -> str:
+    return hashlib.sha256(_canonical(manifest.model_dump(exclude={"seal"}))).hexdigest()
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {files[name]}\n" for name in sorted(files)).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _dump(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace(unfinished: Path, folder: Path) -> None:
+    """Rename; an existing artefact steps aside first and is restored if that fails."""
+    aside = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    _fsync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what killed writers of `folder` left, and put back what the last one had moved aside."""
+    for path in folder.parent.glob(f".{folder.name}.*-*"):
+        if not UNFINISHED.fullmatch(path.name) or _is_running(int(path.name.rpartition("-")[2])):
+            continue
+        if ".replaced-" in path.name and not folder.exists():
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

@@ -1,0 +1,268 @@
+"""The command line: parse, call, print."""
+
+import inspect as signatures
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from compressor import __version__
+from compressor.methods import METHODS
+
+T = TypeVar("T")
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artefact.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text file; by default the text in the package.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a caller's mistake or a bad artefact is one line on stderr and exit code 2."""
+    try:
+        code = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:
+        code = _fail(error.format_message())
+    except (ValueError, OSError) as error:
+        code = _fail(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def bar(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+    """Draw a progress bar on stderr, or nothing where that is not a terminal."""
+    console = Console(stderr=True)
+    return track(items, description=label, total=total, console=console, disable=not console.is_terminal)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"ttgpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ttgpt(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Compress GPT-2; serve it."""
+
+
+def _method_parameters() -> dict[str, signatures.Parameter]:
+    """Return one optional CLI parameter for every field of every method's Config."""
+    found: dict[str, tuple[Any, list[str]]] = {}
+    for name, method in METHODS.items():
+        described = dict(re.findall(r"^\s+(\w+): (.+)", signatures.getdoc(method.config) or "", re.MULTILINE))
+        for field, kind in get_type_hints(method.config).items():
+            found.setdefault(field, (kind, []))[1].append(f"{name}: {described.get(field, 'how tensors are stored')}")
+    return {
+        field: signatures.Parameter(
+            field,
+            signatures.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kind | None, typer.Option(help="; ".join(helps))],
+        )
+        for field, (kind, helps) in found.items()
+    }
+
+
+def _with_method_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace **options in the signature of `command` by the methods' options."""
+    extra = _method_parameters()
+    own = signatures.signature(command)
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    command.__signature__ = own.replace(parameters=[*kept, *extra.values()])  # type: ignore[attr-defined]
+    command.__annotations__ |= {name: parameter.annotation for name, parameter in extra.items()}
+    return command
+
+
+@app.command()
+@_with_method_options
+def compress(
+    model: Annotated[str, typer.Argument(help="gpt2-mini (embedded), a folder, or a hub id.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The artefact's folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
+    text: TextFile = None,
+    rest: Annotated[
+        str | None, typer.Option(metavar="CODEC", help="Codec of the other matrices; by default the checkpoint's.")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Compress a checkpoint and write a sealed artefact."""
+    from compressor import artifact, huggingface
+    from compressor.compress import VALIDATION_TEXT, Recipe, build
+
+    given = {name: value for name, value in options.items() if value is not None}
+    recipe = Recipe(method=method, options=given, rest=rest)
+    artifact.refuse_existing(out, force)
+    checkpoint = huggingface.load(model)
+    manifest = build(checkpoint, recipe, out, text=text or VALIDATION_TEXT, force=force, progress=bar)
+    ratio = manifest.dense_bytes / manifest.weight_bytes
+    print(
+        f"{out}: {_mb(manifest.weight_bytes)} ({ratio:.2f}x smaller than fp32, {ratio / 2:.2f}x than fp16), "
+        f"perplexity {manifest.quality.perplexity:.2f} ({_ratio(manifest.quality.perplexity_ratio)} x dense)"
+    )
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    text: TextFile = None,
+    dense: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Dense artefact to compare with; gpt2-mini's is embedded.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure perplexity, bits per byte, and KL and top-1 agreement with the dense model."""
+    from compressor import artifact, huggingface
+    from compressor.compress import VALIDATION_TEXT
+    from compressor.evaluate import evaluate as measure
+    from compressor.evaluate import read_text
+
+    loaded = artifact.read(folder)
+    reference = None
+    if dense is not None:
+        reference = artifact.read(dense).model.prepared()
+    elif loaded.manifest.provenance.source.id == huggingface.EMBEDDED:
+        reference = huggingface.load(huggingface.EMBEDDED).model.prepared()
+    if reference is not None and reference.config != loaded.model.config:
+        raise ValueError(f"dense: {dense} is another architecture than {folder}")
+    quality = measure(
+        loaded.model.prepared(), reference, read_text(text or VALIDATION_TEXT, loaded.tokenizer), progress=bar
+    )
+    _print_object(quality.model_dump() | _sizes(loaded.manifest), as_json)
+
+
+@app.command()
+def inspect(folder: Folder, as_json: AsJson = False) -> None:
+    """Verify every checksum and tensor of an artefact, and print what is in it."""
+    from compressor import artifact
+
+    loaded = artifact.read(folder)
+    manifest = loaded.manifest
+    matrices = {name: form.spec().model_dump() for name, form in loaded.model.matrices().items()}
+    summary = {
+        "digest": manifest.digest,
+        "source": manifest.provenance.source.id,
+        "method": manifest.provenance.method,
+        "config": manifest.provenance.config,
+        **_sizes(manifest),
+        "perplexity": manifest.quality.perplexity,
+        "perplexity_ratio": manifest.quality.perplexity_ratio,
+    }
+    if as_json:
+        components = {name: size.model_dump() for name, size in manifest.bytes.items()}
+        print(json.dumps(summary | {"bytes": components, "matrices": matrices}))
+        return
+    _print_object(summary, as_json)
+    table = Table("component", "on disk", "in memory", "dense fp32", title="bytes")
+    for name, size in manifest.bytes.items():
+        table.add_row(name, f"{size.disk:,}", f"{size.resident:,}", f"{size.dense_fp32:,}")
+    Console().print(table)
+    for name, form in loaded.model.matrices().items():
+        codecs = ", ".join(sorted(set(form.spec().codecs.values())))
+        print(f"{name}: {form.kind} {form.out_features} x {form.in_features}, {codecs}, {form.num_bytes:,} bytes")
+
+
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens.")] = 40,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Print the prompt and its continuation."""
+    import torch
+
+    from compressor import artifact
+    from compressor.generate import generate as continue_ids
+
+    loaded = artifact.read(folder)
+    end = loaded.model.config.eos_token_id
+    ids = loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
+    if len(ids) > (limit := loaded.model.config.n_positions):
+        raise ValueError(f"prompt must have at most {limit} tokens, not {len(ids)}")
+    model = loaded.model.prepared()
+    new = continue_ids(model, torch.tensor([ids]), max_new_tokens, temperature=temperature, seed=seed)[0, len(ids) :]
+    kept = new.tolist()
+    kept = kept[: kept.index(end)] if end in kept else kept
+    print(prompt + loaded.tokenizer.decode(kept))
+
+
+@app.command()
+def serve(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artefacts; the first is the default.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve artefacts over HTTP."""
+    arguments = [*map(str, folders), "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])  # noqa: S606
+
+
+@app.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+) -> None:
+    """Write an artefact as a dense fp32 checkpoint that transformers and lm-eval load."""
+    from compressor import artifact, huggingface
+
+    loaded = artifact.read(folder)
+    huggingface.export(loaded.model, (folder / artifact.TOKENIZER).read_bytes(), out)
+
+
+@app.command()
+def compare(
+    readme: Annotated[Path, typer.Option(help="File whose generated tables are refreshed.")] = Path("README.md"),
+    rerun: Annotated[bool, typer.Option("--rerun", help="Run every experiment, not only what is missing.")] = False,
+) -> None:
+    """Run the experiments that have no result yet and refresh the tables in the README."""
+    from compressor.compare import refresh_readme, run_missing
+
+    for name in run_missing(rerun=rerun, progress=bar):
+        print(f"ran {name}")
+    refresh_readme(readme)
+
+
+def _sizes(manifest: Any) -> dict[str, Any]:
+    return {
+        "weight_bytes": manifest.weight_bytes,
+        "resident_bytes": manifest.resident_bytes,
+        "dense_bytes": manifest.dense_bytes,
+        "ratio_to_fp32": round(manifest.dense_bytes / manifest.weight_bytes, 4),
+        "ratio_to_fp16": round(manifest.dense_bytes / 2 / manifest.weight_bytes, 4),
+    }
+
+
+def _print_object(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values))
+        return
+    for name, value in values.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.2f} MB"
+
+
+def _ratio(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"

@@ -1,0 +1,138 @@
+"""Experiments, their committed results, and the tables and plots made of them.
+
+An experiment is a small JSON file of differences from a dense, unquantised run; its result is a JSON
+file of the same name in results/, which is rerun only when it is missing or out of date.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor import huggingface
+from compressor.artifact import measure_bytes
+from compressor.compress import VALIDATION_TEXT, Recipe, compress, measure, vector_codec
+from compressor.progress import Progress, silent
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+RESULTS = EXPERIMENTS / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One row of a table.
+
+    Attributes:
+        name: of its file.
+        label: what the table calls it.
+        recipe: how the embedded model is compressed.
+    """
+
+    name: str
+    label: str
+    recipe: Recipe
+
+    def inputs(self) -> dict[str, Any]:
+        """Return all that the result depends on; a result with other inputs is out of date."""
+        weights = huggingface.EMBEDDED_FOLDER / "model.safetensors"
+        return {
+            "method": self.recipe.method,
+            "config": self.recipe.settings(),
+            "model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "text_sha256": hashlib.sha256(VALIDATION_TEXT.read_bytes()).hexdigest(),
+        }
+
+
+def experiments() -> list[Experiment]:
+    """Return all experiments, by file name."""
+    found = []
+    for path in sorted(EXPERIMENTS.glob("*.json")):
+        raw = json.loads(path.read_text())
+        recipe = Recipe(method=raw.get("method", "dense"), options=raw.get("options", {}), rest=raw.get("rest"))
+        found.append(Experiment(name=path.stem, label=raw["label"], recipe=recipe))
+    return found
+
+
+def result_of(experiment: Experiment) -> dict[str, Any] | None:
+    """Return the committed result, or None where it is missing or out of date."""
+    path = RESULTS / f"{experiment.name}.json"
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result if result["inputs"] == experiment.inputs() else None
+
+
+def run_missing(*, rerun: bool = False, progress: Progress = silent) -> Iterator[str]:
+    """Run what has no result yet, writing each as it comes; yield the names."""
+    checkpoint = huggingface.load(huggingface.EMBEDDED)
+    RESULTS.mkdir(exist_ok=True)
+    for experiment in experiments():
+        if result_of(experiment) is not None and not rerun:
+            continue
+        model = compress(checkpoint, experiment.recipe, progress)
+        sizes = measure_bytes(model, vector_codec(checkpoint, experiment.recipe))
+        result = {
+            "inputs": experiment.inputs(),
+            "bytes": {component: size.model_dump() for component, size in sizes.items()},
+            "quality": measure(model, checkpoint, VALIDATION_TEXT, progress).model_dump(),
+        }
+        (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+        yield experiment.name
+
+
+def methods_table() -> str:
+    """Return the table of methods by bytes and perplexity, in Markdown.
+
+    Raises:
+        ValueError: if a result is missing or out of date.
+    """
+    head = ["method", "MB", "in memory, MB", "x fp32", "x fp16", "perplexity", "x dense", "KL, nats", "top-1"]
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    measured = [(experiment, _fresh(experiment)) for experiment in experiments()]
+    for experiment, result in sorted(measured, key=lambda pair: -_total(pair[1], "disk")):
+        disk, dense, quality = _total(result, "disk"), _total(result, "dense_fp32"), result["quality"]
+        rows.append(
+            [
+                experiment.label,
+                f"{disk / 1e6:.2f}",
+                f"{_total(result, 'resident') / 1e6:.2f}",
+                f"{dense / disk:.2f}",
+                f"{dense / disk / 2:.2f}",
+                f"{quality['perplexity']:.2f}",
+                f"{quality['perplexity_ratio']:.3f}",
+                f"{quality['kl']:.4f}",
+                f"{100 * quality['top1_agreement']:.1f} %",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def refreshed(readme: str) -> str:
+    """Return the README with every generated block made anew.
+
+    Raises:
+        ValueError: if a block is missing.
+    """
+    pattern = re.compile(r"(<!-- generated: methods -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    if not pattern.search(readme):
+        raise ValueError("readme: has no block <!-- generated: methods --> ... <!-- end -->")
+    return pattern.sub(lambda match: match[1] + methods_table() + match[2], readme)
+
+
+def refresh_readme(path: Path) -> None:
+    """Rewrite the generated blocks of the README at `path`."""
+    path.write_text(refreshed(path.read_text()))
+
+
+def _fresh(experiment: Experiment) -> dict[str, Any]:
+    result = result_of(experiment)
+    if result is None:
+        raise ValueError(f"experiment {experiment.name} has no up-to-date result; run: ttgpt compare")
+    return result
+
+
+def _total(result: dict[str, Any], kind: str) -> int:
+    return sum(size[kind] for size in result["bytes"].values())

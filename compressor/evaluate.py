@@ -1,0 +1,129 @@
+"""How good a model is: pure measures of one model, and of one model against the dense one."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from compressor.artifact import Golden, Quality
+from compressor.formats.base import blocks
+from compressor.generate import generate
+from compressor.gpt2 import GPT2
+from compressor.progress import Progress, silent
+
+HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
+GOLDEN_PROMPT = "The old man looked at the sea"
+GOLDEN_TOKENS = 16
+GOLDEN_TOP = 8
+# Low-bit kernels take bf16 activations (8 bits of mantissa), and CPUs differ in the order they add up.
+GOLDEN_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to be predicted.
+
+    Attributes:
+        name: file name.
+        sha256: of the UTF-8 bytes.
+        num_bytes: of the text.
+        ids: its tokens [T].
+    """
+
+    name: str
+    sha256: str
+    num_bytes: int
+    ids: Tensor
+
+
+def read_text(path: Path, tokenizer: Tokenizer) -> Text:
+    """Return the tokens of a UTF-8 text file.
+
+    Raises:
+        ValueError: if there is no such file, it is not UTF-8, or it has fewer than 2 tokens.
+    """
+    try:
+        data = path.read_bytes()
+        ids = tokenizer.encode(data.decode(), add_special_tokens=False).ids
+    except OSError as error:
+        raise ValueError(f"text: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text: {path} is not UTF-8 (byte {error.start})") from error
+    if len(ids) < 2:
+        raise ValueError(f"text: {path} must have at least 2 tokens, not {len(ids)}")
+    return Text(path.name, hashlib.sha256(data).hexdigest(), len(data), torch.tensor(ids))
+
+
+@torch.inference_mode()
+def evaluate(model: GPT2, dense: GPT2 | None, text: Text, progress: Progress = silent) -> Quality:
+    """Return the quality of `model` on `text`, and against `dense` where it is given.
+
+    Windows of `n_positions` tokens that do not overlap; every token but the first is predicted once.
+    Both models must be prepared and share the tokenizer.
+    """
+    context = model.config.n_positions
+    windows = blocks(len(text.ids) - 1, context)
+    totals = torch.zeros(4, dtype=torch.float64)  # nll, dense nll, KL, agreements
+    for window in progress(windows, label="Evaluating", total=len(windows)):
+        inputs = text.ids[window.start : window.stop].unsqueeze(0)  # [1, T]
+        targets = text.ids[window.start + 1 : window.stop + 1]  # [T]
+        hidden = model(inputs)[0]  # [T, D]
+        dense_hidden = dense(inputs)[0] if dense else None
+        for rows in blocks(len(targets), HEAD_ROWS):
+            part = slice(rows.start, rows.stop)
+            scores = F.log_softmax(model.logits(hidden[part]), dim=-1)  # [rows, V]
+            totals[0] += F.nll_loss(scores, targets[part], reduction="sum")
+            if dense and dense_hidden is not None:
+                reference = F.log_softmax(dense.logits(dense_hidden[part]), dim=-1)
+                totals[1] += F.nll_loss(reference, targets[part], reduction="sum")
+                totals[2] += F.kl_div(scores, reference, reduction="sum", log_target=True)
+                totals[3] += (scores.argmax(-1) == reference.argmax(-1)).sum()
+    return _quality(text, context, totals.tolist(), against_dense=dense is not None)
+
+
+def _quality(text: Text, context: int, totals: list[float], *, against_dense: bool) -> Quality:
+    tokens = len(text.ids) - 1
+    nll, dense_nll, kl, agreements = totals
+    return Quality(
+        text=text.name,
+        text_sha256=text.sha256,
+        tokens=tokens,
+        context=context,
+        stride=context,
+        perplexity=_exp(nll / tokens),
+        bits_per_byte=nll / math.log(2) / text.num_bytes,
+        dense_perplexity=_exp(dense_nll / tokens) if against_dense else None,
+        perplexity_ratio=_exp((nll - dense_nll) / tokens) if against_dense else None,
+        kl=max(kl / tokens, 0.0) if against_dense else None,
+        top1_agreement=agreements / tokens if against_dense else None,
+    )
+
+
+def _exp(value: float) -> float:
+    """Return e to the `value` without overflow: a perplexity above 1e300 is as useless as 1e300."""
+    return math.exp(min(value, math.log(1e300)))
+
+
+@torch.inference_mode()
+def golden(model: GPT2, tokenizer: Tokenizer) -> Golden:
+    """Return known answers of a prepared model, for whoever loads it elsewhere."""
+    prompt = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids[: model.config.n_positions // 2]
+    prompt = prompt or [model.config.eos_token_id]
+    room = min(GOLDEN_TOKENS, model.config.n_positions - len(prompt))
+    ids = generate(model, torch.tensor([prompt]), room, temperature=0.0)[0]  # [T + room]
+    scores = model.logits(model(ids.unsqueeze(0))[0, len(prompt) - 1 : -1])  # [room, V]
+    best = scores.topk(2, dim=-1).values  # [room, 2]
+    certain = (best[:, 0] - best[:, 1] > 2 * GOLDEN_TOLERANCE).long().cumprod(0).sum()
+    top = scores[0].topk(min(GOLDEN_TOP, scores.shape[-1]))
+    return Golden(
+        prompt_ids=prompt,
+        continuation_ids=ids[len(prompt) :][: int(certain)].tolist(),
+        top_ids=top.indices.tolist(),
+        top_logits=[round(score, 4) for score in top.values.tolist()],
+        tolerance=GOLDEN_TOLERANCE,
+    )

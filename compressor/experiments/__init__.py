@@ -1,0 +1,1 @@
+"""Experiments as small files of differences, and their committed results."""

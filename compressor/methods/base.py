@@ -1,0 +1,47 @@
+"""What every method is: a frozen Config and a pure function from a matrix to a format."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from compressor.codecs import codec_named
+from compressor.formats import Format
+from compressor.progress import Progress
+
+Target = Literal["none", "embedding", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of a method, checked in __post_init__. This one has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig(Config):
+    """Options of every method that finds new tensors.
+
+    Attributes:
+        codec: how those tensors are stored.
+    """
+
+    codec: str = "fp16"
+
+    def __post_init__(self) -> None:
+        codec_named(self.codec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """An entry of METHODS.
+
+    Attributes:
+        config: its options, a subclass of Config.
+        compress: weight [out, in], config, progress -> the format found.
+        target: which matrices it is meant for; the others keep the checkpoint's dtype.
+    """
+
+    config: type[Config]
+    compress: Callable[[Tensor, Any, Progress], Format]
+    target: Target

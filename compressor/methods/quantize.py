@@ -1,0 +1,27 @@
+"""`quantize`: round every number of a matrix to nearest; nothing is factorised."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compressor.codecs import FloatCodec, codec_named
+from compressor.formats import Dense
+from compressor.methods.base import CodecConfig
+from compressor.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CodecConfig):
+    """Options of `quantize`.
+
+    Attributes:
+        codec: int8 keeps one scale per row.
+    """
+
+    codec: str = "int8"
+
+
+def compress(weight: Tensor, config: Config, progress: Progress = silent) -> Dense:
+    """Return `weight` [out, in] itself, stored by the codec."""
+    decode_first = isinstance(codec_named(config.codec), FloatCodec)  # there is no fp16 kernel worth using
+    return Dense.of(weight, config.codec, path="dense" if decode_first else "stored")

@@ -1,0 +1,98 @@
+"""`python -m service DIR... --host --port`: serve artefacts until SIGTERM.
+
+Exit code 0 after a clean stop, 2 with one line on stderr if an argument, a setting or an artefact is wrong.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.logs import configure_logs
+from service.settings import Settings
+
+BACKLOG = 2048
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code."""
+    try:
+        settings = read_settings(arguments)
+        listener = _listen(settings.host, settings.port)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    configure_logs(settings.log_level)
+    return serve(settings, listener)
+
+
+def read_settings(arguments: Sequence[str] | None) -> Settings:
+    """Return the environment's settings, overridden by the command line's.
+
+    Raises:
+        ValueError: naming the setting that is wrong, and how to set it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m service", description="Serve compressed GPT-2 artefacts.")
+    parser.add_argument("models", metavar="DIR", nargs="*", type=Path, help="artefact folders (TTGPT_MODELS)")
+    parser.add_argument("--host", help="where to listen (TTGPT_HOST)")
+    parser.add_argument("--port", type=int, help="0 takes any free one (TTGPT_PORT)")
+    parser.add_argument("--default-model", help="serves requests that name none (TTGPT_DEFAULT_MODEL)")
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value not in (None, [])}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        message = f"{name}: {problem['msg']}; set TTGPT_{name.upper()} or see python -m service --help"
+        raise ValueError(message) from error
+
+
+def serve(settings: Settings, listener: socket.socket) -> int:
+    """Serve on `listener`; accepted requests are finished before it returns the exit code."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    app = create_app(settings, on_failure=stop)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    server = uvicorn.Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)  # uvicorn raises the signal again when it is done
+    host, port = listener.getsockname()[:2]
+    structlog.get_logger().info("listening", url=f"http://{host}:{port}")
+    server.run(sockets=[listener])
+    failure = app.state.service.lifecycle.failure
+    if failure is None:
+        return 0
+    if isinstance(failure, ValueError | OSError):
+        return _refuse(failure)
+    raise failure
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise OSError(f"port: cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def _refuse(error: Exception) -> int:
+    print("ttgpt serve:", *str(error).splitlines(), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

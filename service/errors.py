@@ -1,0 +1,165 @@
+"""What a client is told when a request cannot be served.
+
+ServiceError                 status, kind (TGI's `error_type`) and a text that is safe to show
+├── InvalidRequestError       422 a field is outside its legal range
+├── UnknownModelError         404 no such model is loaded
+├── UnknownRouteError         404, 405 and whatever else the router refuses
+├── BodyTooLargeError         413
+├── OverloadedError           429 every slot and every place in the queue is taken
+├── NotReadyError             503 the models are still loading
+├── DrainingError             503 the server is stopping
+├── ClientGoneError           499 nobody is left to read the answer; only seen in the metrics
+└── RequestFailedError        500 the engine or the server failed
+
+Every one is answered as {"error": text, "error_type": kind}, inside a stream as an event.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+SHOWN_PROBLEMS = 3
+UNION_TAGS = frozenset({"text", "texts", "ids", "ids_list"})  # of schemas.EmbeddingRequest.inputs
+
+
+class ServiceError(Exception):
+    """A request that is not served.
+
+    Attributes:
+        status: HTTP status.
+        kind: TGI's error kind.
+        reason: label of ttgpt_requests_rejected_total; None where nothing was rejected.
+        headers: to send along.
+    """
+
+    status: int = 500
+    kind: ClassVar[str] = "internal"
+    reason: ClassVar[str | None] = None
+    headers: Mapping[str, str] | None = None
+
+    @property
+    def body(self) -> dict[str, str]:
+        """What the client reads."""
+        return {"error": str(self), "error_type": self.kind}
+
+
+class InvalidRequestError(ServiceError):
+    """A field is outside its legal range."""
+
+    status = 422
+    kind = "validation"
+    reason = "invalid"
+
+
+class UnknownModelError(ServiceError):
+    """No model of that name is loaded."""
+
+    status = 404
+    kind = "model_not_found"
+    reason = "invalid"
+
+    def __init__(self, loaded: Sequence[str]) -> None:
+        super().__init__(f"model must be one of {', '.join(loaded)}")
+
+
+class UnknownRouteError(ServiceError):
+    """The router refused the request."""
+
+    kind = "not_found"
+
+    def __init__(self, error: HTTPException) -> None:
+        super().__init__(str(error.detail))
+        self.status = error.status_code
+        self.headers = error.headers
+
+
+class BodyTooLargeError(ServiceError):
+    """The body is longer than the setting allows."""
+
+    status = 413
+    kind = "validation"
+    reason = "too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the body must be at most {limit_bytes} bytes long")
+        self.headers = {"connection": "close"}
+
+
+class OverloadedError(ServiceError):
+    """Every slot and every place in the queue is taken."""
+
+    status = 429
+    kind = "overloaded"
+    reason = "queue_full"
+
+    def __init__(self) -> None:
+        super().__init__("the service is overloaded; try again later")
+
+
+class NotReadyError(ServiceError):
+    """The models are still loading."""
+
+    status = 503
+    kind = "healthcheck"
+
+    def __init__(self) -> None:
+        super().__init__("the models are not loaded yet; wait until GET /readyz answers 200")
+
+
+class DrainingError(ServiceError):
+    """The server is stopping."""
+
+    status = 503
+    kind = "healthcheck"
+    reason = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping; try another one")
+
+
+class ClientGoneError(ServiceError):
+    """Nobody is left to read the answer."""
+
+    status = 499
+    kind = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("the client went away")
+
+
+class RequestFailedError(ServiceError):
+    """The engine or the server failed."""
+
+    status = 500
+    kind = "incomplete_generation"
+
+    def __init__(self) -> None:
+        super().__init__("the request failed inside the server; its log says why")
+
+
+def as_service_error(error: Exception) -> ServiceError:
+    """Return what a client is told about any exception."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return InvalidRequestError("; ".join(_problem(e) for e in error.errors()[:SHOWN_PROBLEMS]))
+    if isinstance(error, HTTPException):
+        return InvalidRequestError(str(error.detail)) if error.status_code == 400 else UnknownRouteError(error)
+    return RequestFailedError()
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    """Name the field and its legal range, and the value if it is a number: texts stay private."""
+    path = [str(part) for part in error["loc"] if part not in UNION_TAGS]
+    field = ".".join(path[1:]) or "body"
+    if error["type"] == "json_invalid":
+        return "body: is not JSON"
+    if error["type"] == "model_attributes_type":
+        return f"{field}: must be a JSON object, the body with content-type: application/json"
+    if error["type"] == "extra_forbidden":
+        return f"{field}: is not a known field"
+    value = error.get("input")
+    shown = f", not {value}" if isinstance(value, bool | int | float) else ""
+    return f"{field}: {error['msg'].removeprefix('Value error, ')}{shown}"

@@ -1,0 +1,48 @@
+"""From the first moment to readiness: the models load in a thread while the server answers probes."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from service.errors import NotReadyError
+from service.models import Models
+
+
+class Lifecycle:
+    """Loads the models in a thread of its own.
+
+    Attributes:
+        failure: why loading failed, if it did.
+    """
+
+    def __init__(self, load: Callable[[], Models], on_failure: Callable[[], None]) -> None:
+        self.failure: Exception | None = None
+        self._load = load
+        self._on_failure = on_failure
+        self._models: Models | None = None
+        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until loading has ended, well or not."""
+        self._thread.join()
+
+    @property
+    def models(self) -> Models:
+        """The loaded models; raises NotReadyError before all of them are."""
+        if self._models is None:
+            raise NotReadyError
+        return self._models
+
+    def _run(self) -> None:
+        try:
+            self._models = self._load()
+        except Exception as error:
+            self.failure = error
+            self._on_failure()
+        else:
+            structlog.get_logger().info("ready", models=[model.name for model in self._models])

@@ -1,0 +1,162 @@
+"""Every metric, with the names of vLLM behind the prefix `ttgpt_`. No label comes from a client."""
+
+import os
+import time
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.models import LoadedModel
+
+SECONDS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),
+    *(0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
+)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+QUALITY = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
+FINISHED = ("stop", "length", "abort")
+REJECTED = ("queue_full", "draining", "too_large", "invalid")
+
+
+class Metrics:
+    """The metrics of one app, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._add_model_metrics()
+        self._add_request_metrics()
+        self._add_latencies()
+        self._gauge("memory_rss_bytes", "Resident memory of the process.", []).set_function(_rss_bytes)
+        for reason in REJECTED:
+            self.requests_rejected.labels(reason)
+
+    def _add_model_metrics(self) -> None:
+        per_model = ["model_name"]
+        self.model_info = self._gauge(
+            "model_info", "The loaded models; always 1.", [*per_model, "revision", "method", "source"]
+        )
+        self.model_weight_bytes = self._gauge(
+            "model_weight_bytes",
+            "Bytes of the weights by component, on disk and resident while serving.",
+            [*per_model, "component", "form"],
+        )
+        self.model_dense_equivalent_bytes = self._gauge(
+            "model_dense_equivalent_bytes",
+            "Bytes of the same component in a dense fp32 model.",
+            [*per_model, "component"],
+        )
+        self.model_artifact_bytes = self._gauge(
+            "model_artifact_bytes", "Bytes of all files of the artefact.", per_model
+        )
+        self.model_quality = self._gauge(
+            "model_quality", "Quality measured when the artefact was made.", [*per_model, "metric", "text"]
+        )
+        self.model_load_seconds = self._gauge(
+            "model_load_seconds", "Time that loading took, by phase.", [*per_model, "phase"]
+        )
+
+    def _add_request_metrics(self) -> None:
+        per_model = ["model_name"]
+        self.num_requests_running = self._gauge("num_requests_running", "Requests being worked on.", per_model)
+        self.num_requests_waiting = self._gauge("num_requests_waiting", "Requests waiting for a slot.", per_model)
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts processed.", per_model)
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.", per_model)
+        self.request_success = self._counter(
+            "request_success", "Generation requests that ended without an error.", [*per_model, "finished_reason"]
+        )
+        self.requests_rejected = self._counter("requests_rejected", "Requests refused, by reason.", ["reason"])
+        self.http_requests = self._counter(
+            "http_requests", "HTTP requests by route template and class of status.", ["handler", "method", "status"]
+        )
+
+    def _add_latencies(self) -> None:
+        self.time_to_first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token.")
+        self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Between two tokens of a request.")
+        self.e2e_request_latency = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.")
+        self.request_queue_time = self._histogram("request_queue_time_seconds", "Waiting for a slot.")
+        self.request_prefill_time = self._histogram("request_prefill_time_seconds", "From the slot to the first token.")
+        self.request_decode_time = self._histogram("request_decode_time_seconds", "From the first token to the last.")
+        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
+        self.request_generation_tokens = self._histogram(
+            "request_generation_tokens", "Tokens generated for a request.", TOKENS
+        )
+
+    def add_model(self, model: LoadedModel) -> None:
+        """Say what was loaded, and start its counters at 0."""
+        name, manifest = model.name, model.manifest
+        provenance, quality = manifest.provenance, manifest.quality
+        self.model_info.labels(name, manifest.digest, provenance.method, provenance.source.id).set(1)
+        for component, size in manifest.bytes.items():
+            self.model_weight_bytes.labels(name, component, "disk").set(size.disk)
+            self.model_weight_bytes.labels(name, component, "resident").set(size.resident)
+            self.model_dense_equivalent_bytes.labels(name, component).set(size.dense_fp32)
+        self.model_artifact_bytes.labels(name).set(model.artifact_bytes)
+        for metric in QUALITY:
+            self.model_quality.labels(name, metric, quality.text).set(getattr(quality, metric))
+        for phase, seconds in model.load_seconds.items():
+            self.model_load_seconds.labels(name, phase).set(seconds)
+        for gauge in (self.num_requests_running, self.num_requests_waiting):
+            gauge.labels(name)
+        for counter in (self.prompt_tokens, self.generation_tokens):
+            counter.labels(name)
+        for reason in FINISHED:
+            self.request_success.labels(name, reason)
+
+    def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
+        return Gauge(f"ttgpt_{name}", text, labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(f"ttgpt_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, ladder: tuple[float, ...] = SECONDS) -> Histogram:
+        return Histogram(f"ttgpt_{name}", text, ["model_name"], registry=self.registry, buckets=ladder)
+
+
+def _rss_bytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class RequestClock:
+    """Measures one generation request from its arrival to its end."""
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        self._metrics = metrics
+        self._model_name = model_name
+        self._arrived = self._admitted = self._first = self._latest = time.monotonic()
+        self._tokens = 0
+
+    def started(self) -> None:
+        """It got a slot."""
+        self._admitted = time.monotonic()
+        self._observe(self._metrics.request_queue_time, self._admitted - self._arrived)
+
+    def token(self) -> None:
+        """A token was generated."""
+        now, metrics = time.monotonic(), self._metrics
+        if self._tokens:
+            self._observe(metrics.inter_token_latency, now - self._latest)
+        else:
+            self._first = now
+            self._observe(metrics.time_to_first_token, now - self._arrived)
+            self._observe(metrics.request_prefill_time, now - self._admitted)
+        self._tokens += 1
+        self._latest = now
+        metrics.generation_tokens.labels(self._model_name).inc()
+
+    def finished(self, reason: str, prompt_tokens: int) -> None:
+        """The last token was generated."""
+        metrics = self._metrics
+        self._observe(metrics.e2e_request_latency, self._latest - self._arrived)
+        self._observe(metrics.request_decode_time, self._latest - self._first)
+        self._observe(metrics.request_prompt_tokens, prompt_tokens)
+        self._observe(metrics.request_generation_tokens, self._tokens)
+        metrics.prompt_tokens.labels(self._model_name).inc(prompt_tokens)
+        metrics.request_success.labels(self._model_name, reason).inc()
+
+    def aborted(self) -> None:
+        """The client went away."""
+        self._metrics.request_success.labels(self._model_name, "abort").inc()
+
+    def _observe(self, histogram: Histogram, value: float) -> None:
+        histogram.labels(self._model_name).observe(value)

@@ -1,0 +1,221 @@
+"""What goes over the wire; nothing else. Bodies are TGI's, `model` is our extension.
+
+Fields of TGI that are not supported are accepted at the value that changes nothing and refused otherwise.
+"""
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MAX_SEED = 2**63 - 1
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 64
+MAX_IDS = 2048
+MAX_TEXT_CHARACTERS = 1 << 20
+MAX_TOKENS = 1 << 16
+MAX_NAME_CHARACTERS = 256
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _only(neutral: object, value: object) -> object:
+    if value is not None and value != neutral:
+        alternative = "leave it out" if neutral is None else f"leave it out or send {str(neutral).lower()}"
+        raise ValueError(f"is not supported; {alternative}")
+    return value
+
+
+Nothing = Annotated[Any, AfterValidator(partial(_only, None))]
+OnlyFalse = Annotated[bool | None, AfterValidator(partial(_only, False))]
+OnlyTrue = Annotated[bool | None, AfterValidator(partial(_only, True))]
+OnlyZero = Annotated[float | None, AfterValidator(partial(_only, 0))]
+OnlyOne = Annotated[float | None, AfterValidator(partial(_only, 1))]
+
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+class Parameters(_Body):
+    """How to generate; null is the same as leaving a field out."""
+
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="at most the context less the prompt; by default up to 100"
+    )
+    do_sample: bool | None = Field(None, description="draw tokens instead of always taking the best one")
+    temperature: float | None = Field(None, gt=0, le=100, description="other than 1: sampling is on")
+    top_k: int | None = Field(None, ge=1, le=MAX_SEED, description="sampling is on, among the k best tokens")
+    top_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among the likeliest tokens")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="above 1: less likely to repeat itself")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same text")
+    stop: list[Stop] | None = Field(None, max_length=MAX_STOPS, description="strings before which the text ends")
+    return_full_text: bool | None = Field(None, description="put the prompt before the text")
+    details: bool | None = Field(None, description="tell the tokens, the seed and why the text ended")
+    adapter_id: Nothing = None
+    best_of: OnlyOne = None
+    decoder_input_details: OnlyFalse = None
+    frequency_penalty: OnlyZero = None
+    grammar: Nothing = None
+    top_n_tokens: OnlyZero = None
+    truncate: Nothing = None
+    typical_p: OnlyOne = None
+    watermark: OnlyFalse = None
+
+
+class _Prompted(_Body):
+    inputs: Text
+    parameters: Parameters | None = None
+    model: Name | None = None
+
+
+class GenerateRequest(_Prompted):
+    """POST /generate."""
+
+    stream: OnlyFalse = None
+
+
+class GenerateStreamRequest(_Prompted):
+    """POST /generate_stream."""
+
+    stream: OnlyTrue = None
+
+
+class CompatRequest(_Prompted):
+    """POST /, where `stream` chooses between the two."""
+
+    stream: bool | None = None
+
+
+class TokenInfo(_Body):
+    """One generated token.
+
+    `text` is what the token released: the texts of all tokens are the generated text. It is empty for
+    half a character and for what may become a stop string. `logprob` is the model's own, in nats.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+
+
+class Details(_Body):
+    """How a text came about. `seed` is null if nothing was drawn."""
+
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[TokenInfo]
+    tokens: list[TokenInfo]
+
+
+class GenerateResponse(_Body):
+    """A generated text; it ends before the stop string, if there was one."""
+
+    generated_text: str
+    details: Details | None = None
+
+
+class StreamDetails(_Body):
+    """How a streamed text came about."""
+
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    input_length: int
+
+
+class StreamEvent(_Body):
+    """One token of a stream; the last one brings the whole text and the details."""
+
+    index: int
+    token: TokenInfo
+    generated_text: str | None
+    details: StreamDetails | None
+
+
+class ErrorBody(_Body):
+    """What every failed request gets."""
+
+    error: str
+    error_type: str
+
+
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_IDS)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]
+IdLists = Annotated[list[Annotated[list[Id], Field(max_length=MAX_IDS)]], Field(min_length=1, max_length=MAX_IDS)]
+
+
+def _inputs_tag(inputs: object) -> str:
+    if not isinstance(inputs, list):
+        return "text"
+    first = inputs[0] if inputs else None
+    if isinstance(first, list):
+        return "ids_list"
+    return "ids" if isinstance(first, int) else "texts"
+
+
+EmbeddingInputs = Annotated[
+    Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), Tag("text")]
+    | Annotated[Texts, Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[IdLists, Tag("ids_list")],
+    Discriminator(_inputs_tag),
+]
+
+
+class EmbeddingRequest(_Body):
+    """POST /embeddings: a text, texts, the ids of a text, or of several."""
+
+    inputs: EmbeddingInputs
+    model: Name | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class TokenVectors(_Body):
+    """The vectors [M, D] of one input's M tokens.
+
+    As base64, `vectors` is one string: little-endian float32, row after row.
+    """
+
+    index: int
+    ids: list[int]
+    tokens: list[str]
+    vectors: list[list[float]] | str
+
+
+class EmbeddingResponse(_Body):
+    """One vector per token; `dim` is D."""
+
+    model: str
+    dim: int
+    data: list[TokenVectors]
+
+
+class ModelCard(_Body):
+    """One loaded model, in OpenAI's shape."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["ttgpt"] = "ttgpt"
+
+
+class ModelList(_Body):
+    """GET /v1/models; the default model comes first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Status(_Body):
+    """What a probe reads."""
+
+    status: str

@@ -1,0 +1,97 @@
+"""From tokens to text, one token at a time.
+
+Laws: the released pieces, joined, are the text of all bytes up to the first stop string, however the
+bytes are cut into tokens. A piece never ends inside a character, and never holds a part of a stop string.
+"""
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What every token stands for.
+
+    Attributes:
+        bytes: of every token [V]; special and unused tokens have none.
+        special: ids of the special tokens, such as <|endoftext|>.
+        longest_bytes: upper bound of the text that one token stands for, in bytes of UTF-8.
+    """
+
+    bytes: tuple[bytes, ...]
+    special: frozenset[int]
+    longest_bytes: int
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte that each letter of the byte-level alphabet stands for.
+
+    Printable bytes stand for themselves, the others are moved behind U+0100, in order.
+    Reference: GPT-2's encoder.py, bytes_to_unicode.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(moved)}
+
+
+def vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
+    """Return the bytes of tokens 0 .. size - 1 of a byte-level BPE."""
+    alphabet = byte_alphabet()
+    added = tokenizer.get_added_tokens_decoder()
+    table, longest = [], 1
+    for token_id in range(size):
+        token = tokenizer.id_to_token(token_id) or ""
+        longest = max(longest, len(token.encode()))
+        if token_id in added:
+            table.append(b"" if added[token_id].special else token.encode())
+        else:
+            table.append(bytes(alphabet[letter] for letter in token if letter in alphabet))
+    special = frozenset(token_id for token_id, token in added.items() if token.special)
+    return Vocabulary(tuple(table), special, longest)
+
+
+class TextStream:
+    """Decodes bytes into text and ends it before the first stop string.
+
+    The first stop string is the one that is complete first; of several that end together, the longest.
+
+    Attributes:
+        stopped: whether a stop string was met.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stopped = False
+        self._stops = stops
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+
+    def push(self, data: bytes) -> str:
+        """Take the bytes of one token and return the text that is safe to show by now."""
+        return self._release(self._decoder.decode(data), final=False)
+
+    def finish(self) -> str:
+        """Return what was still held back."""
+        return self._release(self._decoder.decode(b"", final=True), final=True)
+
+    def _release(self, text: str, *, final: bool) -> str:
+        if self.stopped:
+            return ""
+        pending = self._held + text
+        matches = [(at + len(stop), at) for stop in self._stops if (at := pending.find(stop)) >= 0]
+        if matches:
+            self.stopped = True
+            return pending[: min(matches)[1]]
+        cut = len(pending) if final else len(pending) - self._held_back(pending)
+        self._held = pending[cut:]
+        return pending[:cut]
+
+    def _held_back(self, pending: str) -> int:
+        """Return the length of the longest end of `pending` that a stop string begins with."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(pending)), 0, -1):
+            if any(stop.startswith(pending[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,173 @@
+"""The command line as a user meets it: as a process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compressor import artifact, huggingface
+from compressor.cli import main
+from compressor.methods import METHODS
+from tests.conftest import tiny_model
+
+TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
+
+
+def ttgpt(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "compressor", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"}, check=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "tiny"
+    huggingface.export(tiny_model(), TOKENIZER, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "story.txt"
+    path.write_text("The tide was out, and the boats leaned upon the hard. " * 5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compressed(checkpoint: Path, text: Path) -> Path:
+    out = checkpoint.parent / "compressed"
+    run = ttgpt("compress", checkpoint, "--method", "tensorgpt", "--rank", "2", "--out", out, "--text", text)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "smaller than fp32" in run.stdout
+    return out
+
+
+def test_every_method_makes_an_artefact_that_loads(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    for method in METHODS:
+        arguments = ["--rank", "2"] if "rank" in METHODS[method].config.__dataclass_fields__ else []
+        run = ttgpt("compress", checkpoint, "--method", method, "--out", tmp_path / method, "--text", text, *arguments)
+        assert (run.returncode, run.stderr) == (0, "")
+        assert artifact.read(tmp_path / method).manifest.provenance.method == method
+
+
+def test_rest_stores_what_the_method_leaves_alone(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "svd-int8"
+    run = ttgpt("compress", checkpoint, "--method", "svd", "--rank", 4, "--rest", "int8", "--out", out, "--text", text)
+    assert run.returncode == 0
+    codecs = {name: set(form.spec().codecs.values()) for name, form in artifact.read(out).model.matrices().items()}
+    assert codecs.pop("wte") == {"fp16"}
+    assert set.union(*codecs.values()) == {"int8"}
+
+
+def test_inspect_prints_one_json_object(compressed: Path) -> None:
+    run = ttgpt("inspect", compressed, "--json")
+    assert (run.returncode, run.stderr) == (0, "")
+    printed = json.loads(run.stdout)
+    manifest = artifact.read(compressed).manifest
+    assert printed["weight_bytes"] == manifest.weight_bytes
+    assert printed["digest"] == manifest.digest
+    assert printed["matrices"]["wte"]["format"] == "token_mps"
+    assert ttgpt("inspect", compressed).returncode == 0
+
+
+def test_evaluate_prints_one_json_object(compressed: Path, checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    alone = ttgpt("evaluate", compressed, "--text", text, "--json")
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert json.loads(alone.stdout)["kl"] is None
+    dense = tmp_path / "dense"
+    assert ttgpt("compress", checkpoint, "--method", "dense", "--out", dense, "--text", text).returncode == 0
+    printed = json.loads(ttgpt("evaluate", compressed, "--dense", dense, "--text", text, "--json").stdout)
+    quality = artifact.read(compressed).manifest.quality
+    assert printed["perplexity"] == pytest.approx(quality.perplexity, rel=1e-5)
+    assert printed["kl"] == pytest.approx(quality.kl, rel=1e-3)
+    assert printed["weight_bytes"] == artifact.read(compressed).manifest.weight_bytes
+
+
+def test_generate_prints_only_the_text_and_a_seed_repeats_it(compressed: Path) -> None:
+    arguments = ["generate", compressed, "--prompt", "The old man", "--max-new-tokens", 8, "--temperature", 1]
+    first, again = ttgpt(*map(str, arguments)), ttgpt(*map(str, arguments))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith("The old man")
+    assert first.stdout == again.stdout
+
+
+def test_export_is_read_again(compressed: Path, tmp_path: Path) -> None:
+    assert ttgpt("export", compressed, "--out", tmp_path / "dense").returncode == 0
+    assert huggingface.load(str(tmp_path / "dense")).model.config == artifact.read(compressed).model.config
+
+
+def test_the_version_is_printed() -> None:
+    run = ttgpt("--version")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("ttgpt ")
+
+
+MISTAKES = {
+    "unknown method": (["compress", "{checkpoint}", "--method", "magic", "--out", "{new}"], "method must be one of"),
+    "unknown model": (["compress", "./nowhere", "--method", "dense", "--out", "{new}"], "model: there is no folder"),
+    "illegal rank": (
+        ["compress", "{checkpoint}", "--method", "svd", "--rank", "0", "--out", "{new}"],
+        "rank must be at least 1, not 0",
+    ),
+    "rank too large": (
+        ["compress", "{checkpoint}", "--method", "svd", "--rank", "33", "--out", "{new}"],
+        "rank must be between 1 and 32, not 33",
+    ),
+    "another method's option": (
+        ["compress", "{checkpoint}", "--method", "quantize", "--rank", "3", "--out", "{new}"],
+        "rank is not an option of quantize",
+    ),
+    "not a number": (
+        ["compress", "{checkpoint}", "--method", "svd", "--rank", "many", "--out", "{new}"],
+        "--rank",
+    ),
+    "unknown codec": (
+        ["compress", "{checkpoint}", "--method", "quantize", "--codec", "int1", "--out", "{new}"],
+        "codec must be one of",
+    ),
+    "existing folder": (["compress", "{checkpoint}", "--method", "dense", "--out", "{compressed}"], "--force"),
+    "missing option": (["compress", "{checkpoint}", "--out", "{new}"], "--method"),
+    "unknown option": (["inspect", "{compressed}", "--magic"], "--magic"),
+    "unknown command": (["conjure"], "conjure"),
+    "no artefact": (["inspect", "./nowhere"], "no such artefact"),
+    "no text": (["evaluate", "{compressed}", "--text", "nowhere.txt"], "text: cannot read nowhere.txt"),
+    "illegal temperature": (
+        ["generate", "{compressed}", "--prompt", "a", "--temperature", "-1"],
+        "temperature must be between 0 and 100",
+    ),
+    "too many tokens": (
+        ["generate", "{compressed}", "--prompt", "a", "--max-new-tokens", "64"],
+        "max_new_tokens must be between 0 and 63, not 64",
+    ),
+    "illegal port": (["serve", "{compressed}", "--port", "70000"], "--port"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    case: str, checkpoint: Path, compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = MISTAKES[case]
+    places = {"checkpoint": checkpoint, "compressed": compressed, "new": tmp_path / "new"}
+    with pytest.raises(SystemExit) as exit_code:
+        main([argument.format(**places) for argument in arguments])
+    printed = capsys.readouterr()
+    assert exit_code.value.code == 2
+    assert printed.out == ""
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_artefact_is_one_line_and_exit_code_2(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    assert ttgpt("compress", checkpoint, "--method", "dense", "--out", out, "--text", text).returncode == 0
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for command in (["inspect"], ["evaluate"], ["generate", "--prompt", "a"], ["export", "--out", "x"]):
+        run = ttgpt(command[0], out, *command[1:])
+        assert run.returncode == 2
+        assert run.stderr.startswith("error: model.safetensors: sha256: ")
+        assert len(run.stderr.splitlines()) == 1

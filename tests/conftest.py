@@ -1,0 +1,79 @@
+"""Fixtures that several suites share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from compressor import artifact, huggingface
+from compressor.artifact import Golden, Provenance, Quality, Source
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2, GPT2Config
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("ttgpt", deadline=None)
+settings.load_profile("ttgpt")
+
+TINY = GPT2Config(vocab_size=16384, n_positions=64, n_embd=32, n_layer=2, n_head=4, n_inner=128, eos_token_id=0)
+
+
+def tiny_model(config: GPT2Config = TINY, seed: int = 0) -> GPT2:
+    """Return a randomly initialised dense model."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = config.matrix_shapes().items()
+    matrices = {name: Dense.of(0.3 * torch.randn(shape, generator=random), "fp32") for name, shape in shapes}
+    vectors = {
+        name: torch.ones(shape) if name.endswith("weight") else 0.1 * torch.randn(shape, generator=random)
+        for name, shape in config.vector_shapes().items()
+    }
+    return GPT2(config, matrices, vectors)
+
+
+def write_artifact(folder: Path, model: GPT2, *, force: bool = False) -> Path:
+    """Write `model` with the embedded tokenizer, its own golden values and made-up quality."""
+    quality = Quality(
+        text="made-up.txt",
+        text_sha256="0" * 64,
+        tokens=1,
+        context=model.config.n_positions,
+        stride=model.config.n_positions,
+        perplexity=12.5,
+        bits_per_byte=1.0,
+        dense_perplexity=10.0,
+        perplexity_ratio=1.25,
+        kl=0.1,
+        top1_agreement=0.9,
+    )
+    prompt = [5, 6, 7]
+    with torch.inference_mode():
+        running = model.prepared()
+        top = running.logits(running(torch.tensor([prompt]))[0, -1]).topk(4)
+    golden = Golden(
+        prompt_ids=prompt,
+        continuation_ids=[],
+        top_ids=top.indices.tolist(),
+        top_logits=top.values.tolist(),
+        tolerance=0.25,
+    )
+    provenance = Provenance(
+        source=Source(id="tiny", sha256="0" * 64), method="dense", config={}, seed=0, versions={}, build_seconds=0.0
+    )
+    tokenizer_json = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
+    artifact.write(
+        folder,
+        model,
+        tokenizer_json,
+        vector_codec="fp32",
+        quality=quality,
+        golden=golden,
+        provenance=provenance,
+        force=force,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_artifact(tmp_path_factory.mktemp("artifacts") / "tiny", tiny_model())

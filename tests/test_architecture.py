@@ -1,0 +1,92 @@
+"""The import arrows: which module may import which, read from the sources."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Each layer may import itself and those above it.
+LAYERS = [
+    {"errors", "progress", "shapes"},
+    {"codecs"},
+    {"formats"},
+    {"gpt2"},
+    {"methods", "artifact", "generate"},
+    {"huggingface", "evaluate"},
+    {"compress"},
+    {"compare"},
+    {"cli"},
+    {"__main__"},
+]
+SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "artifact", "errors"}
+
+
+def _imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def _unit(path: Path) -> str:
+    """Return the part of a package that a file belongs to: a module's name or a subpackage's."""
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
+
+
+def _units(names: set[str], package: str) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize("path", _modules("compressor"), ids=str)
+def test_the_compressors_arrows_point_one_way(path: Path) -> None:
+    unit = _unit(path)
+    if unit in ("__init__", "experiments"):
+        assert not _units(_imports(path), "compressor")
+        return
+    level = next(i for i, layer in enumerate(LAYERS) if unit in layer)
+    allowed = set.union(*LAYERS[: level + 1]) | {"__version__"}
+    assert _units(_imports(path), "compressor") <= allowed
+
+
+def test_the_compressor_never_imports_the_service() -> None:
+    assert not [path for path in _modules("compressor") if any(n.startswith("service") for n in _imports(path))]
+
+
+@pytest.mark.parametrize("path", _modules("service"), ids=str)
+def test_the_service_imports_only_what_it_runs(path: Path) -> None:
+    assert _units(_imports(path), "compressor") <= SERVICE_MAY_IMPORT
+
+
+@pytest.mark.parametrize("path", _modules("compressor") + _modules("service"), ids=str)
+def test_nothing_is_pickled(path: Path) -> None:
+    imported = _imports(path)
+    assert not {"pickle", "marshal", "shelve"} & {name.split(".")[0] for name in imported}
+    assert "torch.load" not in path.read_text()
+
+
+def test_the_service_loads_neither_transformers_nor_the_methods() -> None:
+    code = "import sys, service.app; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(run.stdout.split())
+    assert "service.app" in loaded
+    assert not {"transformers", "huggingface_hub", "typer", "compressor.methods", "compressor.huggingface"} & loaded
+
+
+def test_the_top_level_holds_what_it_should() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout  # noqa: S607
+    visible = {name.split("/")[0] for name in listed.split()}
+    allowed = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "docker-compose.yml"}
+    allowed |= {"service", "compressor", "docker", "k8s", "tests"}
+    assert {name for name in visible if not name.startswith(".")} <= allowed
