@@ -4,13 +4,17 @@ A codec turns values [..., n] into named parts, all of which share the leading a
 So a row can be taken from the parts before anything is decoded.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from compressor.errors import check_range
 
 Parts = Mapping[str, Tensor]
 
@@ -42,12 +46,12 @@ class Codec(ABC):
         """Return the parts of `values` [..., n], in any float dtype and finite."""
 
     @abstractmethod
-    def decode(self, parts: Parts, dtype: torch.dtype) -> Tensor:
-        """Return the values [..., n]."""
+    def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
+        """Return the values [..., columns]."""
 
     def linear(self, parts: Parts, x: Tensor) -> Tensor:
         """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n]."""
-        return F.linear(x, self.decode(parts, x.dtype))
+        return F.linear(x, self.decode(parts, x.shape[-1], x.dtype))
 
 
 class FloatCodec(Codec):
@@ -66,7 +70,7 @@ class FloatCodec(Codec):
             raise ValueError(f"values must be finite and within the range of {self.name} ({_range(self.dtype)})")
         return {"values": stored.contiguous()}
 
-    def decode(self, parts: Parts, dtype: torch.dtype) -> Tensor:
+    def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         return parts["values"].to(dtype)
 
 
@@ -89,15 +93,13 @@ class Int8Codec(Codec):
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout(values.shape)
-        values = values.float()
-        if not torch.isfinite(values).all():
-            raise ValueError("values must be finite to be stored as int8")
+        values = _finite(values, self.name)
         scale = _bf16_not_below(values.abs().amax(-1, keepdim=True) / 127)
         step = torch.where(scale > 0, scale, 1).float()
         codes = torch.round(values / step).clamp(-127, 127).to(torch.int8)
         return {"codes": codes.contiguous(), "scale": scale}
 
-    def decode(self, parts: Parts, dtype: torch.dtype) -> Tensor:
+    def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         return parts["codes"].to(dtype) * parts["scale"].to(dtype)
 
     def linear(self, parts: Parts, x: Tensor) -> Tensor:
@@ -109,8 +111,148 @@ class Int8Codec(Codec):
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
+class GroupCodec(Codec):
+    """2, 3 or 4 bits a value, with a bf16 scale per group of the last axis; the last group may be ragged.
+
+    Symmetric: level c lies at (c - (2^bits - 1) / 2) * scale, so that no level is wasted on zero. With zero
+    points: at zero + c * scale. Per group, the largest values are clipped where that lowers the squared error.
+
+    Attributes:
+        bits: per value.
+        group: values per scale; 0 for the whole row.
+        zero_point: whether every group has a bf16 zero.
+    """
+
+    def __init__(self, bits: int, group: int, zero_point: bool = False) -> None:
+        check_range("bits", bits, 2, 4)
+        if group and not 8 <= group <= 65536:
+            raise ValueError(f"group must be 0 (the whole row) or between 8 and 65536, not {group}")
+        self.name = f"int{bits}-{f'g{group}' if group else 'row'}{'-zp' if zero_point else ''}"
+        self.bits = bits
+        self.group = group
+        self.zero_point = zero_point
+
+    def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
+        if not shape:
+            raise ValueError(f"{self.name} stores tensors of at least 1 dimension, not 0")
+        *lead, columns = shape
+        per_group = PartLayout((*lead, self.num_groups(columns)), torch.bfloat16)
+        codes = PartLayout((*lead, -(-columns // 8) * self.bits), torch.uint8)
+        return {"codes": codes, "scale": per_group} | ({"zero": per_group} if self.zero_point else {})
+
+    def num_groups(self, columns: int) -> int:
+        """Return how many groups a row of `columns` values has."""
+        return -(-columns // self.group) if self.group else 1
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        self.layout(values.shape)
+        scale, zero = self.search(_finite(values, self.name))
+        return self.encode_with(values, scale, zero)
+
+    def search(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale and zero [..., groups], in fp32, that store `values` with the least squared error."""
+        grouped, real = self._grouped(values.float())  # [..., groups, group]
+        if self.zero_point:
+            low = torch.where(real, grouped, torch.inf).amin(-1)
+            high = torch.where(real, grouped, -torch.inf).amax(-1)
+        else:
+            high = grouped.abs().amax(-1)
+            low = -high
+        low, high = (torch.nan_to_num(x, posinf=0.0, neginf=0.0) for x in (low, high))
+        best = torch.full_like(low, torch.inf)
+        best_scale, best_zero = low, low
+        for clip in CLIPS[self.bits]:
+            scale = _bf16((high - low) * clip / (2**self.bits - 1))
+            zero = (low + high) / 2 - (2**self.bits - 1) / 2 * scale
+            zero = _bf16(zero) if self.zero_point else zero
+            error = torch.where(real, self._round(grouped, scale, zero) - grouped, 0).square().sum(-1)
+            best_scale = torch.where(error < best, scale, best_scale)
+            best_zero = torch.where(error < best, zero, best_zero)
+            best = torch.minimum(error, best)
+        return best_scale, best_zero
+
+    def encode_with(self, values: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
+        """Return the parts of `values` [..., n] for a given scale and zero [..., groups]."""
+        scale = _bf16(scale)
+        zero = _bf16(zero) if self.zero_point else -(2**self.bits - 1) / 2 * scale
+        grouped, _ = self._grouped(values.float())
+        codes = self._codes(grouped, scale, zero).flatten(-2)[..., : values.shape[-1]]
+        parts = {"codes": _pack(codes.to(torch.int64), self.bits), "scale": scale.bfloat16()}
+        return parts | ({"zero": zero.bfloat16()} if self.zero_point else {})
+
+    def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
+        codes, _ = self._grouped(_unpack(parts["codes"], self.bits)[..., :columns].to(dtype))
+        scale = parts["scale"].to(dtype).unsqueeze(-1)
+        if self.zero_point:
+            values = codes * scale + parts["zero"].to(dtype).unsqueeze(-1)
+        else:
+            values = (codes - (2**self.bits - 1) / 2) * scale
+        return values.flatten(-2)[..., :columns]
+
+    def round_through(self, values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        """Return decode(encode_with(...)), differentiable in the values, the scale and the zero."""
+        columns, half = values.shape[-1], (2**self.bits - 1) / 2
+        grouped, _ = self._grouped(values)
+        step = _through(_bf16(scale.detach().clamp_min(1e-12)), scale).unsqueeze(-1)
+        origin = -half * step if zero is None else _through(_bf16(zero.detach()), zero).unsqueeze(-1)
+        position = ((grouped - origin) / step).clamp(0, 2 * half)
+        codes = _through(torch.round(position.detach()), position)
+        return (codes * step + origin).flatten(-2)[..., :columns]
+
+    def _grouped(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values [..., groups, group], zeros appended, and which of them are real."""
+        columns = values.shape[-1]
+        groups = self.num_groups(columns)
+        size = self.group or columns
+        grouped = F.pad(values, (0, groups * size - columns)).unflatten(-1, (groups, size))
+        return grouped, (torch.arange(groups * size) < columns).view(groups, size)
+
+    def _codes(self, grouped: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        step = torch.where(scale > 0, scale, 1).unsqueeze(-1)
+        return torch.round((grouped - zero.unsqueeze(-1)) / step).clamp(0, 2**self.bits - 1)
+
+    def _round(self, grouped: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        return self._codes(grouped, scale, zero) * scale.unsqueeze(-1) + zero.unsqueeze(-1)
+
+
+# Shares of the range that the clip search tries; fewer levels want more clipping.
+CLIPS = {bits: torch.linspace(1.0, narrowest, 12).tolist() for bits, narrowest in ((4, 0.70), (3, 0.55), (2, 0.40))}
+
+
+def _through(forward: Tensor, backward: Tensor) -> Tensor:
+    """Return `forward` with the gradient of `backward`."""
+    return backward + (forward - backward).detach()
+
+
+def _finite(values: Tensor, codec: str) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"values must be finite to be stored as {codec}")
+    return values.float()
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes [..., n] of `bits` bits into bytes [..., ceil(n / 8) * bits], lowest bits first."""
+    eights = F.pad(codes, (0, -codes.shape[-1] % 8)).unflatten(-1, (-1, 8))  # [..., n / 8, 8]
+    words = (eights << (bits * torch.arange(8))).sum(-1, keepdim=True)  # [..., n / 8, 1]
+    packed: Tensor = words >> (8 * torch.arange(bits)) & 255
+    return packed.to(torch.uint8).flatten(-2)
+
+
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    """Return the codes [..., m] of `_pack`, m a multiple of 8."""
+    bytes_ = packed.to(torch.int32 if bits < 4 else torch.int64).unflatten(-1, (-1, bits))  # [..., m / 8, bits]
+    words = (bytes_ << (8 * torch.arange(bits))).sum(-1, keepdim=True)
+    codes: Tensor = words >> (bits * torch.arange(8)) & (2**bits - 1)
+    return codes.flatten(-2)
+
+
 def _range(dtype: torch.dtype) -> str:
     return f"at most {torch.finfo(dtype).max:g} in magnitude"
+
+
+def _bf16(values: Tensor) -> Tensor:
+    """Round fp32 values to bf16, and keep them in fp32."""
+    return values.bfloat16().float()
 
 
 def _bf16_not_below(values: Tensor) -> Tensor:
@@ -125,18 +267,28 @@ CODECS: dict[str, Codec] = {
     "bf16": FloatCodec("bf16", torch.bfloat16),
     "fp16": FloatCodec("fp16", torch.float16),
     "int8": Int8Codec(),
+    "int4": GroupCodec(4, 64),
+    "int3": GroupCodec(3, 64),
+    "int2": GroupCodec(2, 32),
 }
+GROUP_CODEC = re.compile(r"int([234])-(?:g([1-9]\d{0,5})|row)(-zp)?")
 
 
+@cache
 def codec_named(name: str) -> Codec:
-    """Return the codec called `name`.
+    """Return the codec called `name`: a key of CODECS, or int2, int3 or int4 with a group of one's own.
+
+    "int4-g128" has groups of 128, "int4-row" one group per row; "-zp" after either adds zero points.
 
     Raises:
         ValueError: naming the legal codecs.
     """
-    if name not in CODECS:
-        raise ValueError(f"codec must be one of {', '.join(CODECS)}, not {name!r}")
-    return CODECS[name]
+    if name in CODECS:
+        return CODECS[name]
+    if match := GROUP_CODEC.fullmatch(name):
+        return GroupCodec(int(match[1]), int(match[2] or 0), bool(match[3]))
+    legal = f"{', '.join(CODECS)}, or int2, int3, int4 with -g<group> or -row, and -zp for zero points"
+    raise ValueError(f"codec must be one of {legal}; not {name!r}")
 
 
 def float_codec(dtype: torch.dtype) -> Codec:
@@ -191,16 +343,73 @@ class Coded(nn.Module):
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the values."""
-        return self.codec.decode(self.parts(), dtype)
+        return self.codec.decode(self.parts(), self.shape[-1] if self.shape else 1, dtype)
 
     def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return decode()[ids] [*ids, ...], decoding only the rows asked for."""
-        return self.codec.decode({name: part[ids] for name, part in self.parts().items()}, dtype)
+        rows = {name: part[ids] for name, part in self.parts().items()}
+        return self.codec.decode(rows, self.shape[-1], dtype)
 
     def linear(self, x: Tensor) -> Tensor:
         """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n]."""
         return self.codec.linear(self.parts(), x)
 
+    def trainable(self) -> "Coded":
+        """Return the same values as float parameters, see `Latent`."""
+        return Latent(self)
+
+    def sealed(self) -> "Coded":
+        """Return the values as they are stored."""
+        return self
+
     def recoded(self, codec: Codec) -> "Coded":
         """Return the same values in another codec (itself if it is that one already)."""
-        return self if codec is self.codec else Coded.encode(codec, self.decode())
+        return self if codec.name == self.codec.name else Coded.encode(codec, self.decode())
+
+
+class Latent(Coded):
+    """A coded tensor while it is trained: float parameters, rounded by the codec on every use.
+
+    The rounding passes gradients straight through. The scales and zeros of a GroupCodec are parameters of their
+    own, whose gradient is that of learned step sizes (Esser et al., arXiv 1902.08153, section 2.1); values that are
+    clipped get none.
+
+    Attributes:
+        values: what is rounded.
+    """
+
+    def __init__(self, coded: Coded) -> None:
+        nn.Module.__init__(self)
+        self.codec = coded.codec
+        self.shape = coded.shape
+        self.values = nn.Parameter(coded.decode())
+        if isinstance(coded.codec, GroupCodec):
+            parts = {name: part.float() for name, part in coded.parts().items()}
+            self.scale = nn.Parameter(parts["scale"])
+            self.zero = nn.Parameter(parts["zero"]) if coded.codec.zero_point else None
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._rounded(slice(None)).to(dtype)
+
+    def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._rounded(ids).to(dtype)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.decode(x.dtype))
+
+    def sealed(self) -> Coded:
+        if not isinstance(self.codec, GroupCodec):
+            return Coded.encode(self.codec, self.values.detach())
+        zero = self.scale if self.zero is None else self.zero
+        parts = self.codec.encode_with(self.values.detach(), self.scale.detach().clamp_min(0), zero.detach())
+        return Coded(self.codec, self.shape, parts)
+
+    def _rounded(self, rows: Tensor | slice) -> Tensor:
+        values = self.values[rows]
+        if isinstance(self.codec, GroupCodec):
+            return self.codec.round_through(values, self.scale[rows], None if self.zero is None else self.zero[rows])
+        if isinstance(self.codec, FloatCodec):
+            return values
+        with torch.no_grad():
+            change = self.codec.decode(self.codec.encode(values), values.shape[-1], values.dtype) - values
+        return values + change

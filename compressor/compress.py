@@ -65,7 +65,7 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, progress: Progress = silent
     compressed: dict[str, Format] = {}
     for name, form in checkpoint.model.matrices().items():
         if _is_target(name, method.target):
-            compressed[name] = method.compress(form.dense(), config, progress)
+            compressed[name] = method.compress(form.dense(), config, None, progress)
         elif recipe.rest is not None:
             compressed[name] = quantize.compress(form.dense(), quantize.Config(codec=recipe.rest))
     return checkpoint.model.with_matrices(compressed)

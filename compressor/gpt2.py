@@ -274,6 +274,17 @@ class GPT2(nn.Module):
         """Return the model in the form that is kept in memory to run; see `formats.prepared`."""
         return self.with_matrices({name: prepared(form) for name, form in self.matrices().items()})
 
+    def trainable(self) -> "GPT2":
+        """Return a copy whose matrices and vectors are all float parameters."""
+        matrices = {name: form.trainable() for name, form in self.matrices().items()}
+        copy = GPT2(self.config, matrices, {name: vector.clone() for name, vector in self.vectors().items()})
+        return copy.requires_grad_(True)
+
+    def sealed(self) -> "GPT2":
+        """Return a trained copy as it is stored."""
+        matrices = {name: form.sealed() for name, form in self.matrices().items()}
+        return GPT2(self.config, matrices, {name: vector.clone() for name, vector in self.vectors().items()})
+
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty KV cache for `batch` rows of up to `capacity` tokens."""
         return KVCache(self.config, batch, capacity)

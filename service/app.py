@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 
 import torch
 from fastapi import FastAPI
@@ -12,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from compressor import __version__
 from service import routes
 from service.engine import Engine
 from service.errors import ServiceError, as_service_error
@@ -36,7 +36,7 @@ def create_app(
     """
     engine = engine or Engine(settings, Metrics())
     service = routes.Service(Lifecycle(partial(_load, settings, engine.metrics), on_failure), engine)
-    app = FastAPI(title="ttgpt", version=__version__, lifespan=_lifespan)
+    app = FastAPI(title="ttgpt", version=version("ttgpt"), lifespan=_lifespan)
     app.state.service = service
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes, metrics=engine.metrics)
     app.add_middleware(CountRequests, metrics=engine.metrics)

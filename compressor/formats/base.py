@@ -121,6 +121,16 @@ class Format(nn.Module, ABC):
         coded = {name: _coded(name, shape, tensors, spec.codecs[name]) for name, shape in layout.items()}
         return cls(spec.shape, coded, spec.options, spec.path)
 
+    def trainable(self) -> Self:
+        """Return a copy whose tensors are float parameters, to be trained; see `compressor.codecs.Latent`."""
+        coded = {name: tensor.trainable() for name, tensor in self.coded().items()}
+        return type(self)(self.shape, coded, self.options, self.path)
+
+    def sealed(self) -> Self:
+        """Return a trained copy as it is stored."""
+        coded = {name: tensor.sealed() for name, tensor in self.coded().items()}
+        return type(self)(self.shape, coded, self.options, self.path)
+
     def with_path(self, path: Path) -> Self:
         """Return the same format, to be multiplied another way."""
         return type(self)(self.shape, self.coded(), self.options, path)

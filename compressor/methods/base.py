@@ -14,6 +14,21 @@ Target = Literal["none", "embedding", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What calibration text says about one matrix W [out, in]; see `compressor.calibrate`.
+
+    Attributes:
+        second_moment: mean of x x^T over the inputs x that W is multiplied by [in, in]; for the token embedding
+            these are the last hidden states, which the tied head multiplies.
+        row_weights: how much an error in each row matters [out], of mean 1; for the token embedding the mean of
+            how often the token is read and how uncertain its prediction is, p (1 - p); otherwise None.
+    """
+
+    second_moment: Tensor
+    row_weights: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Options of a method, checked in __post_init__. This one has none."""
 
@@ -38,10 +53,10 @@ class Method:
 
     Attributes:
         config: its options, a subclass of Config.
-        compress: weight [out, in], config, progress -> the format found.
+        compress: weight [out, in], config, statistics or None, progress -> the format found.
         target: which matrices it is meant for; the others keep the checkpoint's dtype.
     """
 
     config: type[Config]
-    compress: Callable[[Tensor, Any, Progress], Format]
+    compress: Callable[[Tensor, Any, Statistics | None, Progress], Format]
     target: Target

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compressor.codecs import FloatCodec, codec_named
 from compressor.formats import Dense
-from compressor.methods.base import CodecConfig
+from compressor.methods.base import CodecConfig, Statistics
 from compressor.progress import Progress, silent
 
 
@@ -21,7 +21,9 @@ class Config(CodecConfig):
     codec: str = "int8"
 
 
-def compress(weight: Tensor, config: Config, progress: Progress = silent) -> Dense:
+def compress(
+    weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
+) -> Dense:
     """Return `weight` [out, in] itself, stored by the codec."""
     decode_first = isinstance(codec_named(config.codec), FloatCodec)  # there is no fp16 kernel worth using
     return Dense.of(weight, config.codec, path="dense" if decode_first else "stored")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compressor.errors import check_range
 from compressor.formats import LowRank
-from compressor.methods.base import CodecConfig
+from compressor.methods.base import CodecConfig, Statistics
 from compressor.progress import Progress, silent
 
 
@@ -27,7 +27,9 @@ class Config(CodecConfig):
             raise ValueError(f"rank must be at least 1, not {self.rank}")
 
 
-def compress(weight: Tensor, config: Config, progress: Progress = silent) -> LowRank:
+def compress(
+    weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
+) -> LowRank:
     """Return the truncated SVD of `weight` [out, in]."""
     check_range("rank", config.rank, 1, min(weight.shape))
     left, right = truncated_svd(weight, config.rank)

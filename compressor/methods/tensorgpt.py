@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.formats import TokenMPS
 from compressor.formats.base import blocks
-from compressor.methods.base import CodecConfig
+from compressor.methods.base import CodecConfig, Statistics
 from compressor.progress import Progress, silent
 from compressor.shapes import padded_binary_modes, prime_modes, tt_ranks
 
@@ -39,7 +39,9 @@ class Config(CodecConfig):
             raise ValueError(f"rank must be at least 1, not {self.rank}")
 
 
-def compress(weight: Tensor, config: Config, progress: Progress = silent) -> TokenMPS:
+def compress(
+    weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
+) -> TokenMPS:
     """Return one train per row of `weight` [V, D]."""
     vocabulary, width = weight.shape
     modes = padded_binary_modes(width) if config.padded else prime_modes(width)

@@ -10,6 +10,7 @@ from compressor.methods import METHODS, Config
 from compressor.methods.svd import truncated_svd
 from compressor.methods.tensorgpt import Config as TensorGPT
 from compressor.methods.tensorgpt import compress as tensorgpt
+from compressor.progress import silent
 from compressor.shapes import max_tt_rank
 from tests.cases import METHOD_CASES
 from tests.tolerances import EXACT
@@ -105,4 +106,4 @@ def test_an_illegal_rank_is_refused(name: str, weight: torch.Tensor) -> None:
     if name == "svd":
         config = METHODS[name].config(rank=25)  # type: ignore[call-arg]
         with pytest.raises(ValueError, match="rank must be between 1 and 24, not 25"):
-            METHODS[name].compress(weight, config, lambda items, **_: items)
+            METHODS[name].compress(weight, config, None, silent)
