@@ -12,13 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer
+
 from compressor import huggingface
 from compressor.artifact import measure_bytes
 from compressor.compress import VALIDATION_TEXT, Recipe, compress, measure, vector_codec
+from compressor.evaluate import GOLDEN_PROMPT
+from compressor.generate import generate
+from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 RESULTS = EXPERIMENTS / "results"
+SERVED = "int8"  # the default model of `make serve`
+SAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +86,18 @@ def run_missing(*, rerun: bool = False, progress: Progress = silent) -> Iterator
             "inputs": experiment.inputs(),
             "bytes": {component: size.model_dump() for component, size in sizes.items()},
             "quality": measure(model, checkpoint, VALIDATION_TEXT, progress).model_dump(),
+            "sample": sample(model.prepared(), checkpoint.tokenizer_json),
         }
         (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
         yield experiment.name
+
+
+def sample(model: GPT2, tokenizer_json: bytes) -> str:
+    """Return what a prepared model continues the prompt with, greedily."""
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    prompt = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids
+    ids = generate(model, torch.tensor([prompt]), SAMPLE_TOKENS, temperature=0)[0]
+    return tokenizer.decode(ids[len(prompt) :].tolist())
 
 
 def methods_table() -> str:
@@ -110,16 +127,28 @@ def methods_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def answer() -> str:
+    """Return what the README's question to the default model is answered, in Markdown."""
+    result = next(_fresh(experiment) for experiment in experiments() if experiment.name == SERVED)
+    return f"```json\n{json.dumps({'generated_text': result['sample']})}\n```"
+
+
+BLOCKS = {"answer": answer, "methods": methods_table}
+
+
 def refreshed(readme: str) -> str:
     """Return the README with every generated block made anew.
 
     Raises:
         ValueError: if a block is missing.
     """
-    pattern = re.compile(r"(<!-- generated: methods -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    if not pattern.search(readme):
-        raise ValueError("readme: has no block <!-- generated: methods --> ... <!-- end -->")
-    return pattern.sub(lambda match: match[1] + methods_table() + match[2], readme)
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        match = pattern.search(readme)
+        if match is None:
+            raise ValueError(f"readme: has no block <!-- generated: {name} --> ... <!-- end -->")
+        readme = f"{readme[: match.start()]}{match[1]}{make()}\n{match[2]}{readme[match.end() :]}"
+    return readme
 
 
 def refresh_readme(path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The README says what is true: tables are fresh, and every command, route and setting is named."""
+
+from pathlib import Path
+
+import pytest
+
+from compressor.cli import app as cli
+from compressor.compare import experiments, refreshed, result_of
+from compressor.methods import METHODS
+from service.app import create_app
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_generated_blocks_are_fresh() -> None:
+    assert refreshed(README) == README, "run: ttgpt compare"
+
+
+@pytest.mark.parametrize("experiment", experiments(), ids=lambda experiment: experiment.name)
+def test_every_experiment_has_an_up_to_date_result(experiment: object) -> None:
+    assert result_of(experiment) is not None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "command", [command.callback.__name__ for command in cli.registered_commands if command.callback]
+)
+def test_every_command_is_named(command: str) -> None:
+    assert f"`ttgpt {command}" in README
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_named(method: str) -> None:
+    assert f"`{method}`" in README
+
+
+def test_every_route_is_named(tiny_artifact: Path) -> None:
+    paths = create_app(Settings(models=(tiny_artifact,))).openapi()["paths"]
+    missing = [
+        f"{verb.upper()} {path}"
+        for path, verbs in paths.items()
+        for verb in verbs
+        if f"{verb.upper()} {path}" not in README
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("setting", Settings.model_fields)
+def test_every_setting_is_named(setting: str) -> None:
+    assert f"`TTGPT_{setting.upper()}`" in README
