@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import huggingface_hub
 import torch
 from safetensors import SafetensorError
@@ -106,7 +105,7 @@ def _locate(model: str) -> Path:
         raise CheckpointError(f"model: there is no folder {model!r}; give {EMBEDDED!r}, a folder or a hub id")
     try:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=DOWNLOADS))
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"model: {model!r} is neither {EMBEDDED!r} nor a folder, and the hub did not give it ({reason})"
