@@ -27,7 +27,7 @@ from torch import Tensor
 
 from compressor.codecs import Coded, codec_named
 from compressor.errors import ArtifactError
-from compressor.formats import Spec, from_tensors
+from compressor.formats import Spec, from_tensors, resident_bytes
 from compressor.gpt2 import COMPONENTS, GPT2, GPT2Config, component_of
 
 SCHEMA_VERSION = 1
@@ -120,7 +120,17 @@ class Source(_Strict):
 
 
 class Provenance(_Strict):
-    """How the artefact was made."""
+    """How the artefact was made.
+
+    Attributes:
+        source: the checkpoint.
+        method: how it was compressed.
+        config: every option of the method.
+        seed: of whatever is drawn.
+        versions: of the libraries.
+        build_seconds: how long it took.
+        edits: changes to single tokens since, in order (`compressor.vocab`); the quality figures are older.
+    """
 
     source: Source
     method: str
@@ -128,6 +138,7 @@ class Provenance(_Strict):
     seed: int
     versions: dict[str, str]
     build_seconds: float
+    edits: list[str] = []
 
 
 class Manifest(_Strict):
@@ -137,6 +148,9 @@ class Manifest(_Strict):
         digest: sha256 over the names and checksums of the three sealed files; the artefact's identity.
         files: sha256 of each sealed file.
         bytes: sizes per component.
+        quality: as measured when the artefact was made, so before any edits in `provenance`.
+        golden: known answers; of the model as it is now.
+        provenance: how it was made.
         seal: sha256 of this file's canonical JSON without the seal.
     """
 
@@ -172,16 +186,16 @@ class Artifact:
     model: GPT2
     tokenizer: Tokenizer
     manifest: Manifest
+    vector_codec: str
 
 
 def measure_bytes(model: GPT2, vector_codec: str) -> dict[str, Bytes]:
     """Return the sizes of every component of `model`, its vectors stored by `vector_codec`."""
     disk, resident, dense = (dict.fromkeys(COMPONENTS, 0) for _ in range(3))
-    runs = model.prepared().matrices()
     for name, form in model.matrices().items():
         component = component_of(name)
         disk[component] += form.num_bytes
-        resident[component] += runs[name].num_bytes
+        resident[component] += resident_bytes(form)
         if name != "lm_head":  # the dense model's head is its embedding
             dense[component] += 4 * form.out_features * form.in_features
     for name, vector in model.vectors().items():
@@ -291,7 +305,7 @@ def _read(folder: Path, name: str) -> Artifact:
     if tokenizer.get_vocab_size() > config.vocab_size:
         problem = f"has {tokenizer.get_vocab_size()} tokens, more than vocab_size = {config.vocab_size}"
         raise ArtifactError(TOKENIZER, "vocab", problem)
-    return Artifact(name, model, tokenizer, manifest)
+    return Artifact(name, model, tokenizer, manifest, compression.vectors)
 
 
 def _config_json(model: GPT2, vector_codec: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 from compressor import __version__
+from compressor.budget import PRESETS
+from compressor.budget import Config as Budget
 from compressor.methods import METHODS
 
 T = TypeVar("T")
@@ -83,8 +85,8 @@ def _method_parameters() -> dict[str, signatures.Parameter]:
 
 def _with_method_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace **options in the signature of `command` by the methods' options."""
-    extra = _method_parameters()
     own = signatures.signature(command)
+    extra = {name: option for name, option in _method_parameters().items() if name not in own.parameters}
     kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     command.__signature__ = own.replace(parameters=[*kept, *extra.values()])  # type: ignore[attr-defined]
     command.__annotations__ |= {name: parameter.annotation for name, parameter in extra.items()}
@@ -95,29 +97,104 @@ def _with_method_options(command: Callable[..., None]) -> Callable[..., None]:
 @_with_method_options
 def compress(
     model: Annotated[str, typer.Argument(help="gpt2-mini (embedded), a folder, or a hub id.")],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The artefact's folder.")],
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Instead: one of {', '.join(PRESETS)}.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Instead: bytes of all weights, as 8MB.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Instead: times smaller than fp32; with direction_ae its own ratio.")
+    ] = None,
+    max_perplexity_ratio: Annotated[float | None, typer.Option(help="Instead: the loss that is allowed.")] = None,
+    heal_tokens: Annotated[int | None, typer.Option(help="Then heal on this many tokens.")] = None,
+    heal_minutes: Annotated[float | None, typer.Option(help="Or for about this long.")] = None,
+    heal_folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep checkpoints there, and go on from one.")
+    ] = None,
+    calibration_text: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="To measure and heal on; by default the model's own.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
     text: TextFile = None,
     rest: Annotated[
         str | None, typer.Option(metavar="CODEC", help="Codec of the other matrices; by default the checkpoint's.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Matrices for the method: embedding, attn, mlp, linears or all.")
+    ] = None,
     **options: Any,
 ) -> None:
-    """Compress a checkpoint and write a sealed artefact."""
-    from compressor import artifact, huggingface
-    from compressor.compress import VALIDATION_TEXT, Recipe, build
+    """Compress a checkpoint, by a method or within a budget, and write a sealed artefact."""
+    from compressor import artifact, heal, huggingface
+    from compressor.compress import VALIDATION_TEXT, Healing, Recipe, build
+    from compressor.memory import keep_freed_memory
 
     given = {name: value for name, value in options.items() if value is not None}
-    recipe = Recipe(method=method, options=given, rest=rest)
+    sizes = {"preset": preset, "budget": budget, "ratio": ratio, "max_perplexity_ratio": max_perplexity_ratio}
+    plan: Recipe | Budget
+    if method in METHODS and "ratio" in METHODS[method].config.__dataclass_fields__:
+        given |= {"ratio": sizes.pop("ratio")} if ratio is not None else {}  # direction_ae has a ratio of its own
+    if method is not None:
+        _refuse_beside("method", sizes)
+        plan = Recipe(method=method, options=given, rest=rest, target=target)  # type: ignore[arg-type]
+    else:
+        _refuse_beside("a budget", {**given, "rest": rest, "target": target})
+        plan, heal_minutes = _budget(sizes, heal_tokens, heal_minutes)
+    healing = Healing(config=heal.Config(tokens=heal_tokens or 0), minutes=heal_minutes, folder=heal_folder)
     artifact.refuse_existing(out, force)
-    checkpoint = huggingface.load(model)
-    manifest = build(checkpoint, recipe, out, text=text or VALIDATION_TEXT, force=force, progress=bar)
-    ratio = manifest.dense_bytes / manifest.weight_bytes
+    keep_freed_memory()
+    manifest = build(
+        huggingface.load(model),
+        plan,
+        out,
+        healing=healing,
+        text=text or VALIDATION_TEXT,
+        calibration_texts=calibration_text or (),
+        force=force,
+        progress=bar,
+    )
+    _print_plan(manifest.provenance.config.get("plan", []))
+    smaller = manifest.dense_bytes / manifest.weight_bytes
     print(
-        f"{out}: {_mb(manifest.weight_bytes)} ({ratio:.2f}x smaller than fp32, {ratio / 2:.2f}x than fp16), "
+        f"{out}: {_mb(manifest.weight_bytes)} ({smaller:.2f}x smaller than fp32, {smaller / 2:.2f}x than fp16), "
         f"perplexity {manifest.quality.perplexity:.2f} ({_ratio(manifest.quality.perplexity_ratio)} x dense)"
     )
+
+
+def _refuse_beside(chosen: str, others: dict[str, Any]) -> None:
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"{given[0]} does not go with {chosen}; leave one of them out")
+
+
+def _budget(sizes: dict[str, Any], heal_tokens: int | None, minutes: float | None) -> tuple[Budget, float | None]:
+    """Return the budget that was asked for, and the minutes of healing, which a preset may set."""
+    given = [name for name, value in sizes.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError("method: give exactly one of --method, --preset, --budget, --ratio, --max-perplexity-ratio")
+    if (name := sizes["preset"]) is not None:
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+        default = PRESETS[name].minutes if heal_tokens is None else None
+        return Budget(ratio=PRESETS[name].ratio), default if minutes is None else minutes
+    size = None if sizes["budget"] is None else _bytes(sizes["budget"])
+    return Budget(size_bytes=size, ratio=sizes["ratio"], max_perplexity_ratio=sizes["max_perplexity_ratio"]), minutes
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB)?", text)
+    if match is None:
+        raise ValueError(f"budget must be a number of B, kB, MB or GB such as 8MB, not {text!r}")
+    return int(float(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[match[2] or "B"])
+
+
+def _print_plan(plan: list[dict[str, Any]]) -> None:
+    """Print what was chosen for every matrix, and what the next step up would have bought."""
+    if not plan:
+        return
+    table = Table("matrix", "choice", "bytes", "KL alone", "next step up", "KL saved per kB")
+    for row in plan:
+        saved = f"{row['kl_per_kb']:.6f}" if "next" in row else ""
+        table.add_row(row["matrix"], row["choice"], f"{row['bytes']:,}", f"{row['kl']:.5f}", row.get("next", ""), saved)
+    Console().print(table)
 
 
 @app.command()
@@ -141,6 +218,8 @@ def evaluate(
         reference = artifact.read(dense).model.prepared()
     elif loaded.manifest.provenance.source.id == huggingface.EMBEDDED:
         reference = huggingface.load(huggingface.EMBEDDED).model.prepared()
+        if loaded.manifest.provenance.edits and reference.config != loaded.model.config:
+            reference = None  # it does not know the added tokens
     if reference is not None and reference.config != loaded.model.config:
         raise ValueError(f"dense: {dense} is another architecture than {folder}")
     quality = measure(
@@ -162,6 +241,7 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
         "source": manifest.provenance.source.id,
         "method": manifest.provenance.method,
         "config": manifest.provenance.config,
+        "edits": manifest.provenance.edits,
         **_sizes(manifest),
         "perplexity": manifest.quality.perplexity,
         "perplexity_ratio": manifest.quality.perplexity_ratio,
@@ -176,7 +256,7 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
         table.add_row(name, f"{size.disk:,}", f"{size.resident:,}", f"{size.dense_fp32:,}")
     Console().print(table)
     for name, form in loaded.model.matrices().items():
-        codecs = ", ".join(sorted(set(form.spec().codecs.values())))
+        codecs = ", ".join(sorted({coded.codec.name for coded in form.coded().values()}))
         print(f"{name}: {form.kind} {form.out_features} x {form.in_features}, {codecs}, {form.num_bytes:,} bytes")
 
 
@@ -227,6 +307,43 @@ def export(
 
     loaded = artifact.read(folder)
     huggingface.export(loaded.model, (folder / artifact.TOKENIZER).read_bytes(), out)
+
+
+vocab = typer.Typer(help="Edit single tokens of an artefact; all others keep their bytes.")
+app.add_typer(vocab, name="vocab")
+
+TokenText = Annotated[str, typer.Option("--token", metavar="TEXT", help="The token's text, with its leading space.")]
+LikeText = Annotated[
+    str | None, typer.Option("--like", metavar="TEXT", help="Take the mean vector of this text's tokens.")
+]
+VectorFile = Annotated[
+    Path | None,
+    typer.Option("--vector", metavar="FILE", help="safetensors with one tensor 'vector' [D], or JSON: D numbers."),
+]
+
+
+@vocab.command("set")
+def vocab_set(folder: Folder, token: TokenText, like: LikeText = None, vector: VectorFile = None) -> None:
+    """Give an existing token another vector."""
+    from compressor.vocab import set_token
+
+    _print_edit(folder, token, set_token(folder, token, like=like, vector=vector))
+
+
+@vocab.command("add")
+def vocab_add(folder: Folder, token: TokenText, like: LikeText = None, vector: VectorFile = None) -> None:
+    """Add a token to the tokenizer, the embedding and the head."""
+    from compressor.vocab import add_token
+
+    _print_edit(folder, token, add_token(folder, token, like=like, vector=vector))
+
+
+def _print_edit(folder: Path, token: str, edited: Any) -> None:
+    print(
+        f"{folder}: {json.dumps(token, ensure_ascii=False)} is token {edited.token_id}, its vector stored with a "
+        f"relative error of {edited.error:.4f}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
+        "manifest are of before the edit"
+    )
 
 
 @app.command()

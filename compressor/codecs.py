@@ -36,6 +36,7 @@ class Codec(ABC):
     """
 
     name: str
+    has_kernel: bool = False  # whether `linear` multiplies without decoding first
 
     @abstractmethod
     def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
@@ -82,6 +83,7 @@ class Int8Codec(Codec):
     """
 
     name = "int8"
+    has_kernel = True
 
     def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
         if not shape:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from compressor import huggingface
 from compressor.artifact import measure_bytes
-from compressor.compress import VALIDATION_TEXT, Recipe, compress, measure, vector_codec
+from compressor.compress import VALIDATION_TEXT, Recipe, make, measure
 from compressor.evaluate import GOLDEN_PROMPT
 from compressor.generate import generate
 from compressor.gpt2 import GPT2
@@ -80,13 +80,13 @@ def run_missing(*, rerun: bool = False, progress: Progress = silent) -> Iterator
     for experiment in experiments():
         if result_of(experiment) is not None and not rerun:
             continue
-        model = compress(checkpoint, experiment.recipe, progress)
-        sizes = measure_bytes(model, vector_codec(checkpoint, experiment.recipe))
+        made = make(checkpoint, experiment.recipe, progress)
+        sizes = measure_bytes(made.model, made.vector_codec)
         result = {
             "inputs": experiment.inputs(),
             "bytes": {component: size.model_dump() for component, size in sizes.items()},
-            "quality": measure(model, checkpoint, VALIDATION_TEXT, progress).model_dump(),
-            "sample": sample(model.prepared(), checkpoint.tokenizer_json),
+            "quality": measure(made.model, checkpoint, VALIDATION_TEXT, progress).model_dump(),
+            "sample": sample(made.model.prepared(), checkpoint.tokenizer_json),
         }
         (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
         yield experiment.name
@@ -142,12 +142,12 @@ def refreshed(readme: str) -> str:
     Raises:
         ValueError: if a block is missing.
     """
-    for name, make in BLOCKS.items():
+    for name, block in BLOCKS.items():
         pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         match = pattern.search(readme)
         if match is None:
             raise ValueError(f"readme: has no block <!-- generated: {name} --> ... <!-- end -->")
-        readme = f"{readme[: match.start()]}{match[1]}{make()}\n{match[2]}{readme[match.end() :]}"
+        readme = f"{readme[: match.start()]}{match[1]}{block()}\n{match[2]}{readme[match.end() :]}"
     return readme
 
 

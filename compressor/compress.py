@@ -1,26 +1,31 @@
 """From a checkpoint and a recipe to a sealed artefact."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from compressor import artifact, huggingface
+from compressor import artifact, budget, heal, huggingface
 from compressor.artifact import Manifest, Provenance, Quality
+from compressor.calibrate import collect, read_ids, sample_text
 from compressor.codecs import FloatCodec, codec_named
 from compressor.evaluate import evaluate, golden, read_text
 from compressor.formats import Format
-from compressor.gpt2 import GPT2
+from compressor.gpt2 import GPT2, component_of
 from compressor.huggingface import Checkpoint
 from compressor.methods import METHODS, quantize
-from compressor.methods.base import Target
+from compressor.methods.base import Statistics, Target
 from compressor.progress import Progress, silent
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
+HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
+MAX_HEALING_TOKENS = 8_000_000  # read from the user's texts, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +36,13 @@ class Recipe:
         method: a key of METHODS.
         options: the method's own, by the names of its Config.
         rest: codec of the matrices that the method leaves alone; None keeps the checkpoint's dtype.
+        target: which matrices the method is used for; None means those that it is meant for.
     """
 
     method: str
     options: Mapping[str, Any]
     rest: str | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -44,6 +51,10 @@ class Recipe:
         if unknown := self.options.keys() - legal.keys():
             known = ", ".join(legal) or "none"
             raise ValueError(f"{min(unknown)} is not an option of {self.method}, which has: {known}")
+        if self.target is not None and self.target not in get_args(Target):
+            raise ValueError(f"target must be one of {', '.join(get_args(Target))}, not {self.target!r}")
+        if METHODS[self.method].target == "none" and self.target not in (None, "none"):
+            raise ValueError(f"target must be none for {self.method}, which leaves every matrix alone")
         if self.rest is not None:
             codec_named(self.rest)
         METHODS[self.method].config(**self.options)
@@ -51,42 +62,192 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Return every option, given or default."""
         config = METHODS[self.method].config(**self.options)
-        return asdict(config) | {"rest": self.rest or "as in the checkpoint"}
+        target = {"target": self.target} if self.target else {}
+        return asdict(config) | {"rest": self.rest or "as in the checkpoint"} | target
 
 
-def compress(checkpoint: Checkpoint, recipe: Recipe, progress: Progress = silent) -> GPT2:
+def compress(
+    checkpoint: Checkpoint, recipe: Recipe, progress: Progress = silent, *, calibration: Tensor | None = None
+) -> GPT2:
     """Return the compressed model.
+
+    Args:
+        checkpoint: the dense model.
+        recipe: what to do with it.
+        progress: told of every long step.
+        calibration: text [rows, T] for methods that need statistics; by default the model writes it itself.
 
     Raises:
         ValueError: if an option does not suit a matrix.
     """
     method = METHODS[recipe.method]
     config = method.config(**recipe.options)
+    target = recipe.target or method.target
+    statistics = statistics_of(checkpoint, calibration, progress) if method.calibrated else {}
     compressed: dict[str, Format] = {}
     for name, form in checkpoint.model.matrices().items():
-        if _is_target(name, method.target):
-            compressed[name] = method.compress(form.dense(), config, None, progress)
+        if _is_target(name, target):
+            compressed[name] = method.compress(form.dense(), config, statistics.get(name), progress)
         elif recipe.rest is not None:
             compressed[name] = quantize.compress(form.dense(), quantize.Config(codec=recipe.rest))
     return checkpoint.model.with_matrices(compressed)
 
 
-def vector_codec(checkpoint: Checkpoint, recipe: Recipe) -> str:
-    """Return the codec of biases and LayerNorm vectors: `rest` where that is a float dtype."""
+def statistics_of(
+    checkpoint: Checkpoint, calibration: Tensor | None = None, progress: Progress = silent
+) -> dict[str, Statistics]:
+    """Return the statistics of every matrix, from text [rows, T] or, by default, text that the model writes."""
+    dense = checkpoint.model.prepared()
+    return collect(dense, sample_text(dense, progress=progress) if calibration is None else calibration, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A compressed model and how it was made.
+
+    Attributes:
+        model: as stored.
+        vector_codec: of its biases and LayerNorm vectors.
+        method, settings: for the manifest.
+    """
+
+    model: GPT2
+    vector_codec: str
+    method: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healing:
+    """How long to heal; nothing by default.
+
+    Attributes:
+        config: of `compressor.heal`; its `tokens` count unless `minutes` is set.
+        minutes: to heal for on this machine, translated to tokens by timing a few steps.
+        folder: for checkpoints.
+    """
+
+    config: heal.Config = heal.Config(tokens=0)  # noqa: RUF009  # frozen
+    minutes: float | None = None
+    folder: Path | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.minutes) or self.config.tokens > 0
+
+
+def make(
+    checkpoint: Checkpoint, recipe: Recipe, progress: Progress = silent, *, calibration: Tensor | None = None
+) -> Made:
+    """Return the model that a recipe makes."""
+    model = compress(checkpoint, recipe, progress, calibration=calibration)
     is_float = recipe.rest is not None and isinstance(codec_named(recipe.rest), FloatCodec)
-    return recipe.rest if recipe.rest and is_float else checkpoint.vector_codec
+    vectors = recipe.rest if recipe.rest and is_float else checkpoint.vector_codec
+    return Made(model=model, vector_codec=vectors, method=recipe.method, settings=recipe.settings())
 
 
-def build(
+def make_within(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    config: budget.Config,
+    progress: Progress = silent,
+    *,
+    calibration: Tensor | None = None,
+    workers: int = 1,
+) -> Made:
+    """Return the best model that a byte budget buys.
+
+    Raises:
+        ValueError: if the budget is too small for any choice.
+    """
+    dense = checkpoint.model.prepared()
+    ids = sample_text(dense, progress=progress) if calibration is None else calibration
+    statistics = collect(dense, ids, progress)
+    measured = budget.measure(dense, statistics, ids, workers=workers, progress=progress)
+    vectors = "int8" if config.is_small else checkpoint.vector_codec
+    chosen = budget.choose(measured, config, dense, vectors)
+    settings = {key: value for key, value in asdict(config).items() if value is not None}
+    return Made(
+        model=checkpoint.model.with_matrices({name: choice.form for name, choice in chosen.items()}),
+        vector_codec=vectors,
+        method="budget",
+        settings=settings | {"plan": budget.explain(measured, chosen)},
+    )
+
+
+def healed(
+    made: Made, checkpoint: Checkpoint, healing: Healing, text: Tensor | None, progress: Progress = silent
+) -> Made:
+    """Return `made` after healing on text [rows, T], by default text that the dense model writes."""
+    dense = checkpoint.model.prepared()
+    if text is None:
+        text = sample_text(dense, HEALING_TOKENS, seed=1, progress=progress)
+    config = replace(healing.config, context=min(healing.config.context, checkpoint.model.config.n_positions))
+    if healing.minutes:
+        config = replace(config, tokens=heal.tokens_in(made.model, dense, config, healing.minutes))
+    result = heal.heal(made.model, dense, text, config, folder=healing.folder, progress=progress)
+    report = {"tokens": result.tokens, "kl_before": result.kl_before, "kl_after": result.kl_after}
+    return replace(made, model=result.model, settings=made.settings | {"heal": asdict(config) | report})
+
+
+def seal(
+    made: Made,
+    checkpoint: Checkpoint,
     out: Path,
     *,
     text: Path = VALIDATION_TEXT,
     force: bool = False,
+    build_seconds: float = 0.0,
     progress: Progress = silent,
 ) -> Manifest:
-    """Compress, measure and write an artefact to `out`.
+    """Measure a compressed model on a text and write its artefact to `out`.
+
+    Raises:
+        ArtifactError: if `out` exists and `force` is not set.
+    """
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
+    provenance = Provenance(
+        source=checkpoint.source,
+        method=made.method,
+        config=made.settings,
+        seed=0,
+        versions={"torch": torch.__version__},
+        build_seconds=build_seconds,
+    )
+    return artifact.write(
+        out,
+        made.model,
+        checkpoint.tokenizer_json,
+        vector_codec=made.vector_codec,
+        quality=measure(made.model, checkpoint, text, progress),
+        golden=golden(made.model.prepared(), tokenizer),
+        provenance=provenance,
+        force=force,
+    )
+
+
+def build(
+    checkpoint: Checkpoint,
+    plan: Recipe | budget.Config,
+    out: Path,
+    *,
+    healing: Healing | None = None,
+    text: Path = VALIDATION_TEXT,
+    calibration_texts: Sequence[Path] = (),
+    force: bool = False,
+    progress: Progress = silent,
+) -> Manifest:
+    """Compress, heal, measure and write an artefact to `out`.
+
+    Args:
+        checkpoint: the dense model.
+        plan: a recipe, or a budget.
+        out: the artefact's folder.
+        healing: how long; not at all by default.
+        text: what quality is measured on.
+        calibration_texts: for statistics and healing; by default the model writes its own text.
+        force: replace an artefact in `out`.
+        progress: told of every long step.
 
     Raises:
         ValueError: if an option is illegal.
@@ -94,27 +255,24 @@ def build(
     """
     artifact.refuse_existing(out, force)
     started = time.perf_counter()
-    model = compress(checkpoint, recipe, progress)
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
-    quality = measure(model, checkpoint, text, progress)
-    provenance = Provenance(
-        source=checkpoint.source,
-        method=recipe.method,
-        config=recipe.settings(),
-        seed=0,
-        versions={"torch": torch.__version__},
-        build_seconds=round(time.perf_counter() - started, 1),
-    )
-    return artifact.write(
-        out,
-        model,
-        checkpoint.tokenizer_json,
-        vector_codec=vector_codec(checkpoint, recipe),
-        quality=quality,
-        golden=golden(model.prepared(), tokenizer),
-        provenance=provenance,
-        force=force,
-    )
+    read = partial(read_ids, calibration_texts, tokenizer, context=checkpoint.model.config.n_positions)
+    calibration = read() if calibration_texts else None
+    if isinstance(plan, Recipe):
+        made = make(checkpoint, plan, progress, calibration=calibration)
+        uses_text = METHODS[plan.method].calibrated
+    else:
+        made = make_within(checkpoint, plan, progress, calibration=calibration)
+        uses_text = True
+    if healing is not None and healing.wanted:
+        longer = read(tokens=MAX_HEALING_TOKENS) if calibration_texts else None
+        made = healed(made, checkpoint, healing, longer, progress)
+        uses_text = True
+    if uses_text:
+        source = [path.name for path in calibration_texts] or "sampled from the model"
+        made = replace(made, settings=made.settings | {"calibration": source})
+    seconds = round(time.perf_counter() - started, 1)
+    return seal(made, checkpoint, out, text=text, force=force, build_seconds=seconds, progress=progress)
 
 
 def measure(model: GPT2, checkpoint: Checkpoint, text: Path, progress: Progress = silent) -> Quality:
@@ -124,4 +282,9 @@ def measure(model: GPT2, checkpoint: Checkpoint, text: Path, progress: Progress 
 
 
 def _is_target(name: str, target: Target) -> bool:
-    return target == "all" or (target == "embedding" and name in ("wte", "lm_head"))
+    component = component_of(name)
+    if target == "embedding":
+        return component == "wte"
+    if target == "linears":
+        return component in ("attn", "mlp")
+    return target in ("all", component)

@@ -259,8 +259,13 @@ class GPT2(nn.Module):
 
     def matrices(self) -> dict[str, Format]:
         """Return every matrix by name."""
-        named = {name: module for name, module in self.named_modules() if isinstance(module, Format)}
-        return {name.removesuffix(".weight"): form for name, form in named.items()}
+        named: dict[str, Format] = {}
+        outermost = "."
+        for name, module in self.named_modules():
+            if isinstance(module, Format) and not name.startswith(outermost):  # a format precedes those inside it
+                named[name.removesuffix(".weight")] = module
+                outermost = f"{name}."
+        return named
 
     def vectors(self) -> dict[str, Tensor]:
         """Return every bias and LayerNorm vector by name, fp32."""

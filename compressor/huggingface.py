@@ -173,13 +173,13 @@ def _build(config: GPT2Config, tensors: dict[str, Tensor]) -> tuple[GPT2, str]:
         shape = (in_features, out_features) if is_conv1d else (out_features, in_features)
         tensor = _take(tensors, f"{name}.weight", shape)
         matrix = tensor.T.contiguous() if is_conv1d else tensor
-        matrices[name] = Dense.of(matrix, float_codec(tensor.dtype).name, path="dense")
+        matrices[name] = Dense.of(matrix, float_codec(tensor.dtype).name)
     for name, vector_shape in config.vector_shapes().items():
         vectors[name] = _take(tensors, name, vector_shape)
     if tensors:
         raise CheckpointError(f"model.safetensors: {min(tensors)} is not a tensor of a GPT-2")
     if head is not None and not torch.equal(head, matrices["wte"].matrix.parts()["values"]):
-        matrices["lm_head"] = Dense.of(head, float_codec(head.dtype).name, path="dense")
+        matrices["lm_head"] = Dense.of(head, float_codec(head.dtype).name)
     try:
         return GPT2(config, matrices, vectors), float_codec(vectors["ln_f.weight"].dtype).name
     except ValueError as error:

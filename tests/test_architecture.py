@@ -11,13 +11,14 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"errors", "progress", "shapes"},
+    {"errors", "memory", "progress", "shapes"},
     {"codecs"},
     {"formats"},
     {"gpt2"},
     {"methods", "artifact", "generate"},
-    {"huggingface", "evaluate"},
-    {"compress"},
+    {"huggingface", "evaluate", "calibrate", "heal"},
+    {"budget"},
+    {"compress", "vocab"},
     {"compare"},
     {"cli"},
     {"__main__"},

@@ -26,3 +26,5 @@ STORE = {
 PARITY = 1e-4
 # Relative error of fp32 algebra that is exact on paper, such as a train of full rank.
 EXACT = 1e-5
+# A lossless rounding sweep in fp64, its result stored in fp32: the bound.
+ROUNDING = 1e-6

@@ -1,20 +1,42 @@
 """Formats: how one weight matrix is made of coded tensors and multiplied."""
 
 from collections.abc import Mapping
+from math import prod
 
 from torch import Tensor
 
-from compressor.formats.base import Format, Path, Spec
+from compressor.codecs import Coded
+from compressor.formats.base import Format, Path, Spec, below
 from compressor.formats.dense import Dense
 from compressor.formats.low_rank import LowRank
+from compressor.formats.residual import Residual
+from compressor.formats.stacked import Stacked
 from compressor.formats.token_mps import TokenMPS
+from compressor.formats.tt_matrix import TTMatrix
 
-__all__ = ["FORMATS", "Dense", "Format", "LowRank", "Path", "Spec", "TokenMPS", "from_tensors", "prepared"]
+__all__ = [
+    "FORMATS",
+    "Dense",
+    "Format",
+    "LowRank",
+    "Path",
+    "Residual",
+    "Spec",
+    "Stacked",
+    "TTMatrix",
+    "TokenMPS",
+    "from_tensors",
+    "prepared",
+    "resident_bytes",
+]
 
 FORMATS: dict[str, type[Format]] = {
     "dense": Dense,
     "token_mps": TokenMPS,
+    "tt_matrix": TTMatrix,
     "low_rank": LowRank,
+    "stacked": Stacked,
+    "residual": Residual,
 }
 
 
@@ -26,14 +48,33 @@ def from_tensors(tensors: Mapping[str, Tensor], spec: Spec) -> Format:
     """
     if spec.format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {spec.format!r}")
-    return FORMATS[spec.format].from_tensors(tensors, spec)
+    own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in spec.inner}
+    inner = {name: _inner(name, tensors, child) for name, child in spec.inner.items()}
+    return FORMATS[spec.format].from_tensors(own, spec, inner)
 
 
 def prepared(form: Format) -> Format:
     """Return the format that is kept in memory to multiply along `form.path`.
 
+    The outer format's path decides; inner formats have no say.
     "stored": as it is. "factors": every factor decoded to fp32. "dense": W decoded to fp32.
     """
     if form.path == "stored":
         return form
     return form.recoded("fp32") if form.path == "factors" else Dense.of(form.dense(), "fp32")
+
+
+def _inner(name: str, tensors: Mapping[str, Tensor], spec: Spec) -> Format:
+    try:
+        return from_tensors(below(tensors, name), spec)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def resident_bytes(form: Format) -> int:
+    """Return what `prepared(form)` occupies, without making it."""
+    if form.path == "stored":
+        return form.num_bytes
+    if form.path == "factors":
+        return 4 * sum(prod(coded.shape) for coded in form.modules() if isinstance(coded, Coded))
+    return 4 * form.out_features * form.in_features

@@ -16,10 +16,16 @@ class Dense(Format):
     matrix: Coded  # [out, in]
 
     @classmethod
-    def of(cls, matrix: Tensor, codec: str, path: Path = "stored") -> "Dense":
-        """Store `matrix` [out, in] by `codec`."""
+    def of(cls, matrix: Tensor, codec: str, path: Path | None = None) -> "Dense":
+        """Store `matrix` [out, in] by `codec`; it is multiplied as stored where there is a kernel for that."""
+        return cls.coded_as(Coded.encode(codec_named(codec), matrix), path)
+
+    @classmethod
+    def coded_as(cls, matrix: Coded, path: Path | None = None) -> "Dense":
+        """Take over a coded matrix [out, in]."""
         out_features, in_features = matrix.shape
-        return cls((out_features, in_features), {"matrix": Coded.encode(codec_named(codec), matrix)}, {}, path)
+        path = path or ("stored" if matrix.codec.has_kernel else "dense")
+        return cls((out_features, in_features), {"matrix": matrix}, {}, path)
 
     @classmethod
     def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:

@@ -10,7 +10,7 @@ from compressor.codecs import codec_named
 from compressor.formats import Format
 from compressor.progress import Progress
 
-Target = Literal["none", "embedding", "all"]
+Target = Literal["none", "embedding", "attn", "mlp", "linears", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +18,13 @@ class Statistics:
     """What calibration text says about one matrix W [out, in]; see `compressor.calibrate`.
 
     Attributes:
-        second_moment: mean of x x^T over the inputs x that W is multiplied by [in, in]; for the token embedding
-            these are the last hidden states, which the tied head multiplies.
-        row_weights: how much an error in each row matters [out], of mean 1; for the token embedding the mean of
-            how often the token is read and how uncertain its prediction is, p (1 - p); otherwise None.
+        second_moment: mean of x x^T over the inputs x that W is multiplied by [in, in]. The identity for a table
+            whose rows are only read. For a token embedding with its tied head the mean of both: the moment of the
+            last hidden states, and the identity times its mean diagonal. (With whitened_svd at rank 64 on gpt2-mini
+            that mean gives 1.60 x the dense perplexity, the hidden states alone 2.02, the identity alone 1.92.)
+        row_weights: how much an error in each row matters [out], of mean 1; None means equally. For a head the
+            curvature of the loss, E p (1 - p); for a table that is read how often each token is; for a tied one
+            the mean of both.
     """
 
     second_moment: Tensor
@@ -55,8 +58,10 @@ class Method:
         config: its options, a subclass of Config.
         compress: weight [out, in], config, statistics or None, progress -> the format found.
         target: which matrices it is meant for; the others keep the checkpoint's dtype.
+        calibrated: whether it needs statistics.
     """
 
     config: type[Config]
     compress: Callable[[Tensor, Any, Statistics | None, Progress], Format]
     target: Target
+    calibrated: bool = False

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compressor.codecs import FloatCodec, codec_named
 from compressor.formats import Dense
 from compressor.methods.base import CodecConfig, Statistics
 from compressor.progress import Progress, silent
@@ -25,5 +24,4 @@ def compress(
     weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
 ) -> Dense:
     """Return `weight` [out, in] itself, stored by the codec."""
-    decode_first = isinstance(codec_named(config.codec), FloatCodec)  # there is no fp16 kernel worth using
-    return Dense.of(weight, config.codec, path="dense" if decode_first else "stored")
+    return Dense.of(weight, config.codec)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compressor.codecs import CODECS
-from compressor.formats import FORMATS, Format, from_tensors, prepared
+from compressor.formats import FORMATS, Format, Spec, from_tensors, prepared
 from tests.cases import FORMAT_CASES
 from tests.tolerances import EXACT, MATMUL
 
@@ -77,7 +77,12 @@ def test_unknown_formats_codecs_and_options_are_refused(form: Format) -> None:
     with pytest.raises(ValueError, match="options"):
         from_tensors(tensors, spec.model_copy(update={"options": spec.options | {"surplus": 1}}))
     with pytest.raises(ValueError, match="codec must be one of"):
-        from_tensors(tensors, spec.model_copy(update={"codecs": dict.fromkeys(spec.codecs, "int1")}))
+        from_tensors(tensors, _with_codec(spec, "int1"))
+
+
+def _with_codec(spec: Spec, codec: str) -> Spec:
+    inner = {name: _with_codec(child, codec) for name, child in spec.inner.items()}
+    return spec.model_copy(update={"codecs": dict.fromkeys(spec.codecs, codec), "inner": inner})
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,14 @@ def test_unknown_formats_codecs_and_options_are_refused(form: Format) -> None:
         ("token_mps", {"ranks": [2, 2, 3, 2, 1]}, "ranks"),
         ("token_mps", {"ranks": [1, 2, 3, 2, 2]}, "ranks"),
         ("token_mps", {"modes": [2, 2, 2, 1]}, "modes"),
+        ("tt_matrix", {"ranks": [1, 4, 3]}, "ranks"),
+        ("tt_matrix", {"ranks": [2, 4, 3, 1]}, "ranks"),
+        ("tt_matrix", {"ranks": [1, 400, 3, 1]}, "ranks"),
+        ("tt_matrix", {"ranks": [1, 0, 3, 1]}, "ranks"),
+        ("tt_matrix", {"in_modes": [2, 2, 2]}, "in_modes"),
+        ("tt_matrix", {"out_modes": [30]}, "out_modes"),
+        ("tt_matrix", {"out_modes": [5, 3, True]}, "out_modes"),
+        ("tt_matrix", {"permuted": 1}, "permuted"),
     ],
 )
 def test_illegal_options_name_the_field(case: str, options: dict[str, object], field: str) -> None:

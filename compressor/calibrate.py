@@ -1,0 +1,158 @@
+"""What a text says about every matrix: second moments of its inputs, and weights of the vocabulary's rows."""
+
+import lzma
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from compressor.errors import check_range
+from compressor.formats.base import blocks
+from compressor.generate import generate
+from compressor.gpt2 import GPT2, Linear
+from compressor.methods.base import Statistics
+from compressor.progress import Progress, silent
+
+DEFAULT_TOKENS = 16384
+SAMPLE_ROWS = 16  # texts sampled at a time
+SAMPLE_BYTES = 2**29  # of their keys and values, which are 75 MB a text for GPT-2
+COLLECT_TOKENS = 2048  # tokens run through the model at a time
+HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
+EXCERPT_CHARACTERS = 12  # per token wanted; English has 4 to 5
+
+
+def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progress: Progress = silent) -> Tensor:
+    """Return text [rows, context] that the model itself writes after an end of text, at temperature 1.
+
+    Args:
+        model: a prepared dense model.
+        tokens: how many at least.
+        seed: of the sampling; equal seeds give equal texts.
+        progress: told of every batch of rows.
+    """
+    check_range("tokens", tokens, 1, 10**9)
+    context = model.config.n_positions
+    rows = -(-tokens // context)
+    row_bytes = 8 * model.config.n_layer * context * model.config.n_embd
+    batches = blocks(rows, max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // row_bytes)))
+    texts = []
+    for batch in progress(batches, label="Sampling calibration text", total=len(batches)):
+        start = torch.full((len(batch), 1), model.config.eos_token_id)
+        texts.append(generate(model, start, context - 1, temperature=1.0, seed=seed + batch.start))
+    return torch.cat(texts)
+
+
+def read_ids(paths: Sequence[Path], tokenizer: Tokenizer, *, context: int, tokens: int = DEFAULT_TOKENS) -> Tensor:
+    """Return about `tokens` tokens of UTF-8 text files, plain or .xz: [rows, context].
+
+    Long texts give excerpts at even distances, shorter ones all they have; a text shorter than the
+    context gives one shorter row.
+
+    Raises:
+        ValueError: if a file cannot be read, or there are fewer than 2 tokens.
+    """
+    text = "\n".join(_read(path) for path in paths)
+    count, length = -(-tokens // context), EXCERPT_CHARACTERS * context
+    if len(text) > count * length:
+        starts = [i * (len(text) - length) // max(1, count - 1) for i in range(count)]
+        excerpts = [text[start : start + length].partition(" ")[2] for start in starts]  # begins with a whole word
+        encoded = tokenizer.encode_batch(excerpts, add_special_tokens=False)
+        rows = [excerpt.ids[:context] for excerpt in encoded if len(excerpt.ids) >= context]
+    else:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) < 2:
+            raise ValueError(f"calibration text must have at least 2 tokens, not {len(ids)}")
+        width = min(context, len(ids))
+        rows = [ids[start : start + width] for start in range(0, len(ids) - width + 1, width)][:count]
+    return torch.tensor(rows)
+
+
+@torch.inference_mode()
+def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, Statistics]:
+    """Return the statistics of every matrix by name.
+
+    Args:
+        model: a prepared dense model.
+        ids: tokens [rows, T].
+        progress: told of every batch of rows.
+    """
+    if ids.dim() != 2 or not ids.numel():
+        raise ValueError(f"ids must have shape [rows, T] and not be empty, not {list(ids.shape)}")
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    moments = {name: _Mean() for name in [*linears, "head"]}
+    uncertainty = _Mean()
+    hooks = [linear.register_forward_pre_hook(_adds_to(moments[name])) for name, linear in linears.items()]
+    batches = ids.split(max(1, COLLECT_TOKENS // ids.shape[1]))
+    try:
+        for batch in progress(batches, label="Collecting statistics", total=len(batches)):
+            hidden = model(batch).flatten(0, 1)  # [tokens, D]
+            moments["head"].add_moment(hidden)
+            for rows in hidden.split(HEAD_ROWS):
+                chances = model.logits(rows).softmax(-1)  # [rows, V]
+                uncertainty.add(chances.sum(0) - chances.square().sum(0), len(rows))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {name: Statistics(second_moment=moments[name].value()) for name in linears}
+    return found | _of_embeddings(model, ids, moments["head"].value(), uncertainty.value())
+
+
+def _of_embeddings(model: GPT2, ids: Tensor, hidden: Tensor, uncertainty: Tensor) -> dict[str, Statistics]:
+    """Return the statistics of the tables, whose rows are read, multiplied, or both."""
+    vocabulary, width = model.config.vocab_size, model.config.n_embd
+    as_read = torch.eye(width)
+    # One more reading of every token, spread over all: the unseen ones matter a little too.
+    read = (ids.flatten().bincount(minlength=vocabulary) + 1).double()
+    read, multiplied = read / read.mean(), uncertainty.double() / uncertainty.double().mean()
+    found = {"wpe": Statistics(second_moment=as_read)}
+    if model.lm_head is None:
+        weights = ((read + multiplied) / 2).float()
+        moment = (hidden + hidden.diagonal().mean() * as_read) / 2
+        return found | {"wte": Statistics(second_moment=moment, row_weights=weights)}
+    return found | {
+        "wte": Statistics(second_moment=as_read, row_weights=read.float()),
+        "lm_head": Statistics(second_moment=hidden, row_weights=multiplied.float()),
+    }
+
+
+class _Mean:
+    """A running mean over tokens, in fp64."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, total: Tensor, count: int) -> None:
+        self.total = total.double() if self.total is None else self.total + total
+        self.count += count
+
+    def add_moment(self, x: Tensor) -> None:
+        """Add x x^T of every token x [..., in]."""
+        flat = x.flatten(0, -2)  # [tokens, in]
+        self.add(flat.T @ flat, len(flat))
+
+    def value(self) -> Tensor:
+        if self.total is None:
+            raise RuntimeError("the model multiplied nothing by this matrix")
+        return (self.total / self.count).float()
+
+
+def _adds_to(mean: _Mean) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    def hook(_module: nn.Module, arguments: tuple[Tensor]) -> None:
+        mean.add_moment(arguments[0])
+
+    return hook
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
+    except OSError as error:
+        raise ValueError(f"calibration text: cannot read {path}: {error.strerror}") from error
+    except lzma.LZMAError as error:
+        raise ValueError(f"calibration text: {path} is not an xz file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"calibration text: {path} is not UTF-8 (byte {error.start})") from error

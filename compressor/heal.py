@@ -1,0 +1,293 @@
+"""Healing: KL distillation of a compressed model towards the dense one.
+
+Everything that is stored is trained: factors, cores, codes (straight through their rounding), scales, norms and
+biases. Nothing but the loss on text that is held back decides which state is kept.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compressor.errors import check_range
+from compressor.formats.base import blocks
+from compressor.gpt2 import GPT2
+from compressor.progress import Progress, silent
+
+HEAD_ROWS = 1024  # positions whose scores exist at a time
+SELECTION_ROWS = 64
+TIMED_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of healing.
+
+    Attributes:
+        tokens: how many are trained on, at most.
+        batch: rows of `context` tokens per step.
+        context: tokens per row; no more than the model's.
+        learning_rate: of values; scales and zeros of low-bit codecs take a tenth of it.
+        warmup: share of the steps in which the rate rises; it then falls as a cosine to 1 % of itself.
+        select_every: steps between measurements on the held-back text.
+        patience: measurements without improvement after which it stops.
+        seed: of the order of the text.
+    """
+
+    tokens: int = 1_000_000
+    batch: int = 8
+    context: int = 256
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    select_every: int = 50
+    patience: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("tokens", self.tokens, 0, 10**12)
+        check_range("batch", self.batch, 1, 4096)
+        check_range("context", self.context, 2, 65536)
+        check_range("learning_rate", self.learning_rate, 1e-8, 1.0)
+        check_range("warmup", self.warmup, 0.0, 1.0)
+        check_range("select_every", self.select_every, 1, 10**9)
+        check_range("patience", self.patience, 1, 10**9)
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps `tokens` are worth."""
+        return self.tokens // (self.batch * self.context)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, as a share of `learning_rate`."""
+        rise = max(1, round(self.warmup * self.steps))
+        if step < rise:
+            return (step + 1) / rise
+        fall = (step - rise) / max(1, self.steps - rise)
+        return 0.01 + 0.99 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * fall))))
+
+
+@dataclass(frozen=True)
+class Healed:
+    """The outcome.
+
+    Attributes:
+        model: the best state, as it is stored.
+        kl_before, kl_after: on the held-back text, nats per token.
+        tokens: trained on.
+    """
+
+    model: GPT2
+    kl_before: float
+    kl_after: float
+    tokens: int
+
+
+def heal(
+    model: GPT2,
+    dense: GPT2,
+    text: Tensor,
+    config: Config,
+    *,
+    held_back: Tensor | None = None,
+    frozen: Callable[[str], bool] = lambda name: False,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> Healed:
+    """Train a compressed model towards the dense one and return its best state.
+
+    Args:
+        model: what to heal, as stored.
+        dense: the teacher, prepared.
+        text: tokens [T].
+        config: how.
+        held_back: tokens [T] that select the state; by default the last tenth of `text`.
+        frozen: which matrices, by name, stay bit for bit as they are.
+        folder: where to keep a checkpoint; a run that finds one of the same config there goes on from it.
+        progress: told about steps.
+
+    Raises:
+        ValueError: if the text is too short or the context too long.
+    """
+    check_range("context", config.context, 2, model.config.n_positions)
+    rows, selection = _split(_rows(text, config), held_back if held_back is None else _rows(held_back, config), config)
+    training = _Training(model, dense, config, frozen)
+    first = training.resume(folder) if folder is not None else 0
+    if first == 0:
+        training.select(selection)
+    for step in progress(range(first, config.steps), label="Healing", total=config.steps - first):
+        training.step(step, rows[_order(len(rows), config, step)])
+        if (step + 1) % config.select_every == 0 or step + 1 == config.steps:
+            training.select(selection)
+            if folder is not None:
+                training.save(folder, step + 1)
+            if training.stale >= config.patience:
+                break
+    return training.outcome(model, frozen)
+
+
+def tokens_in(model: GPT2, dense: GPT2, config: Config, minutes: float) -> int:
+    """Return how many tokens can be healed on in so many minutes on this machine, by timing a few steps.
+
+    Raises:
+        ValueError: if `minutes` is out of range.
+    """
+    check_range("heal_minutes", minutes, 0.01, 10**6)
+    training = _Training(model, dense, replace(config, tokens=10**9), lambda name: False)
+    random = torch.Generator().manual_seed(config.seed)
+    ids = torch.randint(model.config.vocab_size, (config.batch, config.context), generator=random)
+    seconds = []
+    for step in range(TIMED_STEPS):
+        started = time.perf_counter()
+        training.step(step, ids)
+        seconds.append(time.perf_counter() - started)
+    return int(60 * minutes / min(seconds)) * ids.numel()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the summed KL divergence of scores [rows, V] from the teacher's."""
+    log_p, log_q = F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1)
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
+class _Training:
+    """The student, its optimiser and the best state so far."""
+
+    def __init__(self, model: GPT2, dense: GPT2, config: Config, frozen: Callable[[str], bool]) -> None:
+        self.student = model.trainable()
+        self.dense = dense
+        self.config = config
+        for name, form in self.student.matrices().items():
+            if frozen(name):
+                form.requires_grad_(False)
+        named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
+        slow = [p for n, p in named.items() if n.rpartition(".")[2] in ("scale", "zero")]
+        fast = [p for n, p in named.items() if n.rpartition(".")[2] not in ("scale", "zero")]
+        self.rates = (config.learning_rate, config.learning_rate / 10)
+        groups = [{"params": fast}, {"params": slow}]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.98), weight_decay=0
+        )
+        self.parameters = named
+        self.best = {name: p.detach().clone() for name, p in named.items()}
+        self.history: list[float] = []
+        self.stale = 0
+        self.trained_tokens = 0
+
+    def step(self, step: int, ids: Tensor) -> None:
+        """Train on rows of tokens [batch, context]."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=False):
+            group["lr"] = rate * self.config.rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            target = self.dense(ids).flatten(0, 1)  # [rows, D]
+        hidden = self.student(ids).flatten(0, 1)
+        leaf = hidden.detach().requires_grad_()
+        for block in blocks(len(leaf), HEAD_ROWS):
+            part = slice(block.start, block.stop)
+            with torch.no_grad():
+                scores = self.dense.logits(target[part])
+            (distillation_loss(self.student.logits(leaf[part]), scores) / len(leaf)).backward()
+        hidden.backward(leaf.grad)
+        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
+        self.optimizer.step()
+        self.trained_tokens += ids.numel()
+
+    @torch.no_grad()
+    def select(self, held_back: Tensor) -> None:
+        """Measure on the held-back rows and keep the state if it is the best."""
+        total = 0.0
+        for ids in held_back.split(self.config.batch):
+            target, hidden = self.dense(ids).flatten(0, 1), self.student(ids).flatten(0, 1)
+            for block in blocks(len(hidden), HEAD_ROWS):
+                part = slice(block.start, block.stop)
+                loss = distillation_loss(self.student.logits(hidden[part]), self.dense.logits(target[part]))
+                total += float(loss)
+        kl = total / held_back.numel()
+        self.stale = 0 if kl < min(self.history, default=float("inf")) else self.stale + 1
+        if self.stale == 0:
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.history.append(kl)
+
+    def outcome(self, model: GPT2, frozen: Callable[[str], bool]) -> Healed:
+        """Return the best state, in which frozen matrices are the very ones of `model`."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.best[name])
+        kept = {name: form for name, form in model.matrices().items() if frozen(name)}
+        healed = self.student.sealed().with_matrices(kept)
+        return Healed(healed, self.history[0], min(self.history), self.trained_tokens)
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write a checkpoint under another name, then rename it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {f"now.{name}": p.detach() for name, p in self.parameters.items()}
+        state |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for name, parameter in self.parameters.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[f"{key}.{name}"] = self.optimizer.state[parameter][key]
+        about = {
+            "step": step,
+            "stale": self.stale,
+            "trained_tokens": self.trained_tokens,
+            "history": self.history,
+            "config": asdict(self.config),
+        }
+        new = folder / "healing.safetensors.new"
+        save_file({name: t.contiguous() for name, t in state.items()}, new, metadata={"about": json.dumps(about)})
+        os.replace(new, folder / "healing.safetensors")
+
+    def resume(self, folder: Path) -> int:
+        """Restore the checkpoint in `folder`, if any; return the step to go on with.
+
+        Raises:
+            ValueError: if it belongs to another run.
+        """
+        path = folder / "healing.safetensors"
+        if not path.is_file():
+            return 0
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["config"] != asdict(self.config) or {f"now.{n}" for n in self.parameters} - state.keys():
+            raise ValueError(f"checkpoint: {path} belongs to another healing run; remove it or choose another folder")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[f"now.{name}"])
+                moments = {key: state[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(about["step"])), **moments}
+        self.best = {name: state[f"best.{name}"] for name in self.parameters}
+        self.history, self.stale, self.trained_tokens = about["history"], about["stale"], about["trained_tokens"]
+        return int(about["step"])
+
+
+def _rows(text: Tensor, config: Config) -> Tensor:
+    """Return text [T] as whole rows [N, context]."""
+    text = text.flatten()
+    return text[: len(text) // config.context * config.context].view(-1, config.context)
+
+
+def _split(rows: Tensor, held_back: Tensor | None, config: Config) -> tuple[Tensor, Tensor]:
+    """Return rows to train on and at most SELECTION_ROWS rows to select on."""
+    if held_back is None:
+        held = min(SELECTION_ROWS, max(1, len(rows) // 10))
+        rows, held_back = rows[:-held], rows[-held:]
+    if len(rows) < config.batch or not len(held_back):
+        need = (config.batch + config.batch // 9 + 1) * config.context
+        raise ValueError(f"text must have at least {need} tokens for batch = {config.batch}")
+    return rows, held_back[:SELECTION_ROWS]
+
+
+def _order(count: int, config: Config, step: int) -> Tensor:
+    """Return which rows a step trains on: every row once per epoch, each epoch shuffled anew."""
+    per_epoch = count // config.batch
+    epoch, place = divmod(step, per_epoch)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed + 7919 * epoch))
+    return shuffled[place * config.batch : (place + 1) * config.batch]

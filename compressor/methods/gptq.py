@@ -1,0 +1,135 @@
+"""`gptq`: round column after column, and let the columns to come make up for the error so far.
+
+Reference: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", arXiv 2210.17323, algorithm 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.codecs import Coded, GroupCodec, Int8Codec, codec_named
+from compressor.errors import check_range
+from compressor.formats import Dense
+from compressor.formats.base import blocks
+from compressor.methods.base import CodecConfig, Statistics
+from compressor.methods.whitened_svd import root_of
+from compressor.progress import Progress, silent
+
+BLOCK_COLUMNS = 128  # columns whose errors are passed on together: large products instead of small ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CodecConfig):
+    """Options of `gptq`.
+
+    Attributes:
+        codec: int8, or one of groups such as int4, int3-g128 or int2-g32-zp.
+        damping: added to the second moment's diagonal, as a share of its mean.
+        act_order: round the columns with the largest inputs first; scales are then those of round-to-nearest.
+    """
+
+    codec: str = "int4"
+    damping: float = 0.01
+    act_order: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _rounding_codec(self.codec)
+        check_range("damping", self.damping, 0, 1e6)
+
+
+class Grid:
+    """The levels that every value of a matrix [out, in] may take, one scale and zero per group of a row.
+
+    Attributes:
+        scale, zero: [out, groups].
+    """
+
+    def __init__(self, codec: Int8Codec | GroupCodec, weight: Tensor) -> None:
+        """Find the levels of round-to-nearest."""
+        self.codec = codec
+        if isinstance(codec, GroupCodec):
+            self.group = codec.group or weight.shape[1]
+            self.low, self.high = 0, 2**codec.bits - 1
+            self.scale, self.zero = codec.search(weight)
+        else:
+            self.group = weight.shape[1]
+            self.low, self.high = -127, 127
+            self.scale = codec.encode(weight)["scale"].float()
+            self.zero = torch.zeros_like(self.scale)
+
+    def renew(self, column: int, weight: Tensor) -> None:
+        """Find the levels of the group that begins at `column` anew, for weights [out, in] that have moved."""
+        if isinstance(self.codec, GroupCodec):
+            scale, zero = self.codec.search(weight[:, column : column + self.group].float())
+            self.scale[:, column // self.group], self.zero[:, column // self.group] = scale[:, 0], zero[:, 0]
+
+    def round(self, values: Tensor, column: int) -> Tensor:
+        """Return the levels nearest to the values [out] of a column."""
+        scale, zero = self.scale[:, column // self.group], self.zero[:, column // self.group]
+        codes = torch.round((values - zero) / torch.where(scale > 0, scale, 1))
+        return codes.clamp(self.low, self.high) * scale + zero
+
+    def parts(self, rounded: Tensor) -> dict[str, Tensor]:
+        """Return the codec's parts of values [out, in] that are levels."""
+        if isinstance(self.codec, GroupCodec):
+            return self.codec.encode_with(rounded, self.scale, self.zero)
+        codes = torch.round(rounded / torch.where(self.scale > 0, self.scale, 1))
+        return {"codes": codes.to(torch.int8), "scale": self.scale.bfloat16()}
+
+
+def compress(
+    weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
+) -> Dense:
+    """Return `weight` [out, in], rounded so that its products with the inputs change little.
+
+    Raises:
+        ValueError: if there are no statistics.
+    """
+    if statistics is None:
+        raise ValueError(
+            "gptq needs statistics of the matrix: collect them from text of your own (--calibration-text) or from "
+            "text sampled from the model (the default)"
+        )
+    rows, columns = weight.shape
+    grid = Grid(_rounding_codec(config.codec), weight.float())
+    moment = statistics.second_moment
+    order = moment.diagonal().argsort(descending=True) if config.act_order else torch.arange(columns)
+    feedback = feedback_of(moment[order][:, order], config.damping)
+    renew = isinstance(grid.codec, GroupCodec) and not config.act_order
+    rounded = _rounded(weight.float()[:, order], feedback, grid, order, renew=renew, progress=progress)
+    parts = grid.parts(rounded[:, order.argsort()])
+    return Dense.coded_as(Coded(grid.codec, (rows, columns), parts))
+
+
+def _rounding_codec(name: str) -> Int8Codec | GroupCodec:
+    codec = codec_named(name)
+    if not isinstance(codec, Int8Codec | GroupCodec):
+        raise ValueError(f"codec must be int8, or int4, int3 or int2 with any groups, for gptq; not {name!r}")
+    return codec
+
+
+def feedback_of(second_moment: Tensor, damping: float) -> Tensor:
+    """Return the upper triangular C [in, in], fp32, with C^T C the inverse of the damped second moment."""
+    inverse = torch.cholesky_inverse(root_of(second_moment, damping))
+    feedback: Tensor = torch.linalg.cholesky(inverse, upper=True).float()
+    return feedback
+
+
+def _rounded(weight: Tensor, feedback: Tensor, grid: Grid, order: Tensor, *, renew: bool, progress: Progress) -> Tensor:
+    """Return `weight` [out, in], its columns in `order`, with every value a level of the grid."""
+    rest, rounded = weight.clone(), torch.empty_like(weight)
+    size = max(1, BLOCK_COLUMNS // grid.group) * grid.group if renew else BLOCK_COLUMNS  # no group straddles blocks
+    spans = blocks(weight.shape[1], size)
+    for span in progress(spans, label="GPTQ", total=len(spans)):
+        errors = torch.empty(len(weight), len(span))  # [out, block]
+        for i, k in enumerate(span):
+            if renew and k % grid.group == 0:
+                grid.renew(k, rest)
+            rounded[:, k] = grid.round(rest[:, k], int(order[k]))
+            errors[:, i] = (rest[:, k] - rounded[:, k]) / feedback[k, k]
+            rest[:, k + 1 : span.stop] -= errors[:, i : i + 1] * feedback[k, k + 1 : span.stop]
+        rest[:, span.stop :] -= errors @ feedback[span.start : span.stop, span.stop :]
+    return rounded
