@@ -130,7 +130,7 @@ def measure(
     """
     ids = ids[: max(1, MEASURED_TOKENS // ids.shape[1])]
     with torch.inference_mode():
-        target = dense(ids).flatten(0, 1)
+        target = dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)  # [tokens, V]
     names = list(dense.matrices())
     tasks = (delayed(_measure_matrix)(dense, name, statistics.get(name), ids, target) for name in names)
     measured: Iterable[list[Choice]] = Parallel(n_jobs=workers, return_as="generator")(tasks)
@@ -155,7 +155,7 @@ def _kl(dense: GPT2, name: str, form: Format, ids: Tensor, target: Tensor) -> fl
     total = 0.0
     for block in blocks(len(hidden), HEAD_ROWS):
         part = slice(block.start, block.stop)
-        total += float(distillation_loss(model.logits(hidden[part]), dense.logits(target[part])))
+        total += float(distillation_loss(model.logits(hidden[part]), target[part]))
     return max(total / len(hidden), 0.0)
 
 

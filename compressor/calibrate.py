@@ -1,6 +1,7 @@
 """What a text says about every matrix: second moments of its inputs, and weights of the vocabulary's rows."""
 
 import lzma
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ SAMPLE_ROWS = 16  # texts sampled at a time
 SAMPLE_BYTES = 2**29  # of their keys and values, which are 75 MB a text for GPT-2
 COLLECT_TOKENS = 2048  # tokens run through the model at a time
 HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
+DISTANCES = (1, 2, 4, 8, 16)  # in tokens, of the differences
 EXCERPT_CHARACTERS = 12  # per token wanted; English has 4 to 5
 
 
@@ -83,7 +85,9 @@ def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, 
     linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     moments = {name: _Mean() for name in [*linears, "head"]}
     uncertainty = _Mean()
-    hooks = [linear.register_forward_pre_hook(_adds_to(moments[name])) for name, linear in linears.items()]
+    differences = {name: _Mean() for name in linears if name.endswith("attn.c_attn") and ids.shape[1] > 1}
+    hooks = [linears[name].register_forward_pre_hook(_calling(moments[name].add_moment)) for name in linears]
+    hooks += [linears[n].register_forward_pre_hook(_calling(mean.add_differences)) for n, mean in differences.items()]
     batches = ids.split(max(1, COLLECT_TOKENS // ids.shape[1]))
     try:
         for batch in progress(batches, label="Collecting statistics", total=len(batches)):
@@ -95,7 +99,13 @@ def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-    found = {name: Statistics(second_moment=moments[name].value()) for name in linears}
+    found = {
+        name: Statistics(
+            second_moment=moments[name].value(),
+            difference_moment=differences[name].value() if name in differences else None,
+        )
+        for name in linears
+    }
     return found | _of_embeddings(model, ids, moments["head"].value(), uncertainty.value())
 
 
@@ -133,15 +143,21 @@ class _Mean:
         flat = x.flatten(0, -2)  # [tokens, in]
         self.add(flat.T @ flat, len(flat))
 
+    def add_differences(self, x: Tensor) -> None:
+        """Add d d^T / 2 of every difference d between tokens of x [B, T, in] that are DISTANCES apart."""
+        for distance in DISTANCES:
+            if distance < x.shape[1]:
+                self.add_moment((x[:, distance:] - x[:, :-distance]) / math.sqrt(2))
+
     def value(self) -> Tensor:
         if self.total is None:
             raise RuntimeError("the model multiplied nothing by this matrix")
         return (self.total / self.count).float()
 
 
-def _adds_to(mean: _Mean) -> Callable[[nn.Module, tuple[Tensor]], None]:
+def _calling(add: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def hook(_module: nn.Module, arguments: tuple[Tensor]) -> None:
-        mean.add_moment(arguments[0])
+        add(arguments[0])
 
     return hook
 

@@ -78,8 +78,8 @@ class FloatCodec(Codec):
 class Int8Codec(Codec):
     """Symmetric int8 with one bf16 scale per row, a row being everything along the last axis.
 
-    The scale is rounded up to bf16 before the codes are computed, so that no code is clipped and
-    the stored scale is the one that the low-bit kernel multiplies by.
+    The scale is rounded to bf16 before the codes are computed, so that it is the one that the low-bit kernel
+    multiplies by; the largest code is then always 127, and encoding what was decoded changes nothing.
     """
 
     name = "int8"
@@ -96,7 +96,7 @@ class Int8Codec(Codec):
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout(values.shape)
         values = _finite(values, self.name)
-        scale = _bf16_not_below(values.abs().amax(-1, keepdim=True) / 127)
+        scale = (values.abs().amax(-1, keepdim=True) / 127).bfloat16()
         step = torch.where(scale > 0, scale, 1).float()
         codes = torch.round(values / step).clamp(-127, 127).to(torch.int8)
         return {"codes": codes.contiguous(), "scale": scale}
@@ -257,13 +257,6 @@ def _bf16(values: Tensor) -> Tensor:
     return values.bfloat16().float()
 
 
-def _bf16_not_below(values: Tensor) -> Tensor:
-    """Round non-negative fp32 values up to bf16."""
-    rounded = values.to(torch.bfloat16)
-    bits = rounded.view(torch.int16)
-    return torch.where(rounded.float() < values, bits + 1, bits).view(torch.bfloat16)
-
-
 CODECS: dict[str, Codec] = {
     "fp32": FloatCodec("fp32", torch.float32),
     "bf16": FloatCodec("bf16", torch.bfloat16),
@@ -384,7 +377,7 @@ class Latent(Coded):
         nn.Module.__init__(self)
         self.codec = coded.codec
         self.shape = coded.shape
-        self.values = nn.Parameter(coded.decode())
+        self.values = nn.Parameter(coded.decode().clone())  # fp32 decodes to itself
         if isinstance(coded.codec, GroupCodec):
             parts = {name: part.float() for name, part in coded.parts().items()}
             self.scale = nn.Parameter(parts["scale"])

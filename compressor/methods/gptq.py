@@ -5,6 +5,7 @@ Transformers", arXiv 2210.17323, algorithm 1.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -95,9 +96,7 @@ def compress(
         )
     rows, columns = weight.shape
     grid = Grid(_rounding_codec(config.codec), weight.float())
-    moment = statistics.second_moment
-    order = moment.diagonal().argsort(descending=True) if config.act_order else torch.arange(columns)
-    feedback = feedback_of(moment[order][:, order], config.damping)
+    order, feedback = _order_and_feedback(statistics, config.damping, config.act_order)
     renew = isinstance(grid.codec, GroupCodec) and not config.act_order
     rounded = _rounded(weight.float()[:, order], feedback, grid, order, renew=renew, progress=progress)
     parts = grid.parts(rounded[:, order.argsort()])
@@ -109,6 +108,14 @@ def _rounding_codec(name: str) -> Int8Codec | GroupCodec:
     if not isinstance(codec, Int8Codec | GroupCodec):
         raise ValueError(f"codec must be int8, or int4, int3 or int2 with any groups, for gptq; not {name!r}")
     return codec
+
+
+@lru_cache(maxsize=1)  # the codecs that are tried for one matrix share them
+def _order_and_feedback(statistics: Statistics, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
+    """Return the order in which columns are rounded [in], and how their errors are fed back [in, in]."""
+    moment = statistics.second_moment if statistics.difference_moment is None else statistics.difference_moment
+    order = moment.diagonal().argsort(descending=True) if act_order else torch.arange(len(moment))
+    return order, feedback_of(moment[order][:, order], damping)
 
 
 def feedback_of(second_moment: Tensor, damping: float) -> Tensor:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor import huggingface
-from compressor.calibrate import collect, read_ids, sample_text
+from compressor.calibrate import DISTANCES, collect, read_ids, sample_text
 from compressor.compress import Recipe, build, compress
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2, Block, GPT2Config
@@ -57,6 +57,14 @@ def test_statistics_of_the_linears_are_their_inputs_second_moments(model: GPT2) 
     close(found["h.0.attn.c_attn"].second_moment, inputs.T @ inputs / len(inputs))
     close(found["h.0.mlp.c_proj"].second_moment, inner.T @ inner / len(inner))
     assert found["h.0.attn.c_attn"].row_weights is None
+    rows = inputs.unflatten(0, IDS.shape)  # [B, T, D]
+    pairs = [(b, s, t) for b in range(6) for t in range(16) for s in range(t) if t - s in DISTANCES]
+    apart = torch.stack([rows[b, t] - rows[b, s] for b, s, t in pairs])
+    close(found["h.0.attn.c_attn"].difference_moment, apart.T @ apart / len(apart) / 2)
+    assert [name for name, given in found.items() if given.difference_moment is not None] == [
+        "h.0.attn.c_attn",
+        "h.1.attn.c_attn",
+    ]
     assert found.keys() == SMALL.matrix_shapes().keys()
     for name, (_, width) in SMALL.matrix_shapes().items():
         assert found[name].second_moment.shape == (width, width)

@@ -189,6 +189,13 @@ def test_gptq_is_rounding_to_nearest_for_inputs_without_correlation(weight: Tens
     assert torch.equal(rounded.dense(), quantize.compress(weight, quantize.Config(codec="int4-g8")).dense())
 
 
+def test_gptq_prefers_the_differences_of_inputs_where_there_are_any(weight: Tensor) -> None:
+    both = Statistics(second_moment=PLAIN.second_moment, difference_moment=GIVEN.second_moment)
+    config = gptq.Config(codec="int4-g8")
+    preferred, alone = (gptq.compress(weight, config, given).dense() for given in (both, GIVEN))
+    assert torch.equal(preferred, alone)
+
+
 def test_gptq_in_blocks_is_gptq_column_by_column() -> None:
     weight = torch.randn(5, 300, generator=torch.Generator().manual_seed(5))
     given = Statistics(second_moment=statistics(5, 300).second_moment)
