@@ -25,6 +25,7 @@ from compressor.progress import Progress, silent
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 RESULTS = EXPERIMENTS / "results"
+PLOT = RESULTS / "footprint.svg"
 SERVED = "int8"  # the default model of `make serve`
 SAMPLE_TOKENS = 40
 
@@ -59,7 +60,12 @@ def experiments() -> list[Experiment]:
     found = []
     for path in sorted(EXPERIMENTS.glob("*.json")):
         raw = json.loads(path.read_text())
-        recipe = Recipe(method=raw.get("method", "dense"), options=raw.get("options", {}), rest=raw.get("rest"))
+        recipe = Recipe(
+            method=raw.get("method", "dense"),
+            options=raw.get("options", {}),
+            rest=raw.get("rest"),
+            target=raw.get("target"),
+        )
         found.append(Experiment(name=path.stem, label=raw["label"], recipe=recipe))
     return found
 
@@ -152,8 +158,45 @@ def refreshed(readme: str) -> str:
 
 
 def refresh_readme(path: Path) -> None:
-    """Rewrite the generated blocks of the README at `path`."""
+    """Rewrite the generated blocks of the README at `path`, and the plot that it shows."""
     path.write_text(refreshed(path.read_text()))
+    draw(PLOT)
+
+
+def draw(path: Path) -> None:
+    """Draw footprint against quality, one curve per method, with the frontier, as an SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    points = _points()
+    for method in dict.fromkeys(method for method, _, _ in points):
+        curve = sorted((mb, ratio) for name, mb, ratio in points if name == method)
+        axes.plot(*zip(*curve, strict=True), marker="o", label=method)
+    best = sorted((mb, ratio) for _, mb, ratio in points)
+    frontier = [p for i, p in enumerate(best) if all(p[1] < other[1] for other in best[:i])]
+    axes.plot(*zip(*frontier, strict=True), color="black", linestyle=":", label="frontier", zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel="weights, MB", ylabel="perplexity, times dense")
+    axes.set_title("gpt2-mini on validation.txt, not healed")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    with mpl.rc_context({"svg.hashsalt": "ttgpt", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Description": results_sha256()})
+
+
+def results_sha256() -> str:
+    """Return a checksum of all that the plot shows."""
+    return hashlib.sha256(json.dumps(_points()).encode()).hexdigest()
+
+
+def _points() -> list[tuple[str, float, float]]:
+    """Return (method, MB, perplexity ratio) of every experiment."""
+    measured = [(experiment.recipe.method, _fresh(experiment)) for experiment in experiments()]
+    return [(name, _total(r, "disk") / 1e6, r["quality"]["perplexity_ratio"]) for name, r in measured]
 
 
 def _fresh(experiment: Experiment) -> dict[str, Any]:

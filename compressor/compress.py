@@ -1,9 +1,9 @@
 """From a checkpoint and a recipe to a sealed artefact."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from compressor import artifact, budget, heal, huggingface
 from compressor.artifact import Manifest, Provenance, Quality
-from compressor.calibrate import collect, read_ids, sample_text
+from compressor.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.codecs import FloatCodec, codec_named
-from compressor.evaluate import evaluate, golden, read_text
+from compressor.evaluate import Text, evaluate, golden, read_text
 from compressor.formats import Format
 from compressor.gpt2 import GPT2, component_of
 from compressor.huggingface import Checkpoint
@@ -24,6 +24,7 @@ from compressor.methods.base import Statistics, Target
 from compressor.progress import Progress, silent
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
+VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
 HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
 MAX_HEALING_TOKENS = 8_000_000  # read from the user's texts, at most
 
@@ -166,6 +167,8 @@ def make_within(
     measured = budget.measure(dense, statistics, ids, workers=workers, progress=progress)
     vectors = "int8" if config.is_small else checkpoint.vector_codec
     chosen = budget.choose(measured, config, dense, vectors)
+    if (limit := config.max_perplexity_ratio) is not None:
+        chosen = _verified(checkpoint, dense, measured, limit, ids)
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     return Made(
         model=checkpoint.model.with_matrices({name: choice.form for name, choice in chosen.items()}),
@@ -175,16 +178,43 @@ def make_within(
     )
 
 
+def _verified(
+    checkpoint: Checkpoint, dense: GPT2, measured: dict[str, list[budget.Choice]], limit: float, ids: Tensor
+) -> dict[str, budget.Choice]:
+    """Return the smallest choice whose perplexity ratio on calibration text keeps `limit`, not only by prediction."""
+    text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten())
+    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1):
+        chosen = budget.smallest_within(measured, share * math.log(limit))
+        model = checkpoint.model.with_matrices({name: choice.form for name, choice in chosen.items()})
+        ratio = evaluate(model.prepared(), dense, text).perplexity_ratio
+        if ratio is not None and ratio <= limit:
+            return chosen
+    raise ValueError(f"max_perplexity_ratio: no choice of formats keeps {limit}; allow more")
+
+
 def healed(
-    made: Made, checkpoint: Checkpoint, healing: Healing, text: Tensor | None, progress: Progress = silent
+    made: Made,
+    checkpoint: Checkpoint,
+    healing: Healing,
+    read: Callable[[int], Tensor] | None = None,
+    progress: Progress = silent,
 ) -> Made:
-    """Return `made` after healing on text [rows, T], by default text that the dense model writes."""
+    """Return `made` after healing.
+
+    Args:
+        made: what to heal.
+        checkpoint: the dense model.
+        healing: how long.
+        read: gives about so many tokens of text [rows, T]; by default the dense model writes them.
+        progress: told of every long step.
+    """
     dense = checkpoint.model.prepared()
-    if text is None:
-        text = sample_text(dense, HEALING_TOKENS, seed=1, progress=progress)
     config = replace(healing.config, context=min(healing.config.context, checkpoint.model.config.n_positions))
     if healing.minutes:
-        config = replace(config, tokens=heal.tokens_in(made.model, dense, config, healing.minutes))
+        begun = heal.tokens_of_checkpoint(healing.folder) if healing.folder else None
+        config = replace(config, tokens=begun or heal.tokens_in(made.model, dense, config, healing.minutes))
+    tokens = min(config.tokens, MAX_HEALING_TOKENS if read else HEALING_TOKENS) + heal.SELECTION_ROWS * config.context
+    text = read(tokens) if read else sample_text(dense, tokens, seed=1, progress=progress)
     result = heal.heal(made.model, dense, text, config, folder=healing.folder, progress=progress)
     report = {"tokens": result.tokens, "kl_before": result.kl_before, "kl_after": result.kl_after}
     return replace(made, model=result.model, settings=made.settings | {"heal": asdict(config) | report})
@@ -256,8 +286,12 @@ def build(
     artifact.refuse_existing(out, force)
     started = time.perf_counter()
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
-    read = partial(read_ids, calibration_texts, tokenizer, context=checkpoint.model.config.n_positions)
-    calibration = read() if calibration_texts else None
+    context = checkpoint.model.config.n_positions
+
+    def read(tokens: int) -> Tensor:
+        return read_ids(calibration_texts, tokenizer, context=context, tokens=tokens)
+
+    calibration = read(DEFAULT_TOKENS) if calibration_texts else None
     if isinstance(plan, Recipe):
         made = make(checkpoint, plan, progress, calibration=calibration)
         uses_text = METHODS[plan.method].calibrated
@@ -265,8 +299,7 @@ def build(
         made = make_within(checkpoint, plan, progress, calibration=calibration)
         uses_text = True
     if healing is not None and healing.wanted:
-        longer = read(tokens=MAX_HEALING_TOKENS) if calibration_texts else None
-        made = healed(made, checkpoint, healing, longer, progress)
+        made = healed(made, checkpoint, healing, read if calibration_texts else None, progress)
         uses_text = True
     if uses_text:
         source = [path.name for path in calibration_texts] or "sampled from the model"

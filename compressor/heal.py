@@ -24,6 +24,7 @@ from compressor.progress import Progress, silent
 
 HEAD_ROWS = 1024  # positions whose scores exist at a time
 SELECTION_ROWS = 64
+CHECKPOINT = "healing.safetensors"
 TIMED_STEPS = 4
 
 
@@ -151,6 +152,15 @@ def tokens_in(model: GPT2, dense: GPT2, config: Config, minutes: float) -> int:
     return int(60 * minutes / min(seconds)) * ids.numel()
 
 
+def tokens_of_checkpoint(folder: Path) -> int | None:
+    """Return how many tokens the run whose checkpoint is in `folder` was to train on, or None without one."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return int(json.loads(file.metadata()["about"])["config"]["tokens"])
+
+
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the summed KL divergence of scores [rows, V] from the teacher's."""
     log_p, log_q = F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1)
@@ -240,9 +250,9 @@ class _Training:
             "history": self.history,
             "config": asdict(self.config),
         }
-        new = folder / "healing.safetensors.new"
+        new = folder / f"{CHECKPOINT}.new"
         save_file({name: t.contiguous() for name, t in state.items()}, new, metadata={"about": json.dumps(about)})
-        os.replace(new, folder / "healing.safetensors")
+        os.replace(new, folder / CHECKPOINT)
 
     def resume(self, folder: Path) -> int:
         """Restore the checkpoint in `folder`, if any; return the step to go on with.
@@ -250,7 +260,7 @@ class _Training:
         Raises:
             ValueError: if it belongs to another run.
         """
-        path = folder / "healing.safetensors"
+        path = folder / CHECKPOINT
         if not path.is_file():
             return 0
         with safe_open(path, framework="pt") as file:

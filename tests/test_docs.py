@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from compressor.cli import app as cli
-from compressor.compare import experiments, refreshed, result_of
+from compressor.compare import PLOT, experiments, refreshed, result_of, results_sha256
 from compressor.methods import METHODS
 from service.app import create_app
 from service.settings import Settings
@@ -16,6 +16,11 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_generated_blocks_are_fresh() -> None:
     assert refreshed(README) == README, "run: ttgpt compare"
+
+
+def test_the_plot_is_fresh() -> None:
+    assert results_sha256() in PLOT.read_text(), "run: ttgpt compare"
+    assert str(PLOT.relative_to(ROOT)) in README
 
 
 @pytest.mark.parametrize("experiment", experiments(), ids=lambda experiment: experiment.name)

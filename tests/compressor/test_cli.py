@@ -104,7 +104,47 @@ def test_the_version_is_printed() -> None:
     assert run.stdout.startswith("ttgpt ")
 
 
+def test_a_ratio_is_kept_and_the_plan_is_printed(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "budget"
+    words = tmp_path / "words.txt"
+    words.write_text("The tide was out, and the boats leaned upon the hard; nobody had painted them. " * 200)
+    arguments = ["compress", checkpoint, "--ratio", 6, "--calibration-text", words, "--text", text, "--out", out]
+    run = ttgpt(*arguments, "--heal-tokens", 4096, "--heal-folder", tmp_path / "healing")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "next step up" in run.stdout
+    manifest = artifact.read(out).manifest
+    assert manifest.dense_bytes / manifest.weight_bytes >= 6
+    made = manifest.provenance.config
+    assert {row["matrix"] for row in made["plan"]} == artifact.read(out).model.matrices().keys()
+    assert made["heal"]["kl_after"] <= made["heal"]["kl_before"]
+    assert made["calibration"] == ["words.txt"]
+
+
 MISTAKES = {
+    "two plans": (
+        ["compress", "{checkpoint}", "--method", "dense", "--ratio", "4", "--out", "{new}"],
+        "ratio does not go with method",
+    ),
+    "two budgets": (
+        ["compress", "{checkpoint}", "--budget", "8MB", "--ratio", "4", "--out", "{new}"],
+        "exactly one of --method, --preset, --budget, --ratio, --max-perplexity-ratio",
+    ),
+    "unknown preset": (
+        ["compress", "{checkpoint}", "--preset", "huge", "--out", "{new}"],
+        "preset must be one of quality, balanced, small, tiny, not 'huge'",
+    ),
+    "no size": (
+        ["compress", "{checkpoint}", "--budget", "8 parsecs", "--out", "{new}"],
+        "budget must be a number of B, kB, MB or GB such as 8MB",
+    ),
+    "a method's option without it": (
+        ["compress", "{checkpoint}", "--ratio", "4", "--rank", "2", "--out", "{new}"],
+        "rank does not go with a budget",
+    ),
+    "unknown target": (
+        ["compress", "{checkpoint}", "--method", "svd", "--target", "head", "--out", "{new}"],
+        "target must be one of",
+    ),
     "unknown method": (["compress", "{checkpoint}", "--method", "magic", "--out", "{new}"], "method must be one of"),
     "unknown model": (["compress", "./nowhere", "--method", "dense", "--out", "{new}"], "model: there is no folder"),
     "illegal rank": (
@@ -128,7 +168,7 @@ MISTAKES = {
         "codec must be one of",
     ),
     "existing folder": (["compress", "{checkpoint}", "--method", "dense", "--out", "{compressed}"], "--force"),
-    "missing option": (["compress", "{checkpoint}", "--out", "{new}"], "--method"),
+    "no plan": (["compress", "{checkpoint}", "--out", "{new}"], "--method"),
     "unknown option": (["inspect", "{compressed}", "--magic"], "--magic"),
     "unknown command": (["conjure"], "conjure"),
     "no artefact": (["inspect", "./nowhere"], "no such artefact"),
