@@ -69,7 +69,7 @@ class Preset:
 
 PRESETS = {
     "quality": Preset(3.9, 0),
-    "balanced": Preset(8.0, 6),
+    "balanced": Preset(8.0, 4),
     "small": Preset(16.0, 55),
     "tiny": Preset(38.4, 55),
 }

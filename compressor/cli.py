@@ -194,7 +194,7 @@ def _print_plan(plan: list[dict[str, Any]]) -> None:
     for row in plan:
         saved = f"{row['kl_per_kb']:.6f}" if "next" in row else ""
         table.add_row(row["matrix"], row["choice"], f"{row['bytes']:,}", f"{row['kl']:.5f}", row.get("next", ""), saved)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 @app.command()
@@ -353,7 +353,9 @@ def compare(
 ) -> None:
     """Run the experiments that have no result yet and refresh the tables in the README."""
     from compressor.compare import refresh_readme, run_missing
+    from compressor.memory import keep_freed_memory
 
+    keep_freed_memory()
     for name in run_missing(rerun=rerun, progress=bar):
         print(f"ran {name}")
     refresh_readme(readme)

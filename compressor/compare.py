@@ -8,20 +8,24 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from compressor import huggingface
 from compressor.artifact import measure_bytes
+from compressor.calibrate import sample_text
 from compressor.compress import VALIDATION_TEXT, Recipe, make, measure
 from compressor.evaluate import GOLDEN_PROMPT
 from compressor.generate import generate
 from compressor.gpt2 import GPT2
+from compressor.methods import METHODS
 from compressor.progress import Progress, silent
+from compressor.tasks import accuracy
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 RESULTS = EXPERIMENTS / "results"
@@ -82,25 +86,29 @@ def result_of(experiment: Experiment) -> dict[str, Any] | None:
 def run_missing(*, rerun: bool = False, progress: Progress = silent) -> Iterator[str]:
     """Run what has no result yet, writing each as it comes; yield the names."""
     checkpoint = huggingface.load(huggingface.EMBEDDED)
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
+    calibration: Tensor | None = None  # the same text for all
     RESULTS.mkdir(exist_ok=True)
     for experiment in experiments():
         if result_of(experiment) is not None and not rerun:
             continue
-        made = make(checkpoint, experiment.recipe, progress)
+        if calibration is None and METHODS[experiment.recipe.method].calibrated:
+            calibration = sample_text(checkpoint.model.prepared(), progress=progress)
+        made = make(checkpoint, experiment.recipe, progress, calibration=calibration)
         sizes = measure_bytes(made.model, made.vector_codec)
         result = {
             "inputs": experiment.inputs(),
             "bytes": {component: size.model_dump() for component, size in sizes.items()},
             "quality": measure(made.model, checkpoint, VALIDATION_TEXT, progress).model_dump(),
-            "sample": sample(made.model.prepared(), checkpoint.tokenizer_json),
+            "tasks": asdict(accuracy(made.model.prepared(), VALIDATION_TEXT.read_text(), tokenizer, progress)),
+            "sample": sample(made.model.prepared(), tokenizer),
         }
         (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
         yield experiment.name
 
 
-def sample(model: GPT2, tokenizer_json: bytes) -> str:
+def sample(model: GPT2, tokenizer: Tokenizer) -> str:
     """Return what a prepared model continues the prompt with, greedily."""
-    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     prompt = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids
     ids = generate(model, torch.tensor([prompt]), SAMPLE_TOKENS, temperature=0)[0]
     return tokenizer.decode(ids[len(prompt) :].tolist())
@@ -113,6 +121,7 @@ def methods_table() -> str:
         ValueError: if a result is missing or out of date.
     """
     head = ["method", "MB", "in memory, MB", "x fp32", "x fp16", "perplexity", "x dense", "KL, nats", "top-1"]
+    head += ["last word", "1 of 4"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     measured = [(experiment, _fresh(experiment)) for experiment in experiments()]
     for experiment, result in sorted(measured, key=lambda pair: -_total(pair[1], "disk")):
@@ -128,6 +137,8 @@ def methods_table() -> str:
                 f"{quality['perplexity_ratio']:.3f}",
                 f"{quality['kl']:.4f}",
                 f"{100 * quality['top1_agreement']:.1f} %",
+                f"{100 * result['tasks']['last_word']:.0f} %",
+                f"{100 * result['tasks']['choice']:.0f} %",
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -16,7 +16,7 @@ LAYERS = [
     {"formats"},
     {"gpt2"},
     {"methods", "artifact", "generate"},
-    {"huggingface", "evaluate", "calibrate", "heal"},
+    {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
     {"budget"},
     {"compress", "vocab"},
     {"compare"},

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from compressor.codecs import codec_named
+from compressor.errors import check_range
 from compressor.formats import Format
 from compressor.progress import Progress
 
@@ -54,6 +55,37 @@ class CodecConfig(Config):
 
     def __post_init__(self) -> None:
         codec_named(self.codec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig(CodecConfig):
+    """Options of every method that cuts at a rank.
+
+    Attributes:
+        rank: how many singular values are kept.
+    """
+
+    rank: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, not {self.rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhitenedConfig(RankConfig):
+    """Options of every method that weighs by the inputs' second moment.
+
+    Attributes:
+        damping: added to the second moment's diagonal, as a share of its mean.
+    """
+
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("damping", self.damping, 0, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)

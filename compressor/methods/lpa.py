@@ -11,28 +11,19 @@ from torch import Tensor
 
 from compressor.errors import check_range
 from compressor.formats import LowRank, Stacked
-from compressor.methods.base import CodecConfig, Statistics
+from compressor.methods.base import Statistics, WhitenedConfig
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CodecConfig):
+class Config(WhitenedConfig):
     """Options of `lpa`.
 
     Attributes:
         rank: of each of q, k, v and the output; below D / 2 it saves bytes.
         damping: as in whitened_svd; used where statistics are given.
     """
-
-    rank: int = 64
-    damping: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
-        check_range("damping", self.damping, 0, 1e6)
 
 
 def compress(

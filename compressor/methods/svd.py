@@ -7,24 +7,17 @@ from torch import Tensor
 
 from compressor.errors import check_range
 from compressor.formats import LowRank
-from compressor.methods.base import CodecConfig, Statistics
+from compressor.methods.base import RankConfig, Statistics
 from compressor.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CodecConfig):
+class Config(RankConfig):
     """Options of `svd`.
 
     Attributes:
         rank: how many singular values are kept.
     """
-
-    rank: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
 
 
 def compress(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.formats import TokenMPS
 from compressor.formats.base import blocks
-from compressor.methods.base import CodecConfig, Statistics
+from compressor.methods.base import RankConfig, Statistics
 from compressor.progress import Progress, silent
 from compressor.shapes import padded_binary_modes, prime_modes, tt_ranks
 
@@ -22,7 +22,7 @@ BLOCK_ROWS = 2048  # rows factorised at a time: 17 MB in fp64 at 1024 values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CodecConfig):
+class Config(RankConfig):
     """Options of `tensorgpt`.
 
     Attributes:
@@ -32,11 +32,6 @@ class Config(CodecConfig):
 
     rank: int = 2
     padded: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
 
 
 def compress(

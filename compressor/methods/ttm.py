@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.errors import check_range
 from compressor.formats import TTMatrix
-from compressor.methods.base import CodecConfig, Statistics
+from compressor.methods.base import RankConfig, Statistics
 from compressor.progress import Progress, silent
 from compressor.shapes import balanced_modes, tt_ranks, ttm_modes
 
@@ -24,7 +24,7 @@ SMALLEST_SHARE = 1e-3  # of the mean: no digit of a row or column counts less in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CodecConfig):
+class Config(RankConfig):
     """Options of `ttm`.
 
     Attributes:
@@ -34,15 +34,12 @@ class Config(CodecConfig):
         permute: put similar rows next to each other first; costs 2 bytes a row, 4 above 65536 rows.
     """
 
-    rank: int = 64
     modes: str = "balanced"
     order: int = 3
     permute: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
         if self.modes not in MODES:
             raise ValueError(f"modes must be one of {', '.join(MODES)}, not {self.modes!r}")
         check_range("order", self.order, 1, 12)

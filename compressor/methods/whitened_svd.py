@@ -14,27 +14,18 @@ from torch import Tensor
 
 from compressor.errors import check_range
 from compressor.formats import LowRank
-from compressor.methods.base import CodecConfig, Statistics
+from compressor.methods.base import Statistics, WhitenedConfig
 from compressor.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CodecConfig):
+class Config(WhitenedConfig):
     """Options of `whitened_svd`.
 
     Attributes:
         rank: how many singular values are kept.
         damping: added to the second moment's diagonal, as a share of its mean.
     """
-
-    rank: int = 64
-    damping: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
-        check_range("damping", self.damping, 0, 1e6)
 
 
 def compress(
