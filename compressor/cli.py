@@ -211,7 +211,9 @@ def evaluate(
     from compressor.compress import VALIDATION_TEXT
     from compressor.evaluate import evaluate as measure
     from compressor.evaluate import read_text
+    from compressor.memory import keep_freed_memory
 
+    keep_freed_memory()
     loaded = artifact.read(folder)
     reference = None
     if dense is not None:

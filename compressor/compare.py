@@ -193,6 +193,7 @@ def draw(path: Path) -> None:
     axes.set_title("gpt2-mini on validation.txt, not healed")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     with mpl.rc_context({"svg.hashsalt": "ttgpt", "svg.fonttype": "none"}):
@@ -205,9 +206,13 @@ def results_sha256() -> str:
 
 
 def _points() -> list[tuple[str, float, float]]:
-    """Return (method, MB, perplexity ratio) of every experiment."""
-    measured = [(experiment.recipe.method, _fresh(experiment)) for experiment in experiments()]
+    """Return (curve, MB, perplexity ratio) of every experiment."""
+    measured = [(_curve(experiment.recipe), _fresh(experiment)) for experiment in experiments()]
     return [(name, _total(r, "disk") / 1e6, r["quality"]["perplexity_ratio"]) for name, r in measured]
+
+
+def _curve(recipe: Recipe) -> str:
+    return recipe.method if recipe.rest in (None, "fp32") else f"{recipe.method}, rest {recipe.rest}"
 
 
 def _fresh(experiment: Experiment) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Config:
     tokens: int = 1_000_000
     batch: int = 8
     context: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     warmup: float = 0.05
     select_every: int = 50
     patience: int = 10

@@ -28,9 +28,14 @@ def test_every_experiment_has_an_up_to_date_result(experiment: object) -> None:
     assert result_of(experiment) is not None  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "command", [command.callback.__name__ for command in cli.registered_commands if command.callback]
-)
+def _commands() -> list[str]:
+    """Return every command, those of groups with the group's name before them."""
+    groups = [("", cli)] + [(f"{group.name} ", group.typer_instance) for group in cli.registered_groups]
+    named = [(prefix, command) for prefix, app in groups if app for command in app.registered_commands]
+    return [f"{prefix}{c.name or c.callback.__name__}" for prefix, c in named if c.callback]
+
+
+@pytest.mark.parametrize("command", _commands())
 def test_every_command_is_named(command: str) -> None:
     assert f"`ttgpt {command}" in README
 
@@ -42,13 +47,8 @@ def test_every_method_is_named(method: str) -> None:
 
 def test_every_route_is_named(tiny_artifact: Path) -> None:
     paths = create_app(Settings(models=(tiny_artifact,))).openapi()["paths"]
-    missing = [
-        f"{verb.upper()} {path}"
-        for path, verbs in paths.items()
-        for verb in verbs
-        if f"{verb.upper()} {path}" not in README
-    ]
-    assert not missing
+    routes = [f"`{verb.upper()} {path}`" for path, verbs in paths.items() for verb in verbs]
+    assert [route for route in routes if route not in README] == []
 
 
 @pytest.mark.parametrize("setting", Settings.model_fields)
