@@ -282,8 +282,9 @@ def generate(
     if len(ids) > (limit := loaded.model.config.n_positions):
         raise ValueError(f"prompt must have at most {limit} tokens, not {len(ids)}")
     model = loaded.model.prepared()
-    new = continue_ids(model, torch.tensor([ids]), max_new_tokens, temperature=temperature, seed=seed)[0, len(ids) :]
-    kept = new.tolist()
+    rows = torch.tensor([ids])
+    rows = continue_ids(model, rows, max_new_tokens, temperature=temperature, seed=seed, progress=bar)
+    kept = rows[0, len(ids) :].tolist()
     kept = kept[: kept.index(end)] if end in kept else kept
     print(prompt + loaded.tokenizer.decode(kept))
 

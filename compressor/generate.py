@@ -5,10 +5,19 @@ from torch import Tensor
 
 from compressor.errors import check_range
 from compressor.gpt2 import GPT2
+from compressor.progress import Progress, silent
 
 
 @torch.inference_mode()
-def generate(model: GPT2, prompts: Tensor, new_tokens: int, *, temperature: float, seed: int = 0) -> Tensor:
+def generate(
+    model: GPT2,
+    prompts: Tensor,
+    new_tokens: int,
+    *,
+    temperature: float,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Tensor:
     """Return the prompts, each followed by `new_tokens` generated ones: [B, T + new_tokens].
 
     Args:
@@ -17,6 +26,7 @@ def generate(model: GPT2, prompts: Tensor, new_tokens: int, *, temperature: floa
         new_tokens: how many to add to each row.
         temperature: 0 takes the likeliest token; above, tokens are sampled.
         seed: of the sampling.
+        progress: told of every token.
 
     Raises:
         ValueError: if the result does not fit the context, or the temperature is negative.
@@ -29,7 +39,7 @@ def generate(model: GPT2, prompts: Tensor, new_tokens: int, *, temperature: floa
     random = torch.Generator().manual_seed(seed)
     cache = model.new_cache(batch, length + new_tokens)
     ids, new = prompts, prompts
-    for _ in range(new_tokens):
+    for _ in progress(range(new_tokens), label="Generating", total=new_tokens):
         scores = model.logits(model(new, cache)[:, -1])  # [B, V]
         if temperature == 0:
             new = scores.argmax(-1, keepdim=True)  # [B, 1]
