@@ -240,7 +240,7 @@ def write(
             golden=golden,
             provenance=provenance,
         )
-        manifest = manifest.model_copy(update={"seal": _seal(manifest)})
+        manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump())})
         _dump(unfinished / MANIFEST, _canonical(manifest.model_dump()))
         for path in (unfinished / WEIGHTS, unfinished):
             _fsync(path)
@@ -275,10 +275,11 @@ def read(folder: Path) -> Artifact:
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest in `folder`, its seal and the files' checksums verified."""
-    manifest = _parse(Manifest, _load_json(folder / MANIFEST), MANIFEST, "")
-    if _canonical(manifest.model_dump()) != _load(folder / MANIFEST):
+    raw = _load_json(folder / MANIFEST)
+    manifest = _parse(Manifest, raw, MANIFEST, "")
+    if _canonical(raw) != _load(folder / MANIFEST):
         raise ArtifactError(MANIFEST, "", "is not in canonical form, so it was changed after it was written")
-    if manifest.seal != _seal(manifest):
+    if manifest.seal != _seal(raw):
         raise ArtifactError(MANIFEST, "seal", "does not match the contents, so the file was changed")
     if manifest.files.keys() != set(SEALED):
         raise ArtifactError(MANIFEST, "files", f"must name {sorted(SEALED)}, not {sorted(manifest.files)}")
@@ -399,8 +400,8 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _seal(manifest: Manifest) -> str:
-    return hashlib.sha256(_canonical(manifest.model_dump(exclude={"seal"}))).hexdigest()
+def _seal(raw: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical({key: value for key, value in raw.items() if key != "seal"})).hexdigest()
 
 
 def _digest(files: Mapping[str, str]) -> str:

@@ -32,7 +32,7 @@ def _reseal(folder: Path) -> None:
     manifest = artifact.Manifest.model_validate_json(path.read_bytes())
     files = {name: artifact._sha256(folder / name) for name in artifact.SEALED}
     manifest = manifest.model_copy(update={"files": files, "digest": artifact._digest(files)})
-    manifest = manifest.model_copy(update={"seal": artifact._seal(manifest)})
+    manifest = manifest.model_copy(update={"seal": artifact._seal(manifest.model_dump())})
     path.write_bytes(artifact._canonical(manifest.model_dump()))
 
 
