@@ -25,6 +25,7 @@ from compressor.methods.base import Statistics
 from compressor.progress import Progress, silent
 
 MEASURED_TOKENS = 2048  # on which one replaced matrix is measured
+LINEAR_RANK_SHARES = (0.0625, 0.125)  # what comes below 2 bits a value
 RANK_SHARES = (0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.625)  # of the smaller side
 
 
@@ -105,10 +106,10 @@ def candidates(name: str, shape: tuple[int, int]) -> list[tuple[str, dict[str, A
         return [("quantize", {"codec": codec}) for codec in ("int8", "int4-row", "int3-row", "int2-row")]
     rounded = ["int8", "int4", "int4-row", "int3", "int3-row", "int2-g64", "int2-row"]
     found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in rounded]
-    if name in ("wte", "lm_head"):
-        ranks = sorted({max(1, round(min(shape) * share)) for share in RANK_SHARES})
-        found += [("whitened_svd", {"rank": r, "codec": c}) for r in ranks for c in ("int4-row", "int3-row")]
-    return found
+    is_table = name in ("wte", "lm_head")
+    ranks = sorted({max(1, round(min(shape) * share)) for share in (RANK_SHARES if is_table else LINEAR_RANK_SHARES)})
+    codecs = ("int4-row", "int3-row") if is_table else ("int4-row",)
+    return found + [("whitened_svd", {"rank": rank, "codec": codec}) for rank in ranks for codec in codecs]
 
 
 def measure(
