@@ -99,7 +99,11 @@ def statistics_of(
 ) -> dict[str, Statistics]:
     """Return the statistics of every matrix, from text [rows, T] or, by default, text that the model writes."""
     dense = checkpoint.model.prepared()
-    return collect(dense, sample_text(dense, progress=progress) if calibration is None else calibration, progress)
+    return collect(dense, _text_or_sample(dense, calibration, progress), progress)
+
+
+def _text_or_sample(dense: GPT2, calibration: Tensor | None, progress: Progress) -> Tensor:
+    return sample_text(dense, progress=progress) if calibration is None else calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +166,7 @@ def make_within(
         ValueError: if the budget is too small for any choice.
     """
     dense = checkpoint.model.prepared()
-    ids = sample_text(dense, progress=progress) if calibration is None else calibration
+    ids = _text_or_sample(dense, calibration, progress)
     statistics = collect(dense, ids, progress)
     measured = budget.measure(dense, statistics, ids, workers=workers, progress=progress)
     vectors = "int8" if config.is_small else checkpoint.vector_codec

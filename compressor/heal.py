@@ -180,8 +180,7 @@ class _Training:
         named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
         slow = [p for n, p in named.items() if n.rpartition(".")[2] in ("scale", "zero")]
         fast = [p for n, p in named.items() if n.rpartition(".")[2] not in ("scale", "zero")]
-        self.rates = (config.learning_rate, config.learning_rate / 10)
-        groups = [{"params": fast}, {"params": slow}]
+        groups = [{"params": fast, "share": 1.0}, {"params": slow, "share": 0.1}]
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.98), weight_decay=0
         )
@@ -193,8 +192,8 @@ class _Training:
 
     def step(self, step: int, ids: Tensor) -> None:
         """Train on rows of tokens [batch, context]."""
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=False):
-            group["lr"] = rate * self.config.rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * self.config.learning_rate * self.config.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             target = self.dense(ids).flatten(0, 1)  # [rows, D]

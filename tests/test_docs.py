@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor.budget import PRESETS
 from compressor.cli import app as cli
 from compressor.compare import PLOT, experiments, refreshed, result_of, results_sha256
 from compressor.methods import METHODS
@@ -38,6 +39,17 @@ def _commands() -> list[str]:
 @pytest.mark.parametrize("command", _commands())
 def test_every_command_is_named(command: str) -> None:
     assert f"`ttgpt {command}" in README
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_described_as_it_is(name: str) -> None:
+    assert f"| `{name}` | {PRESETS[name].ratio:g} | {PRESETS[name].minutes:g} |" in README
+
+
+def test_the_length_of_the_text_is_the_measured_one() -> None:
+    measured = [result for experiment in experiments() if (result := result_of(experiment))]
+    assert {f"{result['quality']['tokens'] + 1:,}" for result in measured} == {"6,864"}
+    assert "(6,864 tokens, context 512, stride 512)" in README
 
 
 @pytest.mark.parametrize("method", METHODS)
