@@ -1,11 +1,14 @@
 # make serve [MODEL=gpt2-mini] [PORT=8000]   build artefacts from MODEL if absent and serve them
-# make test                                  lint, types and every test that needs no root
+# make test                                  lint, types and every test that needs no root; what is left out, and why
+# make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
 MODEL ?= gpt2-mini
 HOST ?= 127.0.0.1
 PORT ?= 8000
+BENCH ?=
 TORCH_INDEX ?=
+EXTRAS ?= dev
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -14,7 +17,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense tensorgpt-r2 tensorgpt-r3 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check clean
+.PHONY: serve models test check bench monitoring clean
 .DELETE_ON_ERROR:
 
 serve: models
@@ -39,10 +42,18 @@ $(BUILT): | .venv/installed
 test: check
 	$(BIN)/python -m pytest
 
-check: .venv/installed-dev
+check: .venv/installed-$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/installed-bench
+	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+# What is generated for Grafana and the Prometheus operator.
+monitoring: .venv/installed-dev
+	$(BIN)/python docker/grafana/dashboards.py docker/grafana/dashboards
+	$(BIN)/python docker/prometheus/operator_rules.py k8s/components/monitoring/prometheus-rule.yaml
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -51,9 +62,16 @@ check: .venv/installed-dev
 	$(PIP) --editable '.[compressor,service]'
 	@touch $@
 
-.venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(PIP) --editable '.[dev]'
+.venv/installed-$(EXTRAS): pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@ .venv/installed
+
+# Without a compiler there is no llama.cpp; the benchmark says so and compares with the others.
+.venv/installed-bench: pyproject.toml | .venv/bin/python
+	$(PIP) --editable '.[bench]'
+	@mkdir -p build/bench
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) --editable '.[bench-llama]' >build/bench/llama.log 2>&1 || tail -n 1 build/bench/llama.log
 	@touch $@ .venv/installed
 
 clean:
-	rm -rf .venv models
+	rm -rf .venv models build

@@ -1,32 +1,41 @@
 """One byte budget for the whole model: a format and a codec for every matrix, chosen by measured loss.
 
-For every matrix, and every form it could take, the KL divergence from the dense model is measured with only that
-matrix replaced. Bytes are then spent where they lower it most.
+A model is cut into pieces: its matrices, and its token table once more by how frequent the tokens are. For every
+piece, and every form it could take, the KL divergence from the dense model is measured with only that piece
+replaced. Bytes are then spent where they lower it most.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
 
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 
 from compressor.codecs import Coded, codec_named
 from compressor.errors import check_range
-from compressor.formats import Format
+from compressor.executor import HERE, Executor
+from compressor.formats import Dense, Format, Stacked
 from compressor.formats.base import blocks
 from compressor.gpt2 import GPT2
 from compressor.heal import HEAD_ROWS, distillation_loss
 from compressor.methods import METHODS
-from compressor.methods.base import Statistics
+from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
 
-MEASURED_TOKENS = 2048  # on which one replaced matrix is measured
-LINEAR_RANK_SHARES = (0.0625, 0.125)  # what comes below 2 bits a value
-RANK_SHARES = (0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.625)  # of the smaller side
+MEASURED_TOKENS = 2048  # on which one replaced piece is measured
+CUT_ROWS = 4096  # a table with so many rows is cut into blocks
+TABLE_BLOCKS = 6  # each twice as long as the one before, the first two alike
+# Ranks, as shares of the smaller side, and codecs that `rotated_svd` is tried with.
+TABLE_RANKS = {
+    "int2-row": (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0),
+    "int3-row": (0.25, 0.375, 0.5, 0.625, 0.75, 1.0),
+    "int4-row": (0.375, 0.5, 0.625, 0.75, 1.0),
+}
+LINEAR_RANKS = {"int2-row": (0.125, 0.25, 0.5), "int3-row": (0.25,), "int4-row": (0.0625, 0.125)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +46,14 @@ class Config:
         size_bytes: of model.safetensors, at most.
         ratio: of the dense model in fp32 to the result, at least.
         max_perplexity_ratio: to dense, at most; the smallest model that is predicted to keep it.
+        target: which matrices are compressed; the others stay as they are, and of bytes only those of the target
+            (with biases and norms, if it is "all") count.
     """
 
     size_bytes: int | None = None
     ratio: float | None = None
     max_perplexity_ratio: float | None = None
+    target: Target = "all"
 
     def __post_init__(self) -> None:
         given = [v for v in (self.size_bytes, self.ratio, self.max_perplexity_ratio) if v is not None]
@@ -53,11 +65,14 @@ class Config:
             check_range("ratio", self.ratio, 1.0, 1000.0)
         if self.max_perplexity_ratio is not None:
             check_range("max_perplexity_ratio", self.max_perplexity_ratio, 1.0, 1000.0)
+        if self.target not in get_args(Target) or self.target == "none":
+            legal = ", ".join(name for name in get_args(Target) if name != "none")
+            raise ValueError(f"target must be one of {legal}, not {self.target!r}")
 
     @property
     def is_small(self) -> bool:
         """Whether bytes are so scarce that even biases and norms are stored in 8 bits."""
-        return self.ratio is not None and self.ratio >= 12
+        return self.target == "all" and self.ratio is not None and self.ratio >= 12
 
 
 @dataclass(frozen=True)
@@ -70,25 +85,45 @@ class Preset:
 
 PRESETS = {
     "quality": Preset(3.9, 0),
-    "balanced": Preset(8.0, 4),
-    "small": Preset(16.0, 55),
-    "tiny": Preset(38.4, 55),
+    "balanced": Preset(8.0, 0),
+    "small": Preset(16.0, 5),
+    "tiny": Preset(38.4, 15),
 }
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One form that a matrix could take.
+class Piece:
+    """What a form is chosen for: a matrix, or some rows of a table.
 
     Attributes:
-        name: of the matrix.
-        method, options: that find it.
-        size_bytes: it occupies.
-        kl: from the dense model, nats per token, with only this matrix replaced.
-        form: the matrix in that form.
+        matrix: its name.
+        rows: from which row to which.
+        whole: whether these are all of them.
     """
 
-    name: str
+    matrix: str
+    rows: slice
+    whole: bool
+
+    @property
+    def name(self) -> str:
+        """The matrix, with its rows unless it is whole: wte[0:512]."""
+        return self.matrix if self.whole else f"{self.matrix}[{self.rows.start}:{self.rows.stop}]"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One form that a piece could take.
+
+    Attributes:
+        piece: of the model.
+        method, options: that find it.
+        size_bytes: it occupies.
+        kl: from the dense model, nats per token, with only this piece replaced.
+        form: the piece in that form.
+    """
+
+    piece: Piece
     method: str
     options: Mapping[str, Any]
     size_bytes: int
@@ -100,16 +135,30 @@ class Choice:
         return f"{self.method} {options}"
 
 
+def pieces(name: str, shape: tuple[int, int]) -> list[Piece]:
+    """Return what a matrix is cut into.
+
+    The tokens of a byte-level BPE are numbered in the order of their merges, so the frequent ones come first;
+    a large token table is cut into blocks of doubling length, in which errors weigh less and less.
+    """
+    rows = shape[0]
+    if name not in ("wte", "lm_head") or rows < CUT_ROWS:
+        return [Piece(name, slice(0, rows), True)]
+    cuts = [0, *(rows >> k for k in range(TABLE_BLOCKS - 1, 0, -1)), rows]
+    return [Piece(name, slice(start, stop), False) for start, stop in itertools.pairwise(cuts)]
+
+
 def candidates(name: str, shape: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the methods and options that are tried for a matrix."""
+    """Return the methods and options that are tried for a matrix, or for rows of it [out, in]."""
     if name == "wpe":
         return [("quantize", {"codec": codec}) for codec in ("int8", "int4-row", "int3-row", "int2-row")]
-    rounded = ["int8", "int4", "int4-row", "int3", "int3-row", "int2-g64", "int2-row"]
-    found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in rounded]
     is_table = name in ("wte", "lm_head")
-    ranks = sorted({max(1, round(min(shape) * share)) for share in (RANK_SHARES if is_table else LINEAR_RANK_SHARES)})
-    codecs = ("int4-row", "int3-row") if is_table else ("int4-row",)
-    return found + [("whitened_svd", {"rank": rank, "codec": codec}) for rank in ranks for codec in codecs]
+    rounded = ("int8", "int4", "int4-row") if is_table else ("int8", "int4", "int4-row", "int3-row", "int2-row")
+    found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in rounded]
+    for codec, shares in (TABLE_RANKS if is_table else LINEAR_RANKS).items():
+        ranks = sorted({max(1, round(min(shape) * share)) for share in shares})
+        found += [("rotated_svd", {"rank": rank, "codec": codec}) for rank in ranks]
+    return found
 
 
 def measure(
@@ -117,47 +166,66 @@ def measure(
     statistics: Mapping[str, Statistics],
     ids: Tensor,
     *,
-    workers: int = 1,
+    only: Callable[[str], bool] = lambda name: True,
+    executor: Executor = HERE,
     progress: Progress = silent,
 ) -> dict[str, list[Choice]]:
-    """Return every candidate of every matrix with its bytes and its loss.
+    """Return every candidate of every piece, by the piece's name, with its bytes and its loss.
 
     Args:
         dense: the prepared dense model.
         statistics: of every matrix, see `calibrate.collect`.
         ids: calibration text [rows, T], of which the first MEASURED_TOKENS tokens are used.
-        workers: joblib tasks at a time; each is one matrix.
-        progress: told about matrices.
+        only: which matrices, by name, are measured.
+        executor: where the tasks run; each is one piece.
+        progress: told about pieces.
     """
     ids = ids[: max(1, MEASURED_TOKENS // ids.shape[1])]
     with torch.inference_mode():
         target = dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)  # [tokens, V]
-    names = list(dense.matrices())
-    tasks = (delayed(_measure_matrix)(dense, name, statistics.get(name), ids, target) for name in names)
-    measured: Iterable[list[Choice]] = Parallel(n_jobs=workers, return_as="generator")(tasks)
-    return dict(zip(names, progress(measured, label="Measuring matrices", total=len(names)), strict=True))
+    shapes = {name: form.shape for name, form in dense.matrices().items() if only(name)}
+    cut = [piece for name, shape in shapes.items() for piece in pieces(name, shape)]
+    task = partial(_measure_piece, dense, ids=ids, target=target)
+    measured = executor.map(task, cut, [statistics.get(piece.matrix) for piece in cut])
+    found = progress(measured, label="Measuring matrices", total=len(cut))
+    return {piece.name: choices for piece, choices in zip(cut, found, strict=True)}
 
 
 @torch.inference_mode()
-def _measure_matrix(dense: GPT2, name: str, statistics: Statistics | None, ids: Tensor, target: Tensor) -> list[Choice]:
-    weight = dense.matrices()[name].dense()
+def _measure_piece(
+    dense: GPT2, piece: Piece, statistics: Statistics | None, ids: Tensor, target: Tensor
+) -> list[Choice]:
+    weight = dense.matrices()[piece.matrix].dense()
+    part = weight[piece.rows]
+    if statistics is not None and statistics.row_weights is not None:
+        statistics = replace(statistics, row_weights=statistics.row_weights[piece.rows])
     found = []
-    for method, options in candidates(name, (weight.shape[0], weight.shape[1])):
-        config = METHODS[method].config(**options)
-        form = METHODS[method].compress(weight, config, statistics, silent)
-        found.append(Choice(name, method, options, form.num_bytes, _kl(dense, name, form, ids, target), form))
+    for method, options in candidates(piece.matrix, (part.shape[0], part.shape[1])):
+        form = METHODS[method].compress(part, METHODS[method].config(**options), statistics, silent)
+        replaced = torch.cat([weight[: piece.rows.start], form.dense(), weight[piece.rows.stop :]])
+        found.append(
+            Choice(piece, method, options, form.num_bytes, _kl(dense, piece.matrix, replaced, ids, target), form)
+        )
     return found
 
 
-def _kl(dense: GPT2, name: str, form: Format, ids: Tensor, target: Tensor) -> float:
+def _kl(dense: GPT2, name: str, matrix: Tensor, ids: Tensor, target: Tensor) -> float:
     """Return the mean KL divergence from `dense` of a model with one matrix replaced, nats per token."""
-    model = dense.with_matrices({name: form.with_path("dense")}).prepared()
+    model = dense.with_matrices({name: Dense.of(matrix, "fp32")})
     hidden = model(ids).flatten(0, 1)
     total = 0.0
     for block in blocks(len(hidden), HEAD_ROWS):
         part = slice(block.start, block.stop)
         total += float(distillation_loss(model.logits(hidden[part]), target[part]))
     return max(total / len(hidden), 0.0)
+
+
+def assembled(chosen: Iterable[Choice]) -> dict[str, Format]:
+    """Return the matrices that the choices of all their pieces make, by name."""
+    forms: dict[str, list[Format]] = {}
+    for choice in sorted(chosen, key=lambda c: (c.piece.matrix, c.piece.rows.start)):
+        forms.setdefault(choice.piece.matrix, []).append(choice.form)
+    return {name: parts[0] if len(parts) == 1 else Stacked.of(parts, path="factors") for name, parts in forms.items()}
 
 
 def frontier(choices: Iterable[Choice]) -> list[Choice]:
@@ -173,7 +241,7 @@ def frontier(choices: Iterable[Choice]) -> list[Choice]:
 
 
 def spend(measured: Mapping[str, list[Choice]], size_bytes: int) -> dict[str, Choice]:
-    """Return the choice per matrix that a budget buys: the step that lowers KL most per byte comes first.
+    """Return the choice per piece that a budget buys: the step that lowers KL most per byte comes first.
 
     Raises:
         ValueError: if even the smallest forms do not fit, naming what they need.
@@ -186,9 +254,9 @@ def spend(measured: Mapping[str, list[Choice]], size_bytes: int) -> dict[str, Ch
     steps = [pair for hull in hulls.values() for pair in itertools.pairwise(hull)]
     for old, new in sorted(steps, key=lambda pair: -_slope(*pair)):
         # A hull's steps come in order, so `old` is what is chosen unless an earlier step did not fit.
-        if chosen[old.name] is old and new.size_bytes - old.size_bytes <= left:
+        if chosen[old.piece.name] is old and new.size_bytes - old.size_bytes <= left:
             left -= new.size_bytes - old.size_bytes
-            chosen[old.name] = new
+            chosen[old.piece.name] = new
     return chosen
 
 
@@ -204,7 +272,7 @@ def smallest_within(measured: Mapping[str, list[Choice]], kl: float) -> dict[str
 
 
 def choose(measured: Mapping[str, list[Choice]], config: Config, dense: GPT2, vector_codec: str) -> dict[str, Choice]:
-    """Return the choice per matrix that `config` asks for.
+    """Return the choice per piece that `config` asks for.
 
     Raises:
         ValueError: if nothing fits the budget.
@@ -213,10 +281,13 @@ def choose(measured: Mapping[str, list[Choice]], config: Config, dense: GPT2, ve
         return smallest_within(measured, math.log(config.max_perplexity_ratio))
     size_bytes = config.size_bytes
     if config.ratio is not None:
-        parameters = sum(form.out_features * form.in_features for form in dense.matrices().values())
-        parameters += sum(vector.numel() for vector in dense.vectors().values())
+        targets = [form for name, form in dense.matrices().items() if is_target(name, config.target)]
+        parameters = sum(form.out_features * form.in_features for form in targets)
+        if config.target == "all":
+            parameters += sum(vector.numel() for vector in dense.vectors().values())
         size_bytes = int(4 * parameters / config.ratio)
-    return spend(measured, (size_bytes or 0) - vector_bytes(dense, vector_codec))
+    vectors = vector_bytes(dense, vector_codec) if config.target == "all" else 0
+    return spend(measured, (size_bytes or 0) - vectors)
 
 
 def vector_bytes(dense: GPT2, codec: str) -> int:
@@ -225,12 +296,12 @@ def vector_bytes(dense: GPT2, codec: str) -> int:
 
 
 def explain(measured: Mapping[str, list[Choice]], chosen: Mapping[str, Choice]) -> list[dict[str, Any]]:
-    """Return one row per matrix: what was chosen, and what the next step up would have bought."""
+    """Return one row per piece: what was chosen, and what the next step up would have bought."""
     rows = []
     for name, choice in chosen.items():
         hull = frontier(measured[name])
         better = hull[hull.index(choice) + 1 :]
-        row = {"matrix": name, "choice": str(choice), "bytes": choice.size_bytes, "kl": choice.kl}
+        row = {"piece": name, "choice": str(choice), "bytes": choice.size_bytes, "kl": choice.kl}
         if better:
             row |= {"next": str(better[0]), "kl_per_kb": 1000 * _slope(choice, better[0])}
         rows.append(row)

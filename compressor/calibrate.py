@@ -103,6 +103,7 @@ def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, 
         name: Statistics(
             second_moment=moments[name].value(),
             difference_moment=differences[name].value() if name in differences else None,
+            heads=model.config.n_head if name.endswith("attn.c_attn") else None,
         )
         for name in linears
     }

@@ -17,6 +17,7 @@ from rich.table import Table
 from compressor import __version__
 from compressor.budget import PRESETS
 from compressor.budget import Config as Budget
+from compressor.executor import EXECUTORS, Executor
 from compressor.methods import METHODS
 
 T = TypeVar("T")
@@ -25,6 +26,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artefact.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", metavar="NAME", help=f"Where tasks run: {', '.join(EXECUTORS)}.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tasks at a time: 1 here by default, which is this process; on Ray one per CPU."),
+]
 TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text file; by default the text in the package.")]
 
 
@@ -113,14 +121,19 @@ def compress(
     calibration_text: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="To measure and heal on; by default the model's own.")
     ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Bytes of all matrices while serving; by default of fp32.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
     text: TextFile = None,
     rest: Annotated[
         str | None, typer.Option(metavar="CODEC", help="Codec of the other matrices; by default the checkpoint's.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Matrices for the method: embedding, attn, mlp, linears or all.")
+        str | None, typer.Option(help="Matrices for the method: embedding, qkv, attn, mlp, linears or all.")
     ] = None,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
     **options: Any,
 ) -> None:
     """Compress a checkpoint, by a method or within a budget, and write a sealed artefact."""
@@ -134,11 +147,12 @@ def compress(
     if method in METHODS and "ratio" in METHODS[method].config.__dataclass_fields__:
         given |= {"ratio": sizes.pop("ratio")} if ratio is not None else {}  # direction_ae has a ratio of its own
     if method is not None:
-        _refuse_beside("method", sizes)
+        _refuse_beside("method", {**sizes, "workers": workers, "executor": None if executor == "local" else executor})
         plan = Recipe(method=method, options=given, rest=rest, target=target)  # type: ignore[arg-type]
     else:
-        _refuse_beside("a budget", {**given, "rest": rest, "target": target})
-        plan, heal_minutes = _budget(sizes, heal_tokens, heal_minutes)
+        _refuse_beside("a budget", {**given, "rest": rest})
+        plan, heal_minutes = _budget(sizes, target or "all", heal_tokens, heal_minutes)
+    tasks = Executor(kind=executor, workers=workers)
     healing = Healing(config=heal.Config(tokens=heal_tokens or 0), minutes=heal_minutes, folder=heal_folder)
     artifact.refuse_existing(out, force)
     keep_freed_memory()
@@ -149,7 +163,9 @@ def compress(
         healing=healing,
         text=text or VALIDATION_TEXT,
         calibration_texts=calibration_text or (),
+        memory_limit=None if memory_limit is None else _bytes("memory_limit", memory_limit),
         force=force,
+        executor=tasks,
         progress=bar,
     )
     _print_plan(manifest.provenance.config.get("plan", []))
@@ -165,24 +181,29 @@ def _refuse_beside(chosen: str, others: dict[str, Any]) -> None:
         raise ValueError(f"{given[0]} does not go with {chosen}; leave one of them out")
 
 
-def _budget(sizes: dict[str, Any], heal_tokens: int | None, minutes: float | None) -> tuple[Budget, float | None]:
+def _budget(
+    sizes: dict[str, Any], target: str, heal_tokens: int | None, minutes: float | None
+) -> tuple[Budget, float | None]:
     """Return the budget that was asked for, and the minutes of healing, which a preset may set."""
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != 1:
         raise ValueError("method: give exactly one of --method, --preset, --budget, --ratio, --max-perplexity-ratio")
-    if (name := sizes["preset"]) is not None:
-        if name not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
-        default = PRESETS[name].minutes if heal_tokens is None else None
-        return Budget(ratio=PRESETS[name].ratio), default if minutes is None else minutes
-    size = None if sizes["budget"] is None else _bytes(sizes["budget"])
-    return Budget(size_bytes=size, ratio=sizes["ratio"], max_perplexity_ratio=sizes["max_perplexity_ratio"]), minutes
+    if (name := sizes["preset"]) is None:
+        size = None if sizes["budget"] is None else _bytes("budget", sizes["budget"])
+        limit = sizes["max_perplexity_ratio"]
+        return Budget(size_bytes=size, ratio=sizes["ratio"], max_perplexity_ratio=limit, target=target), minutes  # type: ignore[arg-type]
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+    if target != "all":
+        raise ValueError("target does not go with a preset; leave one of them out")
+    default = PRESETS[name].minutes if heal_tokens is None else None
+    return Budget(ratio=PRESETS[name].ratio), default if minutes is None else minutes
 
 
-def _bytes(text: str) -> int:
+def _bytes(name: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB)?", text)
     if match is None:
-        raise ValueError(f"budget must be a number of B, kB, MB or GB such as 8MB, not {text!r}")
+        raise ValueError(f"{name} must be a number of B, kB, MB or GB such as 8MB, not {text!r}")
     return int(float(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[match[2] or "B"])
 
 
@@ -190,10 +211,10 @@ def _print_plan(plan: list[dict[str, Any]]) -> None:
     """Print what was chosen for every matrix, and what the next step up would have bought."""
     if not plan:
         return
-    table = Table("matrix", "choice", "bytes", "KL alone", "next step up", "KL saved per kB")
+    table = Table("piece", "choice", "bytes", "KL alone", "next step up", "KL saved per kB")
     for row in plan:
         saved = f"{row['kl_per_kb']:.6f}" if "next" in row else ""
-        table.add_row(row["matrix"], row["choice"], f"{row['bytes']:,}", f"{row['kl']:.5f}", row.get("next", ""), saved)
+        table.add_row(row["piece"], row["choice"], f"{row['bytes']:,}", f"{row['kl']:.5f}", row.get("next", ""), saved)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
@@ -301,6 +322,20 @@ def serve(
 
 
 @app.command()
+def dashboard(
+    png: Annotated[Path, typer.Option(metavar="FILE", help="Picture to write; .svg and .pdf work, too.")],
+    url: Annotated[str, typer.Option(help="Metrics of a running service.")] = "http://127.0.0.1:8000/metrics",
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Draw footprint against quality as a running service reports them."""
+    from compressor import dashboard as live
+
+    if png.exists() and not force:
+        raise ValueError(f"png: {png} exists; choose another name or add --force")
+    live.draw(live.read(live.fetch(url)), png)
+
+
+@app.command()
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
@@ -310,6 +345,18 @@ def export(
 
     loaded = artifact.read(folder)
     huggingface.export(loaded.model, (folder / artifact.TOKENIZER).read_bytes(), out)
+
+
+@app.command("lm-eval-task")
+def lm_eval_task(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    text: TextFile = None,
+) -> None:
+    """Write tasks for lm-eval about a text, and print the command that runs them on an export."""
+    from compressor import lm_eval_tasks
+    from compressor.compress import VALIDATION_TEXT
+
+    print(lm_eval_tasks.write(text or VALIDATION_TEXT, out))
 
 
 vocab = typer.Typer(help="Edit single tokens of an artefact; all others keep their bytes.")
@@ -353,13 +400,19 @@ def _print_edit(folder: Path, token: str, edited: Any) -> None:
 def compare(
     readme: Annotated[Path, typer.Option(help="File whose generated tables are refreshed.")] = Path("README.md"),
     rerun: Annotated[bool, typer.Option("--rerun", help="Run every experiment, not only what is missing.")] = False,
+    books: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with train.txt.xz and valid.txt.xz, for those on books.")
+    ] = None,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
 ) -> None:
     """Run the experiments that have no result yet and refresh the tables in the README."""
     from compressor.compare import refresh_readme, run_missing
     from compressor.memory import keep_freed_memory
 
+    tasks = Executor(kind=executor, workers=workers)
     keep_freed_memory()
-    for name in run_missing(rerun=rerun, progress=bar):
+    for name in run_missing(books=books, rerun=rerun, executor=tasks, progress=bar):
         print(f"ran {name}")
     refresh_readme(readme)
 

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor import native
 from compressor.errors import check_range
 
 Parts = Mapping[str, Tensor]
 
-# The int8 kernel reads past the end of rows that are not a multiple of its vectors (seen to crash at 20).
+# torch's int8 kernel reads past the end of rows that are not a multiple of its vectors (seen to crash at 20).
 KERNEL_COLUMNS = 32
 
 
@@ -36,7 +37,6 @@ class Codec(ABC):
     """
 
     name: str
-    has_kernel: bool = False  # whether `linear` multiplies without decoding first
 
     @abstractmethod
     def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
@@ -51,8 +51,16 @@ class Codec(ABC):
         """Return the values [..., columns]."""
 
     def linear(self, parts: Parts, x: Tensor) -> Tensor:
-        """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n]."""
+        """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n], on any CPU."""
         return F.linear(x, self.decode(parts, x.shape[-1], x.dtype))
+
+    def has_kernel(self, columns: int) -> bool:
+        """Return whether matrices of so many columns are multiplied as they are stored, on CPUs that can."""
+        return False
+
+    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
+        """Return what `compressor.native` multiplies by, or None where it cannot."""
+        return None
 
 
 class FloatCodec(Codec):
@@ -83,7 +91,6 @@ class Int8Codec(Codec):
     """
 
     name = "int8"
-    has_kernel = True
 
     def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
         if not shape:
@@ -111,6 +118,12 @@ class Int8Codec(Codec):
         flat = x.reshape(-1, x.shape[-1]).bfloat16()  # [rows, n]
         y = torch._weight_int8pack_mm(flat, parts["codes"], parts["scale"].squeeze(-1))
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+    def has_kernel(self, columns: int) -> bool:
+        return True
+
+    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
+        return native.codes8(parts["codes"], parts["scale"])
 
 
 class GroupCodec(Codec):
@@ -190,6 +203,13 @@ class GroupCodec(Codec):
         else:
             values = (codes - (2**self.bits - 1) / 2) * scale
         return values.flatten(-2)[..., :columns]
+
+    def has_kernel(self, columns: int) -> bool:
+        whole = columns % (self.group or columns) == 0
+        return self.bits == 4 and not self.zero_point and whole and native.takes4(columns, self.num_groups(columns))
+
+    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
+        return native.codes4(parts["codes"], parts["scale"], columns) if self.has_kernel(columns) else None
 
     def round_through(self, values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Return decode(encode_with(...)), differentiable in the values, the scale and the zero."""
@@ -300,7 +320,10 @@ class Coded(nn.Module):
     Attributes:
         codec: how it is stored.
         shape: the shape of the values.
+        kernel: the same matrix for `compressor.native`, or None where that cannot multiply by it.
     """
+
+    kernel: native.Codes | None = None
 
     def __init__(self, codec: Codec, shape: Sequence[int], parts: Parts) -> None:
         """Take over `parts`.
@@ -321,6 +344,7 @@ class Coded(nn.Module):
                     f"{name} must be {expected.dtype} {list(expected.shape)}, not {part.dtype} {list(part.shape)}"
                 )
             self.register_buffer(name, part)
+        self.kernel = codec.kernel(parts, self.shape[-1]) if len(self.shape) == 2 else None
 
     @classmethod
     def encode(cls, codec: Codec, values: Tensor) -> "Coded":
@@ -347,7 +371,14 @@ class Coded(nn.Module):
 
     def linear(self, x: Tensor) -> Tensor:
         """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n]."""
+        if self.kernel is not None and native.takes(x):
+            return native.linear(x, self.kernel)
         return self.codec.linear(self.parts(), x)
+
+    def runnable(self) -> "Coded":
+        """Return itself, or its values in fp32 where only a kernel that is not here would multiply by it."""
+        kernel_only = isinstance(self.codec, GroupCodec) and self.codec.has_kernel(self.shape[-1])
+        return self.recoded(CODECS["fp32"]) if kernel_only and self.kernel is None else self
 
     def trainable(self) -> "Coded":
         """Return the same values as float parameters, see `Latent`."""

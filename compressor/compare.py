@@ -1,136 +1,66 @@
-"""Experiments, their committed results, and the tables and plots made of them.
-
-An experiment is a small JSON file of differences from a dense, unquantised run; its result is a JSON
-file of the same name in results/, which is rerun only when it is missing or out of date.
-"""
+"""The tables and plots made of the experiments' committed results."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor
-
-from compressor import huggingface
-from compressor.artifact import measure_bytes
-from compressor.calibrate import sample_text
-from compressor.compress import VALIDATION_TEXT, Recipe, make, measure
-from compressor.evaluate import GOLDEN_PROMPT
-from compressor.generate import generate
-from compressor.gpt2 import GPT2
-from compressor.methods import METHODS
+from compressor.compress import Recipe
+from compressor.executor import HERE, Executor
+from compressor.experiment import RESULTS, Experiment, Workbench, experiments, result_of
+from compressor.plot import Point, draw
 from compressor.progress import Progress, silent
-from compressor.tasks import accuracy
 
-EXPERIMENTS = Path(__file__).parent / "experiments"
-RESULTS = EXPERIMENTS / "results"
 PLOT = RESULTS / "footprint.svg"
+TENSORGPT_RANKS = (1, 2, 3, 4)
 SERVED = "int8"  # the default model of `make serve`
-SAMPLE_TOKENS = 40
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One row of a table.
+def run_missing(
+    *, books: Path | None = None, rerun: bool = False, executor: Executor = HERE, progress: Progress = silent
+) -> Iterator[str]:
+    """Run what has no result yet, writing each as it comes; yield the names.
 
-    Attributes:
-        name: of its file.
-        label: what the table calls it.
-        recipe: how the embedded model is compressed.
+    Args:
+        books: folder with train.txt.xz and valid.txt.xz; experiments on books are run only where it is given.
+        rerun: run all.
+        executor: where they run; each experiment is one task.
+        progress: told of every long step in this process.
     """
-
-    name: str
-    label: str
-    recipe: Recipe
-
-    def inputs(self) -> dict[str, Any]:
-        """Return all that the result depends on; a result with other inputs is out of date."""
-        weights = huggingface.EMBEDDED_FOLDER / "model.safetensors"
-        return {
-            "method": self.recipe.method,
-            "config": self.recipe.settings(),
-            "model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-            "text_sha256": hashlib.sha256(VALIDATION_TEXT.read_bytes()).hexdigest(),
-        }
-
-
-def experiments() -> list[Experiment]:
-    """Return all experiments, by file name."""
-    found = []
-    for path in sorted(EXPERIMENTS.glob("*.json")):
-        raw = json.loads(path.read_text())
-        recipe = Recipe(
-            method=raw.get("method", "dense"),
-            options=raw.get("options", {}),
-            rest=raw.get("rest"),
-            target=raw.get("target"),
-        )
-        found.append(Experiment(name=path.stem, label=raw["label"], recipe=recipe))
-    return found
-
-
-def result_of(experiment: Experiment) -> dict[str, Any] | None:
-    """Return the committed result, or None where it is missing or out of date."""
-    path = RESULTS / f"{experiment.name}.json"
-    if not path.is_file():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result if result["inputs"] == experiment.inputs() else None
-
-
-def run_missing(*, rerun: bool = False, progress: Progress = silent) -> Iterator[str]:
-    """Run what has no result yet, writing each as it comes; yield the names."""
-    checkpoint = huggingface.load(huggingface.EMBEDDED)
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
-    calibration: Tensor | None = None  # the same text for all
+    chosen = [experiment for experiment in experiments() if books or not experiment.books]
+    missing = [experiment for experiment in chosen if rerun or result_of(experiment) is None]
+    bench = Workbench(books, executor, progress)
+    if not executor.in_process:
+        bench.prepare(missing)
+        bench.progress = silent
     RESULTS.mkdir(exist_ok=True)
-    for experiment in experiments():
-        if result_of(experiment) is not None and not rerun:
-            continue
-        if calibration is None and METHODS[experiment.recipe.method].calibrated:
-            calibration = sample_text(checkpoint.model.prepared(), progress=progress)
-        made = make(checkpoint, experiment.recipe, progress, calibration=calibration)
-        sizes = measure_bytes(made.model, made.vector_codec)
-        result = {
-            "inputs": experiment.inputs(),
-            "bytes": {component: size.model_dump() for component, size in sizes.items()},
-            "quality": measure(made.model, checkpoint, VALIDATION_TEXT, progress).model_dump(),
-            "tasks": asdict(accuracy(made.model.prepared(), VALIDATION_TEXT.read_text(), tokenizer, progress)),
-            "sample": sample(made.model.prepared(), tokenizer),
-        }
+    for experiment, result in zip(missing, executor.map(bench.run, missing), strict=True):
         (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
         yield experiment.name
 
 
-def sample(model: GPT2, tokenizer: Tokenizer) -> str:
-    """Return what a prepared model continues the prompt with, greedily."""
-    prompt = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids
-    ids = generate(model, torch.tensor([prompt]), SAMPLE_TOKENS, temperature=0)[0]
-    return tokenizer.decode(ids[len(prompt) :].tolist())
-
-
 def methods_table() -> str:
-    """Return the table of methods by bytes and perplexity, in Markdown.
+    """Return the table of methods that need no books, by bytes and perplexity, in Markdown.
 
     Raises:
         ValueError: if a result is missing or out of date.
     """
     head = ["method", "MB", "in memory, MB", "x fp32", "x fp16", "perplexity", "x dense", "KL, nats", "top-1"]
     head += ["last word", "1 of 4"]
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    measured = [(experiment, _fresh(experiment)) for experiment in experiments()]
-    for experiment, result in sorted(measured, key=lambda pair: -_total(pair[1], "disk")):
-        disk, dense, quality = _total(result, "disk"), _total(result, "dense_fp32"), result["quality"]
+    plain = [e for e in experiments() if not (e.books or e.heal_tokens or e.untied)]
+    measured = [(experiment, _fresh(experiment)) for experiment in plain]
+    rows = []
+    for experiment, result in sorted(measured, key=lambda pair: -total_bytes(pair[1], "disk")):
+        disk, dense, quality = total_bytes(result, "disk"), total_bytes(result, "dense_fp32"), result["quality"]
         rows.append(
             [
                 experiment.label,
                 f"{disk / 1e6:.2f}",
-                f"{_total(result, 'resident') / 1e6:.2f}",
+                f"{total_bytes(result, 'resident') / 1e6:.2f}",
                 f"{dense / disk:.2f}",
                 f"{dense / disk / 2:.2f}",
                 f"{quality['perplexity']:.2f}",
@@ -141,7 +71,81 @@ def methods_table() -> str:
                 f"{100 * result['tasks']['choice']:.0f} %",
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _markdown(head, rows)
+
+
+def books_table(target: str) -> str:
+    """Return the table of experiments on books that compress the whole model ("all") or its "embedding".
+
+    Raises:
+        ValueError: if a result is missing or out of date.
+    """
+    head = ["model" if target == "all" else "embedding and head", "MB", "x fp32", "healed on, tokens"]
+    head += ["x dense, valid.txt", "KL, nats", "top-1", "x dense, validation.txt"]
+    chosen = [experiment for experiment in experiments() if experiment.books and experiment.target == target]
+    measured = [(experiment, _fresh(experiment)) for experiment in chosen]
+    rows = []
+    for experiment, result in sorted(measured, key=lambda pair: (-_target_bytes(*pair)[0], pair[0].name)):
+        (disk, dense), valid = _target_bytes(experiment, result), result.get("valid")
+        rows.append(
+            [
+                experiment.label,
+                f"{disk / 1e6:.3f}",
+                f"{dense / disk:.2f}",
+                f"{result['heal']['tokens']:,}" if "heal" in result else "-",
+                f"{valid['perplexity_ratio']:.3f}" if valid else "-",
+                f"{valid['kl']:.4f}" if valid else "-",
+                f"{100 * valid['top1_agreement']:.1f} %" if valid else "-",
+                f"{result['quality']['perplexity_ratio']:.3f}",
+            ]
+        )
+    return _markdown(head, rows)
+
+
+def tensorgpt_table() -> str:
+    """Return what TensorGPT costs with the tied head and on the input side alone, as published and healed.
+
+    Beside it stands the best budget for the embedding that takes no more bytes.
+
+    Raises:
+        ValueError: if a result is missing or out of date.
+    """
+    head = ["R", "table, MB", "x fp32", "tied", "tied, healed", "input only", "input only, healed"]
+    head += ["our table of no more bytes, tied, not healed"]
+    results = {experiment.name: _fresh(experiment) for experiment in experiments()}
+    ours = [
+        (results[experiment.name]["target_bytes"]["disk"], results[experiment.name]["quality"]["perplexity_ratio"])
+        for experiment in experiments()
+        if experiment.books and experiment.target == "embedding" and not experiment.heal_tokens
+    ]
+    rows = []
+    for rank in TENSORGPT_RANKS:
+        name = f"tensorgpt-r{rank}"
+        found = [results.get(f"{name}{kind}") for kind in ("", "-healed", "-input", "-input-healed")]
+        table = results[name]["bytes"]["wte"]
+        best, ratio = max((size, ratio) for size, ratio in ours if size <= table["disk"])
+        rows.append(
+            [
+                f"{rank}",
+                f"{table['disk'] / 1e6:.3f}",
+                f"{table['dense_fp32'] / table['disk']:.2f}",
+                *(f"{result['quality']['perplexity_ratio']:.3f}" if result else "-" for result in found),
+                f"{ratio:.3f} ({best / 1e6:.3f} MB)",
+            ]
+        )
+    return _markdown(head, rows)
+
+
+def _target_bytes(experiment: Experiment, result: dict[str, Any]) -> tuple[int, int]:
+    """Return what an experiment's target occupies, and in fp32; biases and norms belong to the whole model."""
+    if experiment.target == "all":
+        return total_bytes(result, "disk"), total_bytes(result, "dense_fp32")
+    return result["target_bytes"]["disk"], result["target_bytes"]["dense_fp32"]
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def answer() -> str:
@@ -150,7 +154,13 @@ def answer() -> str:
     return f"```json\n{json.dumps({'generated_text': result['sample']})}\n```"
 
 
-BLOCKS = {"answer": answer, "methods": methods_table}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "answer": answer,
+    "methods": methods_table,
+    "tensorgpt": tensorgpt_table,
+    "budgets": partial(books_table, "all"),
+    "embeddings": partial(books_table, "embedding"),
+}
 
 
 def refreshed(readme: str) -> str:
@@ -171,48 +181,29 @@ def refreshed(readme: str) -> str:
 def refresh_readme(path: Path) -> None:
     """Rewrite the generated blocks of the README at `path`, and the plot that it shows."""
     path.write_text(refreshed(path.read_text()))
-    draw(PLOT)
-
-
-def draw(path: Path) -> None:
-    """Draw footprint against quality, one curve per method, with the frontier, as an SVG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    points = _points()
-    for method in dict.fromkeys(method for method, _, _ in points):
-        curve = sorted((mb, ratio) for name, mb, ratio in points if name == method)
-        axes.plot(*zip(*curve, strict=True), marker="o", label=method)
-    best = sorted((mb, ratio) for _, mb, ratio in points)
-    frontier = [p for i, p in enumerate(best) if all(p[1] < other[1] for other in best[:i])]
-    axes.plot(*zip(*frontier, strict=True), color="black", linestyle=":", label="frontier", zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="weights, MB", ylabel="perplexity, times dense")
-    axes.set_title("gpt2-mini on validation.txt, not healed")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(which="both", alpha=0.3)
-    axes.legend()
-    with mpl.rc_context({"svg.hashsalt": "ttgpt", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Description": results_sha256()})
+    draw(points(), PLOT, results_sha256())
 
 
 def results_sha256() -> str:
     """Return a checksum of all that the plot shows."""
-    return hashlib.sha256(json.dumps(_points()).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([astuple(point) for point in points()]).encode()).hexdigest()
 
 
-def _points() -> list[tuple[str, float, float]]:
-    """Return (curve, MB, perplexity ratio) of every experiment."""
-    measured = [(_curve(experiment.recipe), _fresh(experiment)) for experiment in experiments()]
-    return [(name, _total(r, "disk") / 1e6, r["quality"]["perplexity_ratio"]) for name, r in measured]
-
-
-def _curve(recipe: Recipe) -> str:
-    return recipe.method if recipe.rest in (None, "fp32") else f"{recipe.method}, rest {recipe.rest}"
+def points() -> list[Point]:
+    """Return every experiment as a point of the plot: the whole model, and the embedding where only that changed."""
+    found = []
+    for experiment in experiments():
+        result, plan = _fresh(experiment), experiment.plan
+        healed = ", healed" if "heal" in result else ""
+        rest = f", rest {plan.rest}" if isinstance(plan, Recipe) and plan.rest not in (None, "fp32") else ""
+        method = plan.method if isinstance(plan, Recipe) else "budget"
+        curve = f"{method}{' (input only)' if experiment.untied else ''}{rest}{healed}"
+        ratio = result["quality"]["perplexity_ratio"]
+        if experiment.target == "embedding" and not rest:
+            found.append(Point("embedding", curve, result["bytes"]["wte"]["disk"] / 1e6, ratio))
+        else:
+            found.append(Point("whole model", curve, total_bytes(result, "disk") / 1e6, ratio))
+    return found
 
 
 def _fresh(experiment: Experiment) -> dict[str, Any]:
@@ -222,5 +213,6 @@ def _fresh(experiment: Experiment) -> dict[str, Any]:
     return result
 
 
-def _total(result: dict[str, Any], kind: str) -> int:
+def total_bytes(result: dict[str, Any], kind: str) -> int:
+    """Return the bytes of all components: on disk, resident, or dense_fp32."""
     return sum(size[kind] for size in result["bytes"].values())

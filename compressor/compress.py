@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,16 +12,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from compressor import artifact, budget, heal, huggingface
+from compressor import artifact, budget, heal, huggingface, paths
 from compressor.artifact import Manifest, Provenance, Quality
 from compressor.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.codecs import FloatCodec, codec_named
 from compressor.evaluate import Text, evaluate, golden, read_text
+from compressor.executor import HERE, Executor
 from compressor.formats import Format
-from compressor.gpt2 import GPT2, component_of
+from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
 from compressor.methods import METHODS, quantize
-from compressor.methods.base import Statistics, Target
+from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
@@ -87,7 +89,7 @@ def compress(
     statistics = statistics_of(checkpoint, calibration, progress) if method.calibrated else {}
     compressed: dict[str, Format] = {}
     for name, form in checkpoint.model.matrices().items():
-        if _is_target(name, target):
+        if is_target(name, target):
             compressed[name] = method.compress(form.dense(), config, statistics.get(name), progress)
         elif recipe.rest is not None:
             compressed[name] = quantize.compress(form.dense(), quantize.Config(codec=recipe.rest))
@@ -114,12 +116,14 @@ class Made:
         model: as stored.
         vector_codec: of its biases and LayerNorm vectors.
         method, settings: for the manifest.
+        target: which matrices healing may change.
     """
 
     model: GPT2
     vector_codec: str
     method: str
     settings: dict[str, Any]
+    target: Target = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +162,7 @@ def make_within(
     progress: Progress = silent,
     *,
     calibration: Tensor | None = None,
-    workers: int = 1,
+    executor: Executor = HERE,
 ) -> Made:
     """Return the best model that a byte budget buys.
 
@@ -168,28 +172,52 @@ def make_within(
     dense = checkpoint.model.prepared()
     ids = _text_or_sample(dense, calibration, progress)
     statistics = collect(dense, ids, progress)
-    measured = budget.measure(dense, statistics, ids, workers=workers, progress=progress)
+    wanted = partial(is_target, target=config.target)
+    measured = budget.measure(dense, statistics, ids, only=wanted, executor=executor, progress=progress)
+    return spent(checkpoint, config, measured, ids)
+
+
+def spent(
+    checkpoint: Checkpoint,
+    config: budget.Config,
+    measured: Mapping[str, list[budget.Choice]],
+    ids: Tensor | None = None,
+) -> Made:
+    """Return the model that a budget buys of what was measured.
+
+    Args:
+        checkpoint: the dense model.
+        config: the budget.
+        measured: every candidate of every piece of its target.
+        ids: text [rows, T] that a promised perplexity ratio is verified on.
+
+    Raises:
+        ValueError: if the budget is too small for any choice.
+    """
+    dense = checkpoint.model.prepared()
     vectors = "int8" if config.is_small else checkpoint.vector_codec
-    chosen = budget.choose(measured, config, dense, vectors)
-    if (limit := config.max_perplexity_ratio) is not None:
+    if (limit := config.max_perplexity_ratio) is not None and ids is not None:
         chosen = _verified(checkpoint, dense, measured, limit, ids)
+    else:
+        chosen = budget.choose(measured, config, dense, vectors)
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     return Made(
-        model=checkpoint.model.with_matrices({name: choice.form for name, choice in chosen.items()}),
+        model=checkpoint.model.with_matrices(budget.assembled(chosen.values())),
         vector_codec=vectors,
         method="budget",
         settings=settings | {"plan": budget.explain(measured, chosen)},
+        target=config.target,
     )
 
 
 def _verified(
-    checkpoint: Checkpoint, dense: GPT2, measured: dict[str, list[budget.Choice]], limit: float, ids: Tensor
+    checkpoint: Checkpoint, dense: GPT2, measured: Mapping[str, list[budget.Choice]], limit: float, ids: Tensor
 ) -> dict[str, budget.Choice]:
     """Return the smallest choice whose perplexity ratio on calibration text keeps `limit`, not only by prediction."""
     text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten())
     for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1):
         chosen = budget.smallest_within(measured, share * math.log(limit))
-        model = checkpoint.model.with_matrices({name: choice.form for name, choice in chosen.items()})
+        model = checkpoint.model.with_matrices(budget.assembled(chosen.values()))
         ratio = evaluate(model.prepared(), dense, text).perplexity_ratio
         if ratio is not None and ratio <= limit:
             return chosen
@@ -202,6 +230,8 @@ def healed(
     healing: Healing,
     read: Callable[[int], Tensor] | None = None,
     progress: Progress = silent,
+    *,
+    held_back: Tensor | None = None,
 ) -> Made:
     """Return `made` after healing.
 
@@ -211,6 +241,7 @@ def healed(
         healing: how long.
         read: gives about so many tokens of text [rows, T]; by default the dense model writes them.
         progress: told of every long step.
+        held_back: tokens [T] that select the state; by default the last of the text.
     """
     dense = checkpoint.model.prepared()
     config = replace(healing.config, context=min(healing.config.context, checkpoint.model.config.n_positions))
@@ -219,7 +250,16 @@ def healed(
         config = replace(config, tokens=begun or heal.tokens_in(made.model, dense, config, healing.minutes))
     tokens = min(config.tokens, MAX_HEALING_TOKENS if read else HEALING_TOKENS) + heal.SELECTION_ROWS * config.context
     text = read(tokens) if read else sample_text(dense, tokens, seed=1, progress=progress)
-    result = heal.heal(made.model, dense, text, config, folder=healing.folder, progress=progress)
+    result = heal.heal(
+        made.model,
+        dense,
+        text,
+        config,
+        held_back=held_back,
+        frozen=lambda name: not is_target(name, made.target),
+        folder=healing.folder,
+        progress=progress,
+    )
     report = {"tokens": result.tokens, "kl_before": result.kl_before, "kl_after": result.kl_after}
     return replace(made, model=result.model, settings=made.settings | {"heal": asdict(config) | report})
 
@@ -268,7 +308,9 @@ def build(
     healing: Healing | None = None,
     text: Path = VALIDATION_TEXT,
     calibration_texts: Sequence[Path] = (),
+    memory_limit: int | None = None,
     force: bool = False,
+    executor: Executor = HERE,
     progress: Progress = silent,
 ) -> Manifest:
     """Compress, heal, measure and write an artefact to `out`.
@@ -280,7 +322,9 @@ def build(
         healing: how long; not at all by default.
         text: what quality is measured on.
         calibration_texts: for statistics and healing; by default the model writes its own text.
+        memory_limit: bytes that the matrices may occupy while serving, see `compressor.paths`.
         force: replace an artefact in `out`.
+        executor: where a budget's measurements run.
         progress: told of every long step.
 
     Raises:
@@ -300,7 +344,7 @@ def build(
         made = make(checkpoint, plan, progress, calibration=calibration)
         uses_text = METHODS[plan.method].calibrated
     else:
-        made = make_within(checkpoint, plan, progress, calibration=calibration)
+        made = make_within(checkpoint, plan, progress, calibration=calibration, executor=executor)
         uses_text = True
     if healing is not None and healing.wanted:
         made = healed(made, checkpoint, healing, read if calibration_texts else None, progress)
@@ -308,6 +352,7 @@ def build(
     if uses_text:
         source = [path.name for path in calibration_texts] or "sampled from the model"
         made = replace(made, settings=made.settings | {"calibration": source})
+    made = replace(made, model=paths.measured(made.model, memory_limit))
     seconds = round(time.perf_counter() - started, 1)
     return seal(made, checkpoint, out, text=text, force=force, build_seconds=seconds, progress=progress)
 
@@ -316,12 +361,3 @@ def measure(model: GPT2, checkpoint: Checkpoint, text: Path, progress: Progress 
     """Return the quality of `model` against the checkpoint on a text file."""
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
     return evaluate(model.prepared(), checkpoint.model.prepared(), read_text(text, tokenizer), progress)
-
-
-def _is_target(name: str, target: Target) -> bool:
-    component = component_of(name)
-    if target == "embedding":
-        return component == "wte"
-    if target == "linears":
-        return component in ("attn", "mlp")
-    return target in ("all", component)

@@ -41,19 +41,28 @@ class Text:
     ids: Tensor
 
 
+def read_utf8(path: Path) -> str:
+    """Return the contents of a text file, line ends as they are.
+
+    Raises:
+        ValueError: if there is no such file, or it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise ValueError(f"text: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text: {path} is not UTF-8 (byte {error.start})") from error
+
+
 def read_text(path: Path, tokenizer: Tokenizer) -> Text:
     """Return the tokens of a UTF-8 text file.
 
     Raises:
         ValueError: if there is no such file, it is not UTF-8, or it has fewer than 2 tokens.
     """
-    try:
-        data = path.read_bytes()
-        ids = tokenizer.encode(data.decode(), add_special_tokens=False).ids
-    except OSError as error:
-        raise ValueError(f"text: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text: {path} is not UTF-8 (byte {error.start})") from error
+    text = read_utf8(path)
+    data, ids = text.encode(), tokenizer.encode(text, add_special_tokens=False).ids
     if len(ids) < 2:
         raise ValueError(f"text: {path} must have at least 2 tokens, not {len(ids)}")
     return Text(path.name, hashlib.sha256(data).hexdigest(), len(data), torch.tensor(ids))

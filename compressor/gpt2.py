@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.formats import Format, prepared
+from compressor import native
+from compressor.formats import Dense, Format, Path, prepared
+from compressor.kv_cache import KVCache
 
 Activation = Literal["gelu_new", "gelu", "relu"]
 Component = Literal["wte", "wpe", "attn", "mlp", "norm"]
@@ -59,6 +61,10 @@ class GPT2Config:
             legal = ", ".join(ACTIVATIONS)
             raise ValueError(f"activation_function must be one of {legal}, not {self.activation_function!r}")
 
+    def kv_bytes_per_token(self, dtype: torch.dtype = torch.float32) -> int:
+        """Return the bytes of one token's keys and values in a KV cache of `dtype`."""
+        return 2 * self.n_layer * self.n_embd * dtype.itemsize
+
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """Return the shape [out, in] of every matrix by name."""
         d, inner = self.n_embd, self.n_inner
@@ -98,48 +104,20 @@ def component_of(name: str) -> Component:
     return "mlp" if ".mlp." in name else "norm"
 
 
-class KVCache:
-    """Keys and values of B rows, each with its own length.
-
-    Attributes:
-        keys, values: [L, B, H, capacity, D / H].
-        lengths: tokens held per row [B], int64.
-    """
-
-    def __init__(self, config: GPT2Config, batch: int, capacity: int) -> None:
-        if not 1 <= capacity <= config.n_positions:
-            raise ValueError(f"capacity must be between 1 and n_positions = {config.n_positions}, not {capacity}")
-        shape = (config.n_layer, batch, config.n_head, capacity, config.n_embd // config.n_head)
-        self.keys = torch.zeros(shape)
-        self.values = torch.zeros(shape)
-        self.lengths = torch.zeros(batch, dtype=torch.int64)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a row can hold."""
-        return self.keys.shape[3]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that keys and values occupy."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def append(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, H, T, D / H] at `positions` [B, T]; return the first `used` slots."""
-        rows = torch.arange(positions.shape[0]).unsqueeze(1)  # [B, 1]
-        self.keys[layer][rows, :, positions] = keys.transpose(1, 2)  # [B, T, H, D / H]
-        self.values[layer][rows, :, positions] = values.transpose(1, 2)
-        return self.keys[layer][:, :, :used], self.values[layer][:, :, :used]
-
-
 @dataclass(frozen=True)
 class _Step:
     """Where the new tokens of one forward pass stand; the same for all layers."""
 
     positions: Tensor  # [B, T]
-    mask: Tensor | None  # [B, 1, T, used], True where attention may look; None: causal from 0
     cache: KVCache | None
-    used: int
+    slots: list[int]  # [B]
+    used: list[int]  # tokens per row with the new ones [B]
+    at: native.Slots | None  # where the kernels attend
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing came before, so that attention needs no more than the new keys and values."""
+        return self.cache is None or max(self.used) == self.positions.shape[1] > 1
 
 
 class Linear(nn.Module):
@@ -152,6 +130,24 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight.matmul(x) + self.bias
+
+    def within(
+        self,
+        x: Tensor,
+        *,
+        norm: "LayerNorm | None" = None,
+        activation: Activation | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return residual + activation(self(norm(x))), in one pass where the kernels can."""
+        codes = self.weight.matrix.kernel if isinstance(self.weight, Dense) else None
+        name = KERNEL_ACTIVATIONS.get(activation)
+        if codes is not None and name is not None and native.takes(x):
+            around = None if norm is None else (norm.weight, norm.bias, norm.epsilon)
+            return native.linear(x, codes, self.bias, norm=around, activation=name, residual=residual)
+        y = self(x if norm is None else norm(x))
+        y = y if activation is None else ACTIVATIONS[activation](y)
+        return y if residual is None else residual + y
 
 
 class LayerNorm(nn.Module):
@@ -181,14 +177,41 @@ class Attention(nn.Module):
         self.c_proj = c_proj
 
     def forward(self, x: Tensor, step: _Step) -> Tensor:
-        b, t, d = x.shape
-        heads = self.c_attn(x).view(b, t, 3, self.n_head, d // self.n_head)  # [B, T, 3, H, D / H]
+        return self.c_proj(self.mixed(self.c_attn(x), step))  # type: ignore[no-any-return]
+
+    def mixed(self, qkv: Tensor, step: _Step) -> Tensor:
+        """Return the heads' attention [B, T, D] for queries, keys and values [B, T, 3 D]."""
+        cache = step.cache
+        if cache is not None and step.at is not None:
+            keys, values = cache.keys[self.layer], cache.values[self.layer]
+            return native.attention(qkv.squeeze(1), keys, values, step.at, self.scale).unsqueeze(1)
+        b, t, width = qkv.shape
+        heads = qkv.view(b, t, 3, self.n_head, width // (3 * self.n_head))  # [B, T, 3, H, D / H]
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # 3 x [B, H, T, D / H]
-        if step.cache is not None:
-            k, v = step.cache.append(self.layer, k, v, step.positions, step.used)  # [B, H, used, D / H]
-        causal = step.mask is None and t > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=causal, scale=self.scale)
-        return self.c_proj(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+        if cache is not None:
+            self._remember(cache, step, k, v)
+        if cache is None or step.fresh:
+            y = self._attend(q, k, v)
+        else:
+            places = zip(step.slots, step.used, strict=True)
+            pasts = [(cache.keys[self.layer, i, :, :n], cache.values[self.layer, i, :, :n]) for i, n in places]
+            y = torch.cat([self._attend(q[b : b + 1], *past) for b, past in enumerate(pasts)])
+        return y.transpose(1, 2).reshape(b, t, -1)
+
+    def _remember(self, cache: KVCache, step: _Step, keys: Tensor, values: Tensor) -> None:
+        """Write keys and values [B, H, T, D / H] behind what their slots hold."""
+        t = keys.shape[2]
+        for b, (slot, used) in enumerate(zip(step.slots, step.used, strict=True)):
+            cache.keys[self.layer, slot, :, used - t : used] = keys[b]
+            cache.values[self.layer, slot, :, used - t : used] = values[b]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention [B, H, T, D / H] of the last T tokens to all [(B,) H, used, D / H]."""
+        t, used = q.shape[2], k.shape[-2]
+        k, v = (x.to(q.dtype).view(q.shape[0], self.n_head, used, -1) for x in (k, v))
+        mask = None if t in (1, used) else torch.ones(t, used, dtype=torch.bool).tril(used - t)
+        causal = t == used > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
 
 
 class MLP(nn.Module):
@@ -198,7 +221,8 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = c_fc
         self.c_proj = c_proj
-        self.activation = ACTIVATIONS[config.activation_function]
+        self.name = config.activation_function
+        self.activation = ACTIVATIONS[self.name]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.activation(self.c_fc(x)))  # type: ignore[no-any-return]
@@ -212,8 +236,13 @@ class Block(nn.Module):
         self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
 
     def forward(self, x: Tensor, step: _Step) -> Tensor:
-        x = x + self.attn(self.ln_1(x), step)
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        if step.cache is None:
+            x = x + self.attn(self.ln_1(x), step)
+            return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        qkv = self.attn.c_attn.within(x, norm=self.ln_1)
+        x = self.attn.c_proj.within(self.attn.mixed(qkv, step), residual=x)
+        inner = self.mlp.c_fc.within(x, norm=self.ln_2, activation=self.mlp.name)
+        return self.mlp.c_proj.within(inner, residual=x)
 
 
 class GPT2(nn.Module):
@@ -275,9 +304,14 @@ class GPT2(nn.Module):
         """Return a model in which these matrices replace those of the same name."""
         return GPT2(self.config, self.matrices() | dict(matrices), self.vectors())
 
-    def prepared(self) -> "GPT2":
-        """Return the model in the form that is kept in memory to run; see `formats.prepared`."""
-        return self.with_matrices({name: prepared(form) for name, form in self.matrices().items()})
+    def prepared(self, path: Path | None = None) -> "GPT2":
+        """Return the model in the form that is kept in memory to run; see `formats.prepared`.
+
+        Args:
+            path: how every matrix is multiplied; None as each says itself.
+        """
+        forms = {name: form if path is None else form.with_path(path) for name, form in self.matrices().items()}
+        return self.with_matrices({name: prepared(form) for name, form in forms.items()})
 
     def trainable(self) -> "GPT2":
         """Return a copy whose matrices and vectors are all float parameters."""
@@ -290,11 +324,19 @@ class GPT2(nn.Module):
         matrices = {name: form.sealed() for name, form in self.matrices().items()}
         return GPT2(self.config, matrices, {name: vector.clone() for name, vector in self.vectors().items()})
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """Return an empty KV cache for `batch` rows of up to `capacity` tokens."""
-        return KVCache(self.config, batch, capacity)
+    def new_cache(self, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> KVCache:
+        """Return an empty KV cache of `rows` slots of up to `capacity` tokens; raises ValueError."""
+        config = self.config
+        if not 1 <= capacity <= config.n_positions:
+            raise ValueError(f"capacity must be between 1 and n_positions = {config.n_positions}, not {capacity}")
+        size = config.n_embd // config.n_head
+        return KVCache(
+            layers=config.n_layer, slots=rows, heads=config.n_head, capacity=capacity, size=size, dtype=dtype
+        )
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Return the hidden states after the last LayerNorm [B, T, D].
 
         Args:
@@ -302,17 +344,18 @@ class GPT2(nn.Module):
             cache: what came before; the new keys and values are added to it.
             counts: how many of the T tokens of each row are real [B]; the rest is padding on the
                 right, whose hidden states mean nothing. All by default. Needs a cache.
+            rows: the cache's slot of each row [B], all different; the first B by default.
 
         Raises:
             ValueError: if a row would grow past its capacity or the context.
         """
         b, t = ids.shape
-        step = self._step(b, t, cache)
+        step = self._step(b, t, cache, rows)
         x = self.wte.rows(ids) + self.wpe.rows(step.positions)  # [B, T, D]
         for block in self.h:
             x = block(x, step)
         if cache is not None:
-            cache.lengths += t if counts is None else counts
+            cache.lengths[step.slots] += t if counts is None else counts
         return self.ln_f(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -320,23 +363,32 @@ class GPT2(nn.Module):
         head = self.wte if self.lm_head is None else self.lm_head
         return head.matmul(hidden)
 
-    def _step(self, b: int, t: int, cache: KVCache | None) -> _Step:
-        start = torch.zeros(b, dtype=torch.int64) if cache is None else cache.lengths
+    def _step(self, b: int, t: int, cache: KVCache | None, rows: Tensor | None = None) -> _Step:
+        slots = torch.arange(b) if rows is None else rows.to(torch.int64).contiguous()
+        if cache is not None and (int(slots.min()) < 0 or int(slots.max()) >= cache.slots):
+            raise ValueError(f"rows must lie in [0, {cache.slots}), not {slots.tolist()}")
+        if rows is not None and len(set(rows.tolist())) < b:
+            raise ValueError(f"rows must be different, not {rows.tolist()}")
+        start = torch.zeros(b, dtype=torch.int64) if cache is None else cache.lengths[slots]
         capacity = self.config.n_positions if cache is None else cache.capacity
-        used = int(start.max()) + t
-        if used > capacity:
-            raise ValueError(f"{used} tokens exceed the capacity of {capacity}")
-        positions = start.unsqueeze(1) + torch.arange(t)  # [B, T]
-        if cache is None or (t > 1 and used == t):
-            return _Step(positions, None, cache, used)
-        mask = torch.arange(used) <= positions.unsqueeze(-1)  # [B, T, used]
-        return _Step(positions, mask.unsqueeze(1), cache, used)
+        longest = int(start.max())
+        if longest + t > capacity:
+            raise ValueError(f"{longest + t} tokens exceed the capacity of {capacity}")
+        at = None
+        if cache is not None and t == 1 and native.attends(cache.keys.shape[-1], cache.dtype):
+            at = native.Slots(slots, start, longest)
+        return _Step(start.unsqueeze(1) + torch.arange(t), cache, slots.tolist(), (start + t).tolist(), at)
 
 
 def _gelu_new(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+KERNEL_ACTIVATIONS: dict[Activation | None, native.Activation] = {
+    None: "none",
+    "gelu_new": "gelu_new",
+    "relu": "relu",
+}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu_new": _gelu_new, "gelu": F.gelu, "relu": F.relu}
 
 

@@ -26,6 +26,7 @@ HEAD_ROWS = 1024  # positions whose scores exist at a time
 SELECTION_ROWS = 64
 CHECKPOINT = "healing.safetensors"
 TIMED_STEPS = 4
+SMALLEST_RMS = 1e-4  # a tensor of zeros must be able to leave them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class Config:
         tokens: how many are trained on, at most.
         batch: rows of `context` tokens per step.
         context: tokens per row; no more than the model's.
-        learning_rate: of values; scales and zeros of low-bit codecs take a tenth of it.
+        learning_rate: how far a step moves a tensor, as a share of its root mean square, since factors and scales
+            differ in size by orders of magnitude (Adafactor, arXiv 1804.04235, section 8); scales and zeros of
+            low-bit codecs take a tenth of it.
         warmup: share of the steps in which the rate rises; it then falls as a cosine to 1 % of itself.
         select_every: steps between measurements on the held-back text.
         patience: measurements without improvement after which it stops.
@@ -46,7 +49,7 @@ class Config:
     tokens: int = 1_000_000
     batch: int = 8
     context: int = 256
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-2
     warmup: float = 0.05
     select_every: int = 50
     patience: int = 10
@@ -178,12 +181,8 @@ class _Training:
             if frozen(name):
                 form.requires_grad_(False)
         named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
-        slow = [p for n, p in named.items() if n.rpartition(".")[2] in ("scale", "zero")]
-        fast = [p for n, p in named.items() if n.rpartition(".")[2] not in ("scale", "zero")]
-        groups = [{"params": fast, "share": 1.0}, {"params": slow, "share": 0.1}]
-        self.optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.98), weight_decay=0
-        )
+        groups = [{"params": [p], "share": _share(name, p)} for name, p in named.items()]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0)
         self.parameters = named
         self.best = {name: p.detach().clone() for name, p in named.items()}
         self.history: list[float] = []
@@ -275,6 +274,12 @@ class _Training:
         self.best = {name: state[f"best.{name}"] for name in self.parameters}
         self.history, self.stale, self.trained_tokens = about["history"], about["stale"], about["trained_tokens"]
         return int(about["step"])
+
+
+def _share(name: str, parameter: Tensor) -> float:
+    """Return how far a learning rate of 1 moves a parameter."""
+    size = float(parameter.detach().square().mean().sqrt().clamp_min(SMALLEST_RMS))
+    return 0.1 * size if name.rpartition(".")[2] in ("scale", "zero") else size
 
 
 def _rows(text: Tensor, config: Config) -> Tensor:

@@ -45,17 +45,24 @@ class Accuracy:
     choices: int
 
 
-def last_words(text: str, tokenizer: Tokenizer, limit: int = 200) -> list[Question]:
-    """Return paragraphs of at least MIN_WORDS words without their last word, which is the answer."""
+def passages(text: str, limit: int = 200) -> list[tuple[str, str]]:
+    """Return paragraphs of at least MIN_WORDS words as (all but the last word, the last word with its space)."""
     found = []
     for paragraph in text.split("\n\n"):
         words = " ".join(paragraph.split()).rstrip(" .,;:!?\"'-")
         beginning, _, last = words.rpartition(" ")
-        if len(words.split()) < MIN_WORDS or not last.isalpha():
-            continue
-        context, answer = (torch.tensor(e.ids) for e in tokenizer.encode_batch([beginning, " " + last]))
-        found.append(Question(context, [answer]))
+        if len(words.split()) >= MIN_WORDS and last.isalpha():
+            found.append((beginning, " " + last))
     return found[:limit]
+
+
+def last_words(text: str, tokenizer: Tokenizer, limit: int = 200) -> list[Question]:
+    """Return passages of `text` as questions whose answer is the last word."""
+    found = []
+    for passage in passages(text, limit):
+        context, answer = (torch.tensor(part.ids) for part in tokenizer.encode_batch(list(passage)))
+        found.append(Question(context, [answer]))
+    return found
 
 
 def continuations(text: str, tokenizer: Tokenizer, limit: int = 200, seed: int = 0) -> list[Question]:

@@ -10,8 +10,10 @@ import hashlib
 import json
 import re
 import unicodedata
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import inf, prod
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from compressor.artifact import Artifact, Manifest
 from compressor.codecs import Coded, FloatCodec
 from compressor.errors import ArtifactError
 from compressor.evaluate import golden
-from compressor.formats import Format
+from compressor.formats import Format, Stacked
 from compressor.gpt2 import GPT2
 from compressor.methods.tensorgpt import tt_svd
 
@@ -123,8 +125,18 @@ def with_row(table: Format, row: int, vector: Tensor) -> Format:
     Raises:
         ValueError: if the table's rows share numbers, or its codec cannot hold the vector's.
     """
+    if isinstance(table, Stacked):
+        return _with_row_in_block(table, row, vector)
     cut = _cut(table, vector)
     return _with_parts(table, row, {name: table.coded()[name].codec.encode(values) for name, values in cut.items()})
+
+
+def _with_row_in_block(table: Stacked, row: int, vector: Tensor) -> Stacked:
+    """Return `table` with the row in the block it belongs to; rows are appended to the last one."""
+    blocks = table.blocks()
+    starts = [0, *accumulate(block.out_features for block in blocks[:-1])]
+    k = bisect(starts, row) - 1
+    return Stacked.of([*blocks[:k], with_row(blocks[k], row - starts[k], vector), *blocks[k + 1 :]], path=table.path)
 
 
 def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row: int, pattern: _Pattern) -> Edited:
@@ -159,7 +171,7 @@ def _edit_table(table: Format, row: int, pattern: _Pattern) -> Format:
     wanted = pattern.row_in(table)
     if pattern.vector is not None:
         _check_norm(table, wanted)
-    if len(pattern.ids) == 1:  # what is stored of it may be taken as it is
+    if len(pattern.ids) == 1 and not isinstance(table, Stacked):  # what is stored of it may be taken as it is
         own = _cut(table, wanted).keys()
         return _with_parts(table, row, {name: _parts_of_row(table.coded()[name], pattern.ids[0]) for name in own})
     return with_row(table, row, wanted)
@@ -194,7 +206,7 @@ def _cut(table: Format, vector: Tensor) -> dict[str, Tensor]:
         legal = ", ".join(ROW_CUTS)
         raise ValueError(
             f"it is stored as {table.kind}, whose rows share numbers, so that none can be changed alone; single tokens "
-            f"can be edited in {legal}"
+            f"can be edited in {legal}, and in blocks of these"
         )
     return ROW_CUTS[table.kind](table, vector)
 

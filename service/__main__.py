@@ -7,16 +7,22 @@ import argparse
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import structlog
 import uvicorn
 from pydantic import ValidationError
+from starlette.applications import Starlette
 
-from service.app import create_app
+from service.allocator import share_arenas
+from service.front import Front
+from service.lean_torch import skip_meta_kernels
 from service.logs import configure_logs
 from service.settings import Settings
+from service.threads import keep_libraries_to
 
 BACKLOG = 2048
 
@@ -29,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _refuse(error)
     configure_logs(settings.log_level)
+    share_arenas()
+    keep_libraries_to(settings.threads)
+    skip_meta_kernels()
     return serve(settings, listener)
 
 
@@ -55,30 +64,52 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
 
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Serve on `listener`; accepted requests are finished before it returns the exit code."""
+    host, port = listener.getsockname()[:2]
+    structlog.get_logger().info("listening", url=f"http://{host}:{port}")
+    front = Front(partial(_make, settings, lambda: stop()), lambda: stop())
+    config = uvicorn.Config(
+        front,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    server = _Server(config, front)
 
     def stop(*_: object) -> None:
         server.should_exit = True
 
-    app = create_app(settings, on_failure=stop)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.drain_seconds,
-    )
-    server = uvicorn.Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)  # uvicorn raises the signal again when it is done
-    host, port = listener.getsockname()[:2]
-    structlog.get_logger().info("listening", url=f"http://{host}:{port}")
     server.run(sockets=[listener])
-    failure = app.state.service.lifecycle.failure
+    failure = front.failure
+    if failure is None and front.app is not None:
+        failure = front.app.state.service.lifecycle.failure
     if failure is None:
         return 0
     if isinstance(failure, ValueError | OSError):
         return _refuse(failure)
     raise failure
+
+
+def _make(settings: Settings, on_failure: Callable[[], None]) -> Starlette:
+    from service.app import create_app  # brings torch: probes are answered meanwhile, and its threads are bounded
+
+    return create_app(settings, on_failure=on_failure)
+
+
+class _Server(uvicorn.Server):
+    """Refuses new requests from the first signal on, while those it has accepted are finished."""
+
+    def __init__(self, config: uvicorn.Config, front: Front) -> None:
+        super().__init__(config)
+        self._front = front
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._front.app is not None:
+            self._front.app.state.service.lifecycle.drain()
+        super().handle_exit(sig, frame)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,28 +13,33 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from service.engine import Engine
 from service.errors import RequestFailedError, as_service_error
 from service.generation import Generation, Prompt, Token
-from service.jobs import Mailbox
+from service.jobs import Lookup, Mailbox
 from service.models import LoadedModel
 from service.schemas import Details, GenerateResponse, StreamDetails, StreamEvent, TokenInfo
 
 
 @asynccontextmanager
-async def watched(request: Request, mailbox: Mailbox[Any]) -> AsyncIterator[None]:
-    """Cancel the work behind `mailbox` as soon as the client goes away, or when the block is left."""
+async def watched(request: Request, *mailboxes: Mailbox[Any]) -> AsyncIterator[None]:
+    """Cancel the work behind `mailboxes` as soon as the client goes away, or when the block is left."""
+
+    def cancel() -> None:
+        for mailbox in mailboxes:
+            mailbox.cancel()
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        mailbox.cancel()
+        cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         yield
     finally:
         watcher.cancel()
-        mailbox.cancel()
+        cancel()
 
 
 async def whole(request: Request, job: Generation, prefix: str, *, details: bool) -> GenerateResponse:
@@ -58,28 +63,32 @@ async def whole(request: Request, job: Generation, prefix: str, *, details: bool
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, one per token, as TGI writes them; an error is an event, too."""
+    """Server-sent events; the work behind them ends with the connection."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, job: Generation, prefix: str) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_events(job, prefix), headers=headers)
-        self._mailbox = job.mailbox
+    def __init__(self, events: AsyncIterator[str], mailboxes: Sequence[Mailbox[Any]]) -> None:
+        """Send `events`; nobody reads the mailboxes any more when that has ended, well or not."""
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", "x-compute-type": "cpu"}
+        super().__init__(events, headers=headers)
+        self._mailboxes = mailboxes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._mailbox.cancel()
+            for mailbox in self._mailboxes:
+                mailbox.cancel()
 
 
-async def _events(job: Generation, prefix: str) -> AsyncIterator[str]:
+async def tgi_events(job: Generation, prefix: str) -> AsyncIterator[str]:
+    """Yield one event per token, as TGI writes them; an error is an event, too."""
     index = 0
     try:
-        async for token in job.mailbox.events():
-            index += 1
-            yield _event(_stream_event(index, token, job.prompt, prefix).model_dump_json())
+        async for tokens in job.mailbox.batches():  # more than one if the client is slow: sent together
+            events = [_stream_event(index + i, token, job.prompt, prefix) for i, token in enumerate(tokens, 1)]
+            index += len(events)
+            yield "".join(_event(event.model_dump_json()) for event in events)
     except Exception as error:
         yield _event(json.dumps(as_service_error(error).body))
 
@@ -103,6 +112,15 @@ def _stream_event(index: int, token: Token, prompt: Prompt, prefix: str) -> Stre
 
 def _token_info(token: Token) -> TokenInfo:
     return TokenInfo(id=token.id, text=token.text, logprob=token.logprob, special=token.special)
+
+
+async def vectors_of(request: Request, engine: Engine, model: LoadedModel, rows: list[list[int]]) -> Tensor:
+    """Return the vectors [M, D] of the M tokens of all rows."""
+    job = Lookup(model, [token_id for row in rows for token_id in row], engine.metrics)
+    engine.submit(job)
+    async with watched(request, job.mailbox):
+        vectors: Tensor = await anext(job.mailbox.events())
+    return vectors
 
 
 async def embedding_json(

@@ -10,17 +10,23 @@ import torch
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import routes
+from service import openai_routes, routes
+from service.allocator import settle
 from service.engine import Engine
 from service.errors import ServiceError, as_service_error
+from service.kv_budget import check_kv_budget
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-from service.middleware import BodyLimit, CountRequests, error_response
+from service.middleware import BodyLimit, CountRequests, Identify, error_response, request_id
 from service.models import Models, load_all
+from service.openapi import described
+from service.security import RequireKey
 from service.settings import Settings
+from service.state import Service
 
 
 def create_app(
@@ -35,21 +41,34 @@ def create_app(
             then has the reason.
     """
     engine = engine or Engine(settings, Metrics())
-    service = routes.Service(Lifecycle(partial(_load, settings, engine.metrics), on_failure), engine)
+    engine.metrics.compute_threads.set(settings.threads)
+    service = Service(Lifecycle(partial(_load, settings, engine), on_failure), engine, settings)
     app = FastAPI(title="ttgpt", version=version("ttgpt"), lifespan=_lifespan)
     app.state.service = service
+    app.openapi = partial(described, app)  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes, metrics=engine.metrics)
+    if settings.api_key_hashes:
+        app.add_middleware(RequireKey, hashes=settings.api_key_hashes, metrics=engine.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
     app.add_middleware(CountRequests, metrics=engine.metrics)
+    app.add_middleware(Identify)
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
-    for router in (routes.text, routes.models, routes.probes):
+    for router in (routes.text, openai_routes.v1, routes.probes):
         app.include_router(router)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: routes.Service = app.state.service
+    service: Service = app.state.service
     service.engine.start()
     service.lifecycle.start()
     try:
@@ -59,11 +78,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.lifecycle.join)
 
 
-def _load(settings: Settings, metrics: Metrics) -> Models:
+def _load(settings: Settings, engine: Engine) -> Models:
     torch.set_num_threads(settings.threads)
-    return load_all(settings.models, settings.default_model, metrics.add_model)
+    models = load_all(settings.models, settings.default_model, engine.metrics.add_model)
+    check_kv_budget(tuple(models), settings)
+    for model in models:
+        engine.prepare(model)
+    settle()
+    return models
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    service: routes.Service = request.app.state.service
-    return error_response(as_service_error(error), service.engine.metrics)
+    service: Service = request.app.state.service
+    response = error_response(as_service_error(error), service.engine.metrics, request.url.path)
+    response.headers["x-request-id"] = request_id(request.scope)  # a 500 passes by the middleware that does it
+    return response

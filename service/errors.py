@@ -1,19 +1,24 @@
 """What a client is told when a request cannot be served.
 
 ServiceError                 status, kind (TGI's `error_type`) and a text that is safe to show
+├── UnauthorizedError         401 no key that the service knows
 ├── InvalidRequestError       422 a field is outside its legal range
 ├── UnknownModelError         404 no such model is loaded
 ├── UnknownRouteError         404, 405 and whatever else the router refuses
 ├── BodyTooLargeError         413
 ├── OverloadedError           429 every slot and every place in the queue is taken
+│   └── TokensOverloadedError 429 the accepted requests have as many tokens as are allowed
 ├── NotReadyError             503 the models are still loading
 ├── DrainingError             503 the server is stopping
+├── DeadlineError             504 the request took too long
 ├── ClientGoneError           499 nobody is left to read the answer; only seen in the metrics
 └── RequestFailedError        500 the engine or the server failed
 
-Every one is answered as {"error": text, "error_type": kind}, inside a stream as an event.
+Every one is answered as {"error": text, "error_type": kind}, inside a stream as an event. Under /v1 the shape is
+OpenAI's, {"error": {"message", "type", "param", "code"}}, and 400 takes the place of 422.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,6 +27,10 @@ from starlette.exceptions import HTTPException
 
 SHOWN_PROBLEMS = 3
 UNION_TAGS = frozenset({"text", "texts", "ids", "ids_list"})  # of schemas.EmbeddingRequest.inputs
+
+
+FIELD = re.compile(r"(\w[\w.]*): ")
+OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ServiceError(Exception):
@@ -44,6 +53,19 @@ class ServiceError(Exception):
         """What the client reads."""
         return {"error": str(self), "error_type": self.kind}
 
+    @property
+    def openai_status(self) -> int:
+        """The status under /v1."""
+        return 400 if self.status == 422 else self.status
+
+    @property
+    def openai_body(self) -> dict[str, dict[str, str | None]]:
+        """What the client of a route under /v1 reads."""
+        text = str(self)
+        field = FIELD.match(text) if isinstance(self, InvalidRequestError) else None
+        kind = OPENAI_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": text, "type": kind, "param": field and field[1], "code": self.kind}}
+
 
 class InvalidRequestError(ServiceError):
     """A field is outside its legal range."""
@@ -51,6 +73,18 @@ class InvalidRequestError(ServiceError):
     status = 422
     kind = "validation"
     reason = "invalid"
+
+
+class UnauthorizedError(ServiceError):
+    """The request has no key that the service knows."""
+
+    status = 401
+    kind = "unauthorized"
+    reason = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("send a valid key as the header authorization: Bearer KEY")
+        self.headers = {"www-authenticate": "Bearer"}
 
 
 class UnknownModelError(ServiceError):
@@ -94,8 +128,15 @@ class OverloadedError(ServiceError):
     kind = "overloaded"
     reason = "queue_full"
 
-    def __init__(self) -> None:
-        super().__init__("the service is overloaded; try again later")
+    def __init__(self, retry_seconds: int) -> None:
+        super().__init__(f"the service is overloaded; try again in {retry_seconds} seconds")
+        self.headers = {"retry-after": str(retry_seconds)}
+
+
+class TokensOverloadedError(OverloadedError):
+    """The accepted requests have as many tokens as are allowed."""
+
+    reason = "queue_tokens"
 
 
 class NotReadyError(ServiceError):
@@ -106,6 +147,7 @@ class NotReadyError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("the models are not loaded yet; wait until GET /readyz answers 200")
+        self.headers = {"retry-after": "1"}
 
 
 class DrainingError(ServiceError):
@@ -117,6 +159,17 @@ class DrainingError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("the server is stopping; try another one")
+        self.headers = {"retry-after": "1", "connection": "close"}
+
+
+class DeadlineError(ServiceError):
+    """The request took too long."""
+
+    status = 504
+    kind = "timeout"
+
+    def __init__(self) -> None:
+        super().__init__("the request took longer than this server allows; ask for less, or when it is less busy")
 
 
 class ClientGoneError(ServiceError):
@@ -137,6 +190,13 @@ class RequestFailedError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("the request failed inside the server; its log says why")
+
+
+def wire_of(error: ServiceError, path: str) -> tuple[int, Mapping[str, Any]]:
+    """Return status and body of an error in the shape that belongs to a path."""
+    if path == "/v1" or path.startswith("/v1/"):
+        return error.openai_status, error.openai_body
+    return error.status, error.body
 
 
 def as_service_error(error: Exception) -> ServiceError:

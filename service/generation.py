@@ -1,20 +1,23 @@
-"""Writing the continuation of one prompt, a token per step."""
+"""Writing the continuation of one prompt: what a request knows, without the model's part of it."""
 
 import secrets
 from dataclasses import dataclass
+from random import Random
 from typing import Literal
 
-import torch
-
-from compressor.gpt2 import KVCache
-from service.jobs import Job
+from service.jobs import Request
 from service.metrics import Metrics, RequestClock
 from service.models import LoadedModel
-from service.sampling import Sampling, choose, log_probability
+from service.sampling import Choice, Sampling
 from service.streaming import TextStream
 
+Top = tuple[tuple[int, float], ...]  # ids and log-probabilities
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
-FINISHED_REASON: dict[FinishReason, str] = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
+FINISHED_REASON: dict[FinishReason, Literal["length", "stop"]] = {
+    "length": "length",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+}
 DRAWN_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 
 
@@ -55,7 +58,7 @@ class End:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Token:
     """One generated token.
 
@@ -63,9 +66,10 @@ class Token:
         id: its number.
         text: what it released; the texts of all tokens make up the whole, so that it is empty for
             half a character and for what may become a stop string.
-        logprob: the model's own log-probability, in nats.
+        logprob: the model's own log-probability, in nats; nan unless the generation is `scored`.
         special: whether it is a special token, such as the end of the text.
         end: comes with the last token.
+        top: the likeliest tokens instead of it, as many as were asked for, the best first.
     """
 
     id: int
@@ -73,37 +77,78 @@ class Token:
     logprob: float
     special: bool
     end: End | None
+    top: Top = ()
 
 
-class Generation(Job[Token]):
-    """Writes the continuation of one prompt. Its generator and KV cache are its own.
+class Generation(Request[Token]):
+    """The continuation of one prompt, as it grows. Its random numbers are its own.
 
     Attributes:
         prompt: what it continues.
+        scored: whether the log-probabilities of its tokens are wanted.
+        top: how many of the likeliest tokens are wanted beside each, with their log-probabilities.
+        clock: when what happened.
+        slot: its place in the KV cache, given by the engine.
+        read: how many of its tokens are in the KV cache.
 
     Law: the same prompt gives the same events, whatever else the engine does.
     """
 
-    def __init__(self, prompt: Prompt, metrics: Metrics) -> None:
-        super().__init__(prompt.model.name)
+    def __init__(
+        self, prompt: Prompt, metrics: Metrics, *, streamed: bool = True, scored: bool = True, top: int = 0
+    ) -> None:
+        """Begin with nothing read.
+
+        Args:
+            prompt: what to continue.
+            metrics: that hear of it.
+            streamed: whether its tokens are delivered one by one rather than all at the end.
+            scored: see above.
+            top: see above.
+        """
+        tokens = len(prompt.ids) + prompt.max_new_tokens
+        super().__init__(prompt.model.name, eager=streamed, tokens=tokens)
         self.prompt = prompt
-        self._clock = RequestClock(metrics, self.model_name)
+        self.scored = scored
+        self.slot = -1
+        self.read = 0
+        self.top = top
+        self.clock = RequestClock(metrics, self.model_name)
         self._stream = TextStream(prompt.stops)
         self._text: list[str] = []
         self._ids = list(prompt.ids)
-        self._cache: KVCache | None = None
-        self._generator: torch.Generator | None = None
+        self._random = Random(prompt.sampling.seed)  # noqa: S311
+        self._uniform: float | None = None
 
     @property
-    def _generated(self) -> int:
+    def generated(self) -> int:
+        """Tokens written."""
         return len(self._ids) - len(self.prompt.ids)
 
-    def step(self) -> bool:
-        if self._cache is None:
-            self._cache = self._start()
-        token_id, logprob = self._next_token(self._cache)
+    @property
+    def reading(self) -> bool:
+        """Whether some of the prompt is still unread."""
+        return self.read < len(self.prompt.ids)
+
+    def unread(self, at_most: int) -> list[int]:
+        """Return the next tokens for the model: up to `at_most` of the prompt, then one by one."""
+        return self._ids[self.read : self.read + at_most]
+
+    def started(self) -> None:
+        """It got a slot."""
+        self.clock.started()
+
+    def choice(self) -> Choice:
+        """Return how its next token is to be chosen; the same until a token is taken."""
+        if self._uniform is None:
+            self._uniform = self._random.random()
+        return Choice(self.prompt.sampling, self._uniform, self._ids)
+
+    def take(self, token_id: int, logprob: float, top: Top = ()) -> bool:
+        """Add a token; return whether it was the last one."""
+        self._uniform = None
         self._ids.append(token_id)
-        self._clock.token()
+        self.clock.token()
         words = self.prompt.model.vocabulary
         text = self._stream.push(words.bytes[token_id])
         reason = self._finish_reason(token_id)
@@ -111,37 +156,22 @@ class Generation(Job[Token]):
             text += self._stream.finish()
         self._text.append(text)
         end = None if reason is None else self._end(reason)
-        self.mailbox.put(Token(token_id, text, logprob, token_id in words.special, end))
+        self.mailbox.put(Token(token_id, text, logprob, token_id in words.special, end, top[: self.top]))
         if end is not None:
             self.mailbox.put(None)
         return end is not None
 
     def abort(self) -> None:
-        self._clock.aborted()
+        self.clock.aborted()
         super().abort()
 
     def _end(self, reason: FinishReason) -> End:
-        self._clock.finished(FINISHED_REASON[reason], len(self.prompt.ids))
+        self.clock.finished(FINISHED_REASON[reason], len(self.prompt.ids))
         return End(reason, "".join(self._text))
-
-    def _start(self) -> KVCache:
-        self._clock.started()
-        prompt = self.prompt
-        if prompt.sampling.seed is not None:
-            self._generator = torch.Generator().manual_seed(prompt.sampling.seed)
-        return prompt.model.gpt2.new_cache(1, len(prompt.ids) + prompt.max_new_tokens - 1)  # the last is never read
-
-    def _next_token(self, cache: KVCache) -> tuple[int, float]:
-        gpt2 = self.prompt.model.gpt2
-        seen = torch.tensor([self._ids])  # [1, n]
-        unread = seen[:, -1:] if self._generated else seen
-        logits = gpt2.logits(gpt2(unread, cache)[:, -1])  # [1, V]
-        chosen = choose(logits, seen, self.prompt.sampling, self._generator)  # [1]
-        return int(chosen), float(log_probability(logits, chosen))
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
         if token_id == self.prompt.model.eos_id:
             return "eos_token"
         if self._stream.stopped:
             return "stop_sequence"
-        return "length" if self._generated == self.prompt.max_new_tokens else None
+        return "length" if self.generated == self.prompt.max_new_tokens else None

@@ -10,6 +10,7 @@ from service.sampling import Sampling
 from service.schemas import MAX_IDS, EmbeddingInputs, Parameters
 
 DEFAULT_NEW_TOKENS = 100
+SHORT_CHARACTERS = 1024  # encoded in less time than another thread takes to begin
 
 
 async def prompt_of(text: str, parameters: Parameters, model: LoadedModel) -> Prompt:
@@ -22,13 +23,13 @@ async def prompt_of(text: str, parameters: Parameters, model: LoadedModel) -> Pr
     return Prompt(
         model=model,
         ids=tuple(ids),
-        max_new_tokens=_new_tokens(len(ids), parameters.max_new_tokens, model.context),
+        max_new_tokens=new_tokens(len(ids), parameters.max_new_tokens, model.context),
         sampling=sampling_of(parameters),
         stops=tuple(parameters.stop or ()),
     )
 
 
-async def encode(text: str, model: LoadedModel, limit: int) -> list[int]:
+async def encode(text: str, model: LoadedModel, limit: int, field: str = "inputs") -> list[int]:
     """Return the ids of `text`, at most `limit`, without holding up the event loop.
 
     Raises:
@@ -36,19 +37,32 @@ async def encode(text: str, model: LoadedModel, limit: int) -> list[int]:
     """
     at_least = len(text) // model.vocabulary.longest_bytes
     if at_least > limit:
-        raise InvalidRequestError(f"inputs: at least {at_least} tokens are more than the {limit} that fit")
-    ids = await asyncio.to_thread(model.encode, text)
+        raise InvalidRequestError(f"{field}: at least {at_least} tokens are more than the {limit} that fit")
+    short = len(text) <= SHORT_CHARACTERS
+    ids = model.encode(text) if short else await asyncio.to_thread(model.encode, text)
     if len(ids) > limit:
-        raise InvalidRequestError(f"inputs: {len(ids)} tokens are more than the {limit} that fit")
+        raise InvalidRequestError(f"{field}: {len(ids)} tokens are more than the {limit} that fit")
     return ids
 
 
-def _new_tokens(prompt_tokens: int, asked: int | None, context: int) -> int:
+async def encode_with_offsets(text: str, model: LoadedModel, limit: int) -> list[tuple[int, tuple[int, int]]]:
+    """Return the ids of `text`, at most `limit`, each with the characters it stands for; raises like `encode`."""
+    await encode(text, model, limit)
+    encoding = await asyncio.to_thread(model.tokenizer.encode, text)
+    return list(zip(encoding.ids, encoding.offsets, strict=True))
+
+
+def new_tokens(prompt_tokens: int, asked: int | None, context: int, field: str = "parameters.max_new_tokens") -> int:
+    """Return how many tokens may be written, the context's rest up to a default if none were asked for.
+
+    Raises:
+        InvalidRequestError: naming the field, if they do not fit into the context.
+    """
     left = context - prompt_tokens
     wanted = min(DEFAULT_NEW_TOKENS, max(left, 1)) if asked is None else asked
     if wanted > left:
         raise InvalidRequestError(
-            f"parameters.max_new_tokens: {prompt_tokens} prompt tokens and {wanted} new ones are more than "
+            f"{field}: {prompt_tokens} prompt tokens and {wanted} new ones are more than "
             f"the context of {context}; shorten the prompt or ask for at most {max(left, 0)}"
         )
     return wanted
@@ -69,25 +83,30 @@ def sampling_of(parameters: Parameters) -> Sampling:
     )
 
 
-async def ids_of(inputs: EmbeddingInputs, model: LoadedModel) -> list[list[int]]:
+async def ids_of(inputs: EmbeddingInputs, model: LoadedModel, field: str = "inputs") -> list[list[int]]:
     """Return the ids of every input of an embedding request.
 
     Raises:
         InvalidRequestError: if an id is not in the vocabulary, or there are none or too many.
     """
-    rows = [await encode(i, model, MAX_IDS) if isinstance(i, str) else i for i in _as_inputs(inputs)]
+    rows = [await encode(i, model, MAX_IDS, field) if isinstance(i, str) else i for i in as_inputs(inputs)]
     total = sum(map(len, rows))
     if not 1 <= total <= MAX_IDS:
-        raise InvalidRequestError(f"inputs: a request must have between 1 and {MAX_IDS} tokens, not {total}")
-    highest = max(max(row, default=0) for row in rows)
-    if highest >= model.gpt2.config.vocab_size:
-        raise InvalidRequestError(
-            f"inputs: ids must be below the vocabulary of {model.gpt2.config.vocab_size}, not {highest}"
-        )
+        raise InvalidRequestError(f"{field}: a request must have between 1 and {MAX_IDS} tokens, not {total}")
+    for row in rows:
+        check_ids(row, model, field)
     return rows
 
 
-def _as_inputs(inputs: EmbeddingInputs) -> Sequence[str | list[int]]:
+def check_ids(ids: Sequence[int], model: LoadedModel, field: str) -> None:
+    """Refuse ids that no token has; raises InvalidRequestError, naming the field."""
+    size, highest = model.gpt2.config.vocab_size, max(ids, default=0)
+    if highest >= size:
+        raise InvalidRequestError(f"{field}: ids must be below the vocabulary of {size}, not {highest}")
+
+
+def as_inputs(inputs: EmbeddingInputs) -> Sequence[str | list[int]]:
+    """Return one text, or the ids of one, per input."""
     if isinstance(inputs, str):
         return [inputs]
     if isinstance(inputs[0], int):

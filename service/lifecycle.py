@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from typing import Literal
 
 import structlog
 
-from service.errors import NotReadyError
+from service.errors import DrainingError, NotReadyError
 from service.models import Models
 
 
@@ -14,10 +15,12 @@ class Lifecycle:
 
     Attributes:
         failure: why loading failed, if it did.
+        draining: whether the server is stopping, so that new requests are refused.
     """
 
     def __init__(self, load: Callable[[], Models], on_failure: Callable[[], None]) -> None:
         self.failure: Exception | None = None
+        self.draining = False
         self._load = load
         self._on_failure = on_failure
         self._models: Models | None = None
@@ -27,16 +30,29 @@ class Lifecycle:
         """Begin to load."""
         self._thread.start()
 
+    def drain(self) -> None:
+        """Refuse new requests from now on."""
+        self.draining = True
+
     def join(self) -> None:
         """Wait until loading has ended, well or not."""
         self._thread.join()
 
     @property
     def models(self) -> Models:
-        """The loaded models; raises NotReadyError before all of them are."""
+        """The loaded models; raises NotReadyError before all of them are, and DrainingError at the end."""
+        if self.draining:
+            raise DrainingError
         if self._models is None:
             raise NotReadyError
         return self._models
+
+    @property
+    def phase(self) -> Literal["loading", "failed", "started"]:
+        """How far the start has come."""
+        if self._models is not None:
+            return "started"
+        return "loading" if self.failure is None else "failed"
 
     def _run(self) -> None:
         try:

@@ -9,6 +9,7 @@ import structlog
 def configure_logs(level: str) -> None:
     """Log everything from `level` on, one JSON object per line; the web server only from "warning" on."""
     shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,

@@ -1,32 +1,39 @@
 """Every metric, with the names of vLLM behind the prefix `ttgpt_`. No label comes from a client."""
 
-import os
 import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.models import LoadedModel
+from service.process_collector import ProcessCollector
 
 SECONDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),
     *(0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
 )
+PRODUCTS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 QUALITY = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
 FINISHED = ("stop", "length", "abort")
-REJECTED = ("queue_full", "draining", "too_large", "invalid")
+REJECTED = ("queue_full", "queue_tokens", "draining", "too_large", "invalid", "unauthorized")
 
 
 class Metrics:
-    """The metrics of one app, in a registry of their own."""
+    """The metrics of one app, in a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        root: where /proc and /sys are.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(ProcessCollector(root))
+        self._per_model: list[Histogram] = []
         self._add_model_metrics()
         self._add_request_metrics()
         self._add_latencies()
-        self._gauge("memory_rss_bytes", "Resident memory of the process.", []).set_function(_rss_bytes)
+        self._add_engine_metrics()
         for reason in REJECTED:
             self.requests_rejected.labels(reason)
 
@@ -69,6 +76,18 @@ class Metrics:
             "http_requests", "HTTP requests by route template and class of status.", ["handler", "method", "status"]
         )
 
+    def _add_engine_metrics(self) -> None:
+        per_model = ["model_name"]
+        self.batch_size = self._gauge("batch_size", "Requests that shared the last step.", per_model)
+        self.decode_steps = self._counter(
+            "decode_steps", "Steps that gave a token to every running request.", per_model
+        )
+        self.kv_cache_bytes = self._gauge("kv_cache_bytes", "Bytes of the KV cache with every slot full.", per_model)
+        self.kv_cache_usage_ratio = self._gauge("kv_cache_usage_ratio", "Share of the KV cache in use.", per_model)
+        self.compute_threads = self._gauge("compute_threads", "Threads of one matrix product.", [])
+
+        self.head = self._histogram("head_seconds", "Multiplying the rows of one step by the output matrix.", PRODUCTS)
+
     def _add_latencies(self) -> None:
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token.")
         self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Between two tokens of a request.")
@@ -92,15 +111,18 @@ class Metrics:
             self.model_dense_equivalent_bytes.labels(name, component).set(size.dense_fp32)
         self.model_artifact_bytes.labels(name).set(model.artifact_bytes)
         for metric in QUALITY:
-            self.model_quality.labels(name, metric, quality.text).set(getattr(quality, metric))
+            if (value := getattr(quality, metric)) is not None:
+                self.model_quality.labels(name, metric, quality.text).set(value)
         for phase, seconds in model.load_seconds.items():
             self.model_load_seconds.labels(name, phase).set(seconds)
         for gauge in (self.num_requests_running, self.num_requests_waiting):
             gauge.labels(name)
-        for counter in (self.prompt_tokens, self.generation_tokens):
+        for counter in (self.prompt_tokens, self.generation_tokens, self.decode_steps):
             counter.labels(name)
         for reason in FINISHED:
             self.request_success.labels(name, reason)
+        for histogram in self._per_model:
+            histogram.labels(name)
 
     def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
         return Gauge(f"ttgpt_{name}", text, labels, registry=self.registry)
@@ -109,12 +131,9 @@ class Metrics:
         return Counter(f"ttgpt_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, ladder: tuple[float, ...] = SECONDS) -> Histogram:
-        return Histogram(f"ttgpt_{name}", text, ["model_name"], registry=self.registry, buckets=ladder)
-
-
-def _rss_bytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        made = Histogram(f"ttgpt_{name}", text, ["model_name"], registry=self.registry, buckets=ladder)
+        self._per_model.append(made)
+        return made
 
 
 class RequestClock:
@@ -123,6 +142,8 @@ class RequestClock:
     def __init__(self, metrics: Metrics, model_name: str) -> None:
         self._metrics = metrics
         self._model_name = model_name
+        self._inter_token_latency = metrics.inter_token_latency.labels(model_name)  # looking them up takes longer
+        self._generation_tokens = metrics.generation_tokens.labels(model_name)  # than using them
         self._arrived = self._admitted = self._first = self._latest = time.monotonic()
         self._tokens = 0
 
@@ -135,14 +156,14 @@ class RequestClock:
         """A token was generated."""
         now, metrics = time.monotonic(), self._metrics
         if self._tokens:
-            self._observe(metrics.inter_token_latency, now - self._latest)
+            self._inter_token_latency.observe(now - self._latest)
         else:
             self._first = now
             self._observe(metrics.time_to_first_token, now - self._arrived)
             self._observe(metrics.request_prefill_time, now - self._admitted)
         self._tokens += 1
         self._latest = now
-        metrics.generation_tokens.labels(self._model_name).inc()
+        self._generation_tokens.inc()
 
     def finished(self, reason: str, prompt_tokens: int) -> None:
         """The last token was generated."""
@@ -153,6 +174,21 @@ class RequestClock:
         self._observe(metrics.request_generation_tokens, self._tokens)
         metrics.prompt_tokens.labels(self._model_name).inc(prompt_tokens)
         metrics.request_success.labels(self._model_name, reason).inc()
+
+    @property
+    def arrived_seconds(self) -> float:
+        """When the request was understood, on the clock of time.monotonic."""
+        return self._arrived
+
+    @property
+    def queue_seconds(self) -> float:
+        """From arrival to a slot."""
+        return self._admitted - self._arrived
+
+    @property
+    def inference_seconds(self) -> float:
+        """From the slot to the latest token."""
+        return self._latest - self._admitted
 
     def aborted(self) -> None:
         """The client went away."""

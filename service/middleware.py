@@ -1,21 +1,44 @@
-"""Pure ASGI middleware: bodies are bounded, requests are counted."""
+"""Pure ASGI middleware: bodies are bounded, requests are counted and have ids."""
 
+import re
+import time
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLargeError, ServiceError
+from service.errors import BodyTooLargeError, ServiceError, wire_of
 from service.metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-def error_response(error: ServiceError, metrics: Metrics) -> JSONResponse:
+def now_seconds() -> float:
+    """Return the time on the clock that requests are measured with."""
+    return time.monotonic()
+
+
+def arrived_seconds(scope: Scope) -> float:
+    """Return when a request came."""
+    return float(scope["state"]["arrived_seconds"])
+
+
+def request_id(scope: Scope) -> str:
+    """Return the id of a request."""
+    return str(scope["state"]["request_id"])
+
+
+def error_response(error: ServiceError, metrics: Metrics, path: str) -> JSONResponse:
     """Return what the client gets, and count it if it is a rejection."""
     if error.reason is not None:
         metrics.requests_rejected.labels(error.reason).inc()
-    return JSONResponse(error.body, error.status, error.headers)
+    status, body = wire_of(error, path)
+    return JSONResponse(body, status, error.headers)
 
 
 class BodyLimit:
@@ -32,7 +55,7 @@ class BodyLimit:
             return
         body = await self._read(scope, receive)
         if body is None:
-            response = error_response(BodyTooLargeError(self._limit_bytes), self._metrics)
+            response = error_response(BodyTooLargeError(self._limit_bytes), self._metrics, scope["path"])
             await response(scope, receive, send)
         else:
             await self._app(scope, _Replay(body, receive), send)
@@ -90,3 +113,34 @@ class CountRequests:
             handler = getattr(scope.get("route"), "path", UNMATCHED)
             method = scope["method"] if scope["method"] in METHODS else "OTHER"
             self._metrics.http_requests.labels(handler, method, f"{status // 100}xx").inc()
+
+
+class Identify:
+    """Gives every request an id, the client's if it is a decent one, tells it in the answer, and logs the request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        name = given if REQUEST_ID.fullmatch(given) else uuid4().hex
+        began, status = now_seconds(), 500
+        scope["state"] = {**scope.get("state", {}), "request_id": name, "arrived_seconds": began}
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=name):
+            try:
+                await self._app(scope, receive, tell)
+            finally:
+                handler = getattr(scope.get("route"), "path", UNMATCHED)
+                seconds = round(now_seconds() - began, 6)
+                structlog.get_logger().debug("request", handler=handler, status=status, seconds=seconds)

@@ -1,98 +1,83 @@
 """The routes: each finds its model, hands a job to the engine and words the answer."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from importlib.metadata import version
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.answers import EventStream, embedding_json, watched, whole
-from service.engine import Engine
+from service.answers import EventStream, embedding_json, tgi_events, vectors_of, whole
+from service.errors import DrainingError
 from service.generation import Generation
-from service.intake import ids_of, prompt_of
-from service.jobs import Lookup
-from service.lifecycle import Lifecycle
+from service.intake import check_ids, encode_with_offsets, ids_of, prompt_of
+from service.models import LoadedModel
 from service.schemas import (
+    MAX_IDS,
     CompatRequest,
+    DetokenizeRequest,
+    DetokenizeResponse,
     EmbeddingRequest,
     EmbeddingResponse,
-    ErrorBody,
     GenerateRequest,
     GenerateResponse,
     GenerateStreamRequest,
-    ModelCard,
-    ModelList,
+    InfoResponse,
+    ModelInfo,
     Parameters,
     Status,
+    TextToken,
+    TokenizeRequest,
 )
+from service.state import FAILURES, STREAM_DOCS, Service, ServiceOf
+from service.streaming import TextStream
+from service.timing import tell_times
 
-FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
-        404: "no such model",
-        413: "the body is too long",
-        422: "a field is outside its legal range",
-        429: "overloaded",
-        500: "the request failed inside the server",
-        503: "not ready",
-    }.items()
+COMPAT_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {**STREAM_DOCS[200], "description": "the text, or server-sent events, one per token"}
 }
 
-
-@dataclass(frozen=True)
-class Service:
-    """What the routes work with; `create_app` puts it into `app.state.service`."""
-
-    lifecycle: Lifecycle
-    engine: Engine
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-ServiceOf = Annotated[Service, Depends(_service)]
 probes = APIRouter(tags=["probes"])
 text = APIRouter(tags=["text"], responses=FAILURES)
-models = APIRouter(tags=["models"], responses={503: FAILURES[503]})
 
 
-@probes.get("/livez")
-async def livez() -> Status:
-    """Tell that the process answers."""
-    return Status(status="alive")
+@probes.get("/livez", responses={503: {"model": Status, "description": "the engine hangs"}})
+async def livez(service: ServiceOf, response: Response) -> Status:
+    """Tell that the process answers and that the engine has not been stuck in one round for too long."""
+    alive = service.engine.round_seconds <= service.settings.heartbeat_seconds
+    response.status_code = 200 if alive else 503
+    return Status(status="alive" if alive else "stuck")
 
 
-@probes.get("/readyz", responses={503: FAILURES[503]})
-async def readyz(service: ServiceOf) -> Status:
-    """Tell whether every model is loaded and has reproduced its golden values."""
+@probes.get("/startupz", responses={503: {"model": Status, "description": "which phase the start is in"}})
+async def startupz(service: ServiceOf, response: Response) -> Status:
+    """Tell whether the start is over; unlike readiness, that stays so."""
+    phase = service.lifecycle.phase
+    response.status_code = 200 if phase == "started" else 503
+    return Status(status=phase)
+
+
+@probes.get("/health", response_model=Status, responses={503: FAILURES[503]})
+@probes.get("/readyz", response_model=Status, responses={503: FAILURES[503]})
+async def readyz(service: ServiceOf) -> Response | Status:
+    """Tell whether every model is loaded and has reproduced its golden values, and the server is not stopping."""
+    if service.lifecycle.draining:
+        error = DrainingError()  # a probe that is refused is no rejected request
+        return JSONResponse(error.body, error.status, error.headers)
     _ = service.lifecycle.models
     return Status(status="ready")
 
 
-@probes.get("/metrics", response_class=Response)
+@probes.get("/metrics", response_class=Response, responses={401: FAILURES[401]})
 async def metrics(service: ServiceOf) -> Response:
     """Return all metrics in Prometheus' text format."""
     return Response(generate_latest(service.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@models.get("/v1/models")
-async def list_models(service: ServiceOf) -> ModelList:
-    """List the loaded models, the default one first."""
-    return ModelList(data=[ModelCard(id=m.name, created=m.modified_seconds) for m in service.lifecycle.models])
-
-
 @text.post("/generate", response_model_exclude_unset=True)
-async def generate(body: GenerateRequest, request: Request, service: ServiceOf) -> GenerateResponse:
+async def generate(body: GenerateRequest, request: Request, response: Response, service: ServiceOf) -> GenerateResponse:
     """Continue a text."""
-    return await _whole(body, request, service)
-
-
-STREAM_DOCS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "server-sent events, one per token"}
-}
+    return await _whole(body, request, response, service)
 
 
 @text.post("/generate_stream", response_class=StreamingResponse, responses=STREAM_DOCS)
@@ -101,10 +86,12 @@ async def generate_stream(body: GenerateStreamRequest, service: ServiceOf) -> Re
     return await _stream(body, service)
 
 
-@text.post("/", response_model=list[GenerateResponse], response_model_exclude_unset=True)
-async def compat(body: CompatRequest, request: Request, service: ServiceOf) -> list[GenerateResponse] | Response:
+@text.post("/", response_model=list[GenerateResponse], response_model_exclude_unset=True, responses=COMPAT_DOCS)
+async def compat(
+    body: CompatRequest, request: Request, response: Response, service: ServiceOf
+) -> list[GenerateResponse] | Response:
     """Continue a text, as a stream if `stream` is set; where huggingface_hub's InferenceClient posts."""
-    return await _stream(body, service) if body.stream else [await _whole(body, request, service)]
+    return await _stream(body, service) if body.stream else [await _whole(body, request, response, service)]
 
 
 @text.post("/embeddings", response_model=EmbeddingResponse)
@@ -112,31 +99,85 @@ async def embeddings(body: EmbeddingRequest, request: Request, service: ServiceO
     """Look up the vector of every token."""
     model = service.lifecycle.models.named(body.model)
     rows = await ids_of(body.inputs, model)
-    job = Lookup(model, [token_id for row in rows for token_id in row], service.engine.metrics)
-    service.engine.submit(job)
-    async with watched(request, job.mailbox):
-        vectors = await anext(job.mailbox.events())
+    vectors = await vectors_of(request, service.engine, model, rows)
     pieces = embedding_json(model, rows, vectors, encode=body.encoding_format == "base64")
     return StreamingResponse(pieces, media_type="application/json")
+
+
+@text.post("/tokenize")
+async def tokenize(body: TokenizeRequest, service: ServiceOf) -> list[TextToken]:
+    """Cut a text into tokens."""
+    model = service.lifecycle.models.named(body.model)
+    return [
+        TextToken(id=token_id, text=body.inputs[start:stop], start=start, stop=stop)
+        for token_id, (start, stop) in await encode_with_offsets(body.inputs, model, MAX_IDS)
+    ]
+
+
+@text.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, service: ServiceOf) -> DetokenizeResponse:
+    """Put tokens together to a text."""
+    model = service.lifecycle.models.named(body.model)
+    check_ids(body.ids, model, "ids")
+    stream = TextStream(())
+    return DetokenizeResponse(text=stream.push(b"".join(model.vocabulary.bytes[i] for i in body.ids)) + stream.finish())
+
+
+@text.get("/info")
+async def info(service: ServiceOf) -> InfoResponse:
+    """Tell what is served, and the limits."""
+    models, settings = service.lifecycle.models, service.settings
+    default = models.default
+    return InfoResponse(
+        model_id=default.name,
+        model_sha=default.manifest.digest,
+        max_concurrent_requests=settings.max_batch + settings.max_waiting,
+        max_input_tokens=default.context - 1,
+        max_total_tokens=default.context,
+        version=version("ttgpt"),
+        models=[_model_info(model) for model in models],
+    )
+
+
+def _model_info(model: LoadedModel) -> ModelInfo:
+    manifest, config = model.manifest, model.gpt2.config
+    return ModelInfo(
+        model_id=model.name,
+        model_sha=manifest.digest,
+        method=manifest.provenance.method,
+        source=manifest.provenance.source.id,
+        context=model.context,
+        vocabulary=config.vocab_size,
+        width=config.n_embd,
+        layers=config.n_layer,
+        bytes_disk=sum(size.disk for size in manifest.bytes.values()),
+        bytes_resident=sum(size.resident for size in manifest.bytes.values()),
+        bytes_dense_fp32=sum(size.dense_fp32 for size in manifest.bytes.values()),
+        perplexity_ratio=manifest.quality.perplexity_ratio,
+    )
 
 
 Body = GenerateRequest | GenerateStreamRequest | CompatRequest
 
 
-async def _submit(body: Body, service: Service) -> tuple[Generation, str]:
+async def _submit(body: Body, service: Service, *, streamed: bool) -> tuple[Generation, str]:
     """Return the accepted job and what to put before its text."""
     parameters = body.parameters or Parameters()
     prompt = await prompt_of(body.inputs, parameters, service.lifecycle.models.named(body.model))
-    job = Generation(prompt, service.engine.metrics)
+    scored = streamed or bool(parameters.details)
+    job = Generation(prompt, service.engine.metrics, streamed=streamed, scored=scored)
     service.engine.submit(job)
     return job, body.inputs if parameters.return_full_text else ""
 
 
-async def _whole(body: Body, request: Request, service: Service) -> GenerateResponse:
-    job, prefix = await _submit(body, service)
+async def _whole(body: Body, request: Request, response: Response, service: Service) -> GenerateResponse:
+    job, prefix = await _submit(body, service, streamed=False)
     details = body.parameters is not None and body.parameters.details is True
-    return await whole(request, job, prefix, details=details)
+    answer = await whole(request, job, prefix, details=details)
+    tell_times(response, request, [job])
+    return answer
 
 
 async def _stream(body: Body, service: Service) -> EventStream:
-    return EventStream(*await _submit(body, service))
+    job, prefix = await _submit(body, service, streamed=True)
+    return EventStream(tgi_events(job, prefix), [job.mailbox])

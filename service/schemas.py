@@ -17,7 +17,9 @@ MAX_TOKENS = 1 << 16
 MAX_NAME_CHARACTERS = 256
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Unknown fields are refused, and nothing is converted."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -39,7 +41,7 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
-class Parameters(_Body):
+class Parameters(Body):
     """How to generate; null is the same as leaving a field out."""
 
     max_new_tokens: int | None = Field(
@@ -65,7 +67,13 @@ class Parameters(_Body):
     watermark: OnlyFalse = None
 
 
-class _Prompted(_Body):
+class _Prompted(Body):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"inputs": "The old man looked at the sea", "parameters": {"max_new_tokens": 20}}]
+        }
+    )
+
     inputs: Text
     parameters: Parameters | None = None
     model: Name | None = None
@@ -89,7 +97,7 @@ class CompatRequest(_Prompted):
     stream: bool | None = None
 
 
-class TokenInfo(_Body):
+class TokenInfo(Body):
     """One generated token.
 
     `text` is what the token released: the texts of all tokens are the generated text. It is empty for
@@ -105,7 +113,7 @@ class TokenInfo(_Body):
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 
-class Details(_Body):
+class Details(Body):
     """How a text came about. `seed` is null if nothing was drawn."""
 
     finish_reason: FinishReason
@@ -115,14 +123,14 @@ class Details(_Body):
     tokens: list[TokenInfo]
 
 
-class GenerateResponse(_Body):
+class GenerateResponse(Body):
     """A generated text; it ends before the stop string, if there was one."""
 
     generated_text: str
     details: Details | None = None
 
 
-class StreamDetails(_Body):
+class StreamDetails(Body):
     """How a streamed text came about."""
 
     finish_reason: FinishReason
@@ -131,7 +139,7 @@ class StreamDetails(_Body):
     input_length: int
 
 
-class StreamEvent(_Body):
+class StreamEvent(Body):
     """One token of a stream; the last one brings the whole text and the details."""
 
     index: int
@@ -140,7 +148,7 @@ class StreamEvent(_Body):
     details: StreamDetails | None
 
 
-class ErrorBody(_Body):
+class ErrorBody(Body):
     """What every failed request gets."""
 
     error: str
@@ -153,7 +161,8 @@ Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]
 IdLists = Annotated[list[Annotated[list[Id], Field(max_length=MAX_IDS)]], Field(min_length=1, max_length=MAX_IDS)]
 
 
-def _inputs_tag(inputs: object) -> str:
+def inputs_tag(inputs: object) -> str:
+    """Return which kind of inputs this is meant to be."""
     if not isinstance(inputs, list):
         return "text"
     first = inputs[0] if inputs else None
@@ -167,19 +176,87 @@ EmbeddingInputs = Annotated[
     | Annotated[Texts, Tag("texts")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[IdLists, Tag("ids_list")],
-    Discriminator(_inputs_tag),
+    Discriminator(inputs_tag),
 ]
 
 
-class EmbeddingRequest(_Body):
+class EmbeddingRequest(Body):
     """POST /embeddings: a text, texts, the ids of a text, or of several."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["The old man", "the sea"]}]})
 
     inputs: EmbeddingInputs
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
 
-class TokenVectors(_Body):
+class TokenizeRequest(Body):
+    """POST /tokenize."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "The old man"}]})
+
+    inputs: Text
+    model: Name | None = None
+
+
+class TextToken(Body):
+    """One token of a text, and the characters of the text that it stands for or has a share in."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [464, 640]}]})
+
+    ids: Annotated[list[Id], Field(max_length=MAX_IDS)]
+    model: Name | None = None
+
+
+class DetokenizeResponse(Body):
+    """The text of some tokens; special ones have none."""
+
+    text: str
+
+
+class ModelInfo(Body):
+    """One loaded artefact. `bytes_*` are of all weights: on disk, while serving, and as a dense fp32 model."""
+
+    model_id: str
+    model_sha: str
+    method: str
+    source: str
+    context: int
+    vocabulary: int
+    width: int
+    layers: int
+    bytes_disk: int
+    bytes_resident: int
+    bytes_dense_fp32: int
+    perplexity_ratio: float | None
+
+
+class InfoResponse(Body):
+    """GET /info: TGI's fields, of the default model, and all models."""
+
+    model_id: str
+    model_sha: str
+    model_device_type: Literal["cpu"] = "cpu"
+    max_concurrent_requests: int
+    max_best_of: int = 1
+    max_stop_sequences: int = MAX_STOPS
+    max_input_tokens: int
+    max_total_tokens: int
+    router: Literal["ttgpt"] = "ttgpt"
+    version: str
+    models: list[ModelInfo]
+
+
+class TokenVectors(Body):
     """The vectors [M, D] of one input's M tokens.
 
     As base64, `vectors` is one string: little-endian float32, row after row.
@@ -191,7 +268,7 @@ class TokenVectors(_Body):
     vectors: list[list[float]] | str
 
 
-class EmbeddingResponse(_Body):
+class EmbeddingResponse(Body):
     """One vector per token; `dim` is D."""
 
     model: str
@@ -199,7 +276,7 @@ class EmbeddingResponse(_Body):
     data: list[TokenVectors]
 
 
-class ModelCard(_Body):
+class ModelCard(Body):
     """One loaded model, in OpenAI's shape."""
 
     id: str
@@ -208,14 +285,14 @@ class ModelCard(_Body):
     owned_by: Literal["ttgpt"] = "ttgpt"
 
 
-class ModelList(_Body):
+class ModelList(Body):
     """GET /v1/models; the default model comes first."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
-class Status(_Body):
+class Status(Body):
     """What a probe reads."""
 
     status: str

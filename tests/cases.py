@@ -6,14 +6,17 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from compressor.formats import Dense, Format, LowRank, Residual, Stacked, TokenMPS, TTMatrix
+from compressor.formats import Dense, Format, LowRank, Residual, Sparse, Stacked, TokenMPS, TTMatrix
 from compressor.methods import (
     Config,
     direction_ae,
     direction_svd,
     gptq,
+    joint_qk,
     lpa,
     quantize,
+    rotated_svd,
+    sparse_low_rank,
     svd,
     tensorgpt,
     ttm,
@@ -41,6 +44,11 @@ def _ttm(
     return TTMatrix.of(cores, shape, "fp32", permutation=permutation, path="stored")
 
 
+def _sparse(rows: int, width: int, kept: int) -> Sparse:
+    columns = _normal(rows, width).topk(kept, dim=1).indices
+    return Sparse.of(_normal(rows, kept), columns, width, "fp32", path="stored")
+
+
 # Every format in fp32; the suite stores each by every codec.
 FORMAT_CASES: dict[str, Callable[[], Format]] = {
     "dense": lambda: Dense.of(_normal(33, 20), "fp32"),
@@ -65,9 +73,14 @@ FORMAT_CASES: dict[str, Callable[[], Format]] = {
         [Dense.of(_normal(5, 20), "fp32"), LowRank.of(_normal(9, 3), _normal(3, 20), "fp32")]
     ),
     "stacked-many": lambda: Stacked.of([Dense.of(_normal(k, 7), "fp32") for k in range(1, 13)]),
+    "sparse": lambda: _sparse(33, 20, 3),
+    "sparse-full": lambda: _sparse(5, 20, 20),
+    "sparse-many-columns": lambda: _sparse(4, 1 << 15, 2),
+    "sparse-many-rows": lambda: _sparse(300, 64, 32),
     "residual": lambda: Residual.of(
         Dense.of(_normal(33, 20), "fp32"), LowRank.of(_normal(33, 2), _normal(2, 20), "fp32")
     ),
+    "residual-sparse": lambda: Residual.of(LowRank.of(_normal(33, 2), _normal(2, 20), "fp32"), _sparse(33, 20, 2)),
     "residual-of-stacked": lambda: Residual.of(
         Stacked.of([Dense.of(_normal(10, 12), "fp32"), _ttm((20, 12), [5, 4], [3, 4], [1, 6, 1])]),
         _ttm((30, 12), [5, 6], [4, 3], [1, 2, 1]),
@@ -95,6 +108,9 @@ def _calibrated(compress: Callable[..., Format], *, white: bool = False) -> Call
     return with_statistics
 
 
+# The shape of the matrix that a method's laws are tried on, where it takes no other.
+METHOD_SHAPES = {"joint_qk": (72, 24)}
+
 # Every method: (compress, config of rank r on a matrix, ranks from poor to exact).
 METHOD_CASES: dict[str, tuple[Callable[..., Format], Callable[[int], Config], list[int]]] = {
     "tensorgpt-padded": (tensorgpt.compress, lambda r: tensorgpt.Config(rank=r, codec="fp32"), [1, 2, 3, 4, 8]),
@@ -119,6 +135,17 @@ METHOD_CASES: dict[str, tuple[Callable[..., Format], Callable[[int], Config], li
     ),
     "direction_svd": (direction_svd.compress, lambda r: direction_svd.Config(rank=r, codec="fp32"), [1, 2, 5, 10, 24]),
     "lpa": (lpa.compress, lambda r: lpa.Config(rank=r, codec="fp32"), [1, 2, 5, 10, 24]),
+    "joint_qk": (joint_qk.compress, lambda r: joint_qk.Config(rank=r, heads=4, codec="fp32"), [2, 6]),
+    "sparse_low_rank": (
+        sparse_low_rank.compress,
+        lambda r: sparse_low_rank.Config(rank=r, codec="fp32", kept_codec="fp32"),
+        [1, 2, 5, 10, 24],
+    ),
+    "sparse_low_rank-by-kept": (
+        sparse_low_rank.compress,
+        lambda kept: sparse_low_rank.Config(rank=2, kept=kept, codec="fp32", kept_codec="fp32"),
+        [1, 2, 5, 10, 24],
+    ),
 }
 
 # Methods that are never exact, since they round or learn: (compress, config).
@@ -126,5 +153,6 @@ INEXACT_CASES: dict[str, tuple[Callable[..., Format], Config]] = {
     "direction_ae": (direction_ae.compress, direction_ae.Config(rank=4, epochs=2, codec="fp32")),
     "gptq": (_calibrated(gptq.compress), gptq.Config(codec="int4-g8")),
     "gptq-int8": (_calibrated(gptq.compress), gptq.Config(codec="int8")),
+    "rotated_svd": (_calibrated(rotated_svd.compress), rotated_svd.Config(rank=12, right_codec="int8")),
     "gptq-act-order": (_calibrated(gptq.compress), gptq.Config(codec="int3", act_order=True)),
 }

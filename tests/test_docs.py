@@ -6,7 +6,8 @@ import pytest
 
 from compressor.budget import PRESETS
 from compressor.cli import app as cli
-from compressor.compare import PLOT, experiments, refreshed, result_of, results_sha256
+from compressor.compare import PLOT, refreshed, results_sha256
+from compressor.experiment import experiments, result_of
 from compressor.methods import METHODS
 from service.app import create_app
 from service.settings import Settings

@@ -10,6 +10,7 @@ from compressor.formats.base import Format, Path, Spec, below
 from compressor.formats.dense import Dense
 from compressor.formats.low_rank import LowRank
 from compressor.formats.residual import Residual
+from compressor.formats.sparse import Sparse
 from compressor.formats.stacked import Stacked
 from compressor.formats.token_mps import TokenMPS
 from compressor.formats.tt_matrix import TTMatrix
@@ -21,6 +22,7 @@ __all__ = [
     "LowRank",
     "Path",
     "Residual",
+    "Sparse",
     "Spec",
     "Stacked",
     "TTMatrix",
@@ -37,6 +39,7 @@ FORMATS: dict[str, type[Format]] = {
     "low_rank": LowRank,
     "stacked": Stacked,
     "residual": Residual,
+    "sparse": Sparse,
 }
 
 
@@ -57,10 +60,11 @@ def prepared(form: Format) -> Format:
     """Return the format that is kept in memory to multiply along `form.path`.
 
     The outer format's path decides; inner formats have no say.
-    "stored": as it is. "factors": every factor decoded to fp32. "dense": W decoded to fp32.
+    "stored": as it is, but fp32 instead of codes that only a kernel multiplies by and this CPU lacks it.
+    "factors": every factor decoded to fp32. "dense": W decoded to fp32.
     """
     if form.path == "stored":
-        return form
+        return form.runnable()
     return form.recoded("fp32") if form.path == "factors" else Dense.of(form.dense(), "fp32")
 
 
@@ -72,9 +76,11 @@ def _inner(name: str, tensors: Mapping[str, Tensor], spec: Spec) -> Format:
 
 
 def resident_bytes(form: Format) -> int:
-    """Return what `prepared(form)` occupies, without making it."""
+    """Return what `prepared(form)` occupies on a CPU with all kernels, without making it."""
     if form.path == "stored":
         return form.num_bytes
     if form.path == "factors":
-        return 4 * sum(prod(coded.shape) for coded in form.modules() if isinstance(coded, Coded))
+        values = sum(prod(coded.shape) for coded in form.modules() if isinstance(coded, Coded))
+        parts = [part for part in form.modules() if isinstance(part, Format)]
+        return 4 * values + sum(index.nbytes for part in parts for index in part.indices().values())
     return 4 * form.out_features * form.in_features

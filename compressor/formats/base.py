@@ -190,6 +190,12 @@ class Format(nn.Module, ABC):
         """Return a trained copy as it is stored."""
         return self._mapped(lambda tensor: tensor.sealed(), lambda form: form.sealed())
 
+    def runnable(self) -> Self:
+        """Return itself with every tensor that this CPU has no kernel for in fp32."""
+        if all(tensor.runnable() is tensor for tensor in self.coded().values()):
+            return self
+        return self._mapped(lambda tensor: tensor.runnable(), lambda form: form.runnable())
+
     def with_path(self, path: Path) -> Self:
         """Return the same format, to be multiplied another way."""
         return type(self)(self.shape, self._own(), self.options, path, inner=self.inner(), indices=self.indices())

@@ -24,7 +24,7 @@ class Dense(Format):
     def coded_as(cls, matrix: Coded, path: Path | None = None) -> "Dense":
         """Take over a coded matrix [out, in]."""
         out_features, in_features = matrix.shape
-        path = path or ("stored" if matrix.codec.has_kernel else "dense")
+        path = path or ("stored" if matrix.codec.has_kernel(in_features) else "dense")
         return cls((out_features, in_features), {"matrix": matrix}, {}, path)
 
     @classmethod

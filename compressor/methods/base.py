@@ -9,9 +9,10 @@ from torch import Tensor
 from compressor.codecs import codec_named
 from compressor.errors import check_range
 from compressor.formats import Format
+from compressor.gpt2 import component_of
 from compressor.progress import Progress
 
-Target = Literal["none", "embedding", "attn", "mlp", "linears", "all"]
+Target = Literal["none", "embedding", "qkv", "attn", "mlp", "linears", "all"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,11 +32,13 @@ class Statistics:
             share, which is most of the second moment there. (Rounding gpt2-mini's c_attn to int3 costs 5 % of
             perplexity to nearest, 29 % by GPTQ with the second moment, 3 % by GPTQ with this one; low-rank
             factors, whose errors are larger, do better with the second moment.)
+        heads: how many heads q, k and v are each made of, for the fused matrix of the three; otherwise None.
     """
 
     second_moment: Tensor
     row_weights: Tensor | None = None
     difference_moment: Tensor | None = None
+    heads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +106,15 @@ class Method:
     compress: Callable[[Tensor, Any, Statistics | None, Progress], Format]
     target: Target
     calibrated: bool = False
+
+
+def is_target(name: str, target: Target) -> bool:
+    """Return whether the matrix called `name` is one of `target`; "qkv" is the fused input of attention."""
+    component = component_of(name)
+    if target == "embedding":
+        return component == "wte"
+    if target == "linears":
+        return component in ("attn", "mlp")
+    if target == "qkv":
+        return name.endswith(".c_attn")
+    return target in ("all", component)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor import budget
-from compressor.budget import Choice
+from compressor.budget import Choice, Piece
 from compressor.calibrate import collect
 from compressor.formats import Dense, Format
 from compressor.gpt2 import GPT2Config
+from compressor.methods.base import is_target
 from tests.conftest import tiny_model
 
 FORM: Format = Dense.of(torch.zeros(1, 1), "fp32")
@@ -21,7 +23,8 @@ matrices = st.lists(points, min_size=1, max_size=4)
 
 
 def _choices(name: str, found: list[tuple[int, int]]) -> list[Choice]:
-    return [Choice(name, "quantize", {"codec": f"{i}"}, size, float(kl), FORM) for i, (size, kl) in enumerate(found)]
+    piece = Piece(name, slice(0, 1), True)
+    return [Choice(piece, "quantize", {"codec": f"{i}"}, size, float(kl), FORM) for i, (size, kl) in enumerate(found)]
 
 
 def _measured(found: list[list[tuple[int, int]]]) -> dict[str, list[Choice]]:
@@ -102,13 +105,55 @@ def test_every_matrix_is_measured_alone_and_explained() -> None:
     spent = sum(c.size_bytes for c in chosen.values()) + budget.vector_bytes(dense, "fp16")
     assert spent <= 4 * parameters / 5
     rows = budget.explain(measured, chosen)
-    assert [row["matrix"] for row in rows] == list(measured)
+    assert [row["piece"] for row in rows] == list(measured)
     assert all(math.isfinite(row["kl"]) for row in rows)
+
+
+def test_a_large_table_is_cut_into_blocks_of_doubling_length_and_put_together_again() -> None:
+    cut = budget.pieces("wte", (16384, 8))
+    assert [piece.rows for piece in cut] == [
+        slice(0, 512),
+        slice(512, 1024),
+        slice(1024, 2048),
+        slice(2048, 4096),
+        slice(4096, 8192),
+        slice(8192, 16384),
+    ]
+    table = torch.randn(16384, 8, generator=torch.Generator().manual_seed(0))
+    chosen = [
+        Choice(piece, "quantize", {}, 0, 0.0, Dense.of(table[piece.rows], "fp32"))
+        for piece in reversed([*cut, *budget.pieces("wpe", (16, 8))])
+        if piece.matrix == "wte"
+    ]
+    assert torch.equal(budget.assembled(chosen)["wte"].dense(), table)
+
+
+@pytest.mark.parametrize("shape", [(4096, 8), (50257, 8), (5000, 8)])
+def test_blocks_cover_a_table_once(shape: tuple[int, int]) -> None:
+    cut = budget.pieces("lm_head", shape)
+    assert cut[0].rows.start == 0
+    assert cut[-1].rows.stop == shape[0]
+    assert all(a.rows.stop == b.rows.start for a, b in itertools.pairwise(cut))
+    assert len(budget.pieces("wpe", shape)) == len(budget.pieces("wte", (4095, 8))) == 1
+
+
+def test_only_a_target_is_measured_and_its_bytes_alone_count() -> None:
+    shape = GPT2Config(vocab_size=4096, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
+    dense = tiny_model(shape).prepared()
+    ids = torch.randint(4096, (8, 16), generator=torch.Generator().manual_seed(0))
+    measured = budget.measure(dense, collect(dense, ids), ids, only=lambda name: is_target(name, "embedding"))
+    assert {choices[0].piece.matrix for choices in measured.values()} == {"wte"}
+    chosen = budget.choose(measured, budget.Config(ratio=6.0, target="embedding"), dense, "fp16")
+    table = budget.assembled(chosen.values())["wte"]
+    assert table.shape == dense.matrices()["wte"].shape
+    assert 4 * 4096 * 16 / 7 < table.num_bytes <= 4 * 4096 * 16 / 6
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"ratio": 2.0, "target": "none"}, "target must be one of embedding, "),
+        ({"ratio": 2.0, "target": "wte"}, "target must be one of embedding, "),
         ({}, "exactly one of"),
         ({"ratio": 2.0, "size_bytes": 5}, "exactly one of"),
         ({"ratio": 0.5}, "ratio must be between 1.0 and 1000.0, not 0.5"),
@@ -116,6 +161,6 @@ def test_every_matrix_is_measured_alone_and_explained() -> None:
         ({"max_perplexity_ratio": 0.9}, "max_perplexity_ratio must be between 1.0"),
     ],
 )
-def test_illegal_budgets_name_the_field(options: dict[str, float], message: str) -> None:
+def test_illegal_budgets_name_the_field(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        budget.Config(**options)  # type: ignore[arg-type]
+        budget.Config(**options)

@@ -57,6 +57,7 @@ def test_statistics_of_the_linears_are_their_inputs_second_moments(model: GPT2) 
     close(found["h.0.attn.c_attn"].second_moment, inputs.T @ inputs / len(inputs))
     close(found["h.0.mlp.c_proj"].second_moment, inner.T @ inner / len(inner))
     assert found["h.0.attn.c_attn"].row_weights is None
+    assert {name for name, given in found.items() if given.heads == 2} == {f"h.{i}.attn.c_attn" for i in range(2)}
     rows = inputs.unflatten(0, IDS.shape)  # [B, T, D]
     pairs = [(b, s, t) for b in range(6) for t in range(16) for s in range(t) if t - s in DISTANCES]
     apart = torch.stack([rows[b, t] - rows[b, s] for b, s, t in pairs])
@@ -169,6 +170,7 @@ def checkpoint() -> Checkpoint:
     ("target", "changed"),
     [
         ("embedding", {"wte"}),
+        ("qkv", {"c_attn"}),
         ("attn", {"c_attn", "attn.c_proj"}),
         ("mlp", {"c_fc", "mlp.c_proj"}),
         ("linears", {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"}),

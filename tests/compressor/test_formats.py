@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compressor.codecs import CODECS
-from compressor.formats import FORMATS, Format, Spec, from_tensors, prepared
+from compressor.formats import FORMATS, Format, Sparse, Spec, from_tensors, prepared, resident_bytes
 from tests.cases import FORMAT_CASES
 from tests.tolerances import EXACT, MATMUL
 
@@ -55,6 +55,8 @@ def test_num_bytes_is_what_the_tensors_occupy(form: Format) -> None:
 def test_every_path_multiplies_the_same_matrix(form: Format, path: str) -> None:
     ready = prepared(form.with_path(path))  # type: ignore[arg-type]
     torch.testing.assert_close(ready.dense(), form.dense(), rtol=EXACT, atol=EXACT)
+    lacks_kernel = path == "stored" and form.runnable() is not form  # kept in fp32 on such a CPU
+    assert lacks_kernel or ready.num_bytes == resident_bytes(form.with_path(path))  # type: ignore[arg-type]
 
 
 def test_a_missing_unknown_or_misshapen_tensor_is_refused(form: Format) -> None:
@@ -105,9 +107,29 @@ def _with_codec(spec: Spec, codec: str) -> Spec:
         ("tt_matrix", {"out_modes": [30]}, "out_modes"),
         ("tt_matrix", {"out_modes": [5, 3, True]}, "out_modes"),
         ("tt_matrix", {"permuted": 1}, "permuted"),
+        ("sparse", {"kept": 0}, "kept"),
+        ("sparse", {"kept": 21}, "kept"),
+        ("sparse", {"kept": True}, "kept"),
     ],
 )
 def test_illegal_options_name_the_field(case: str, options: dict[str, object], field: str) -> None:
     form = FORMAT_CASES[case]()
     with pytest.raises(ValueError, match=f"^{field} "):
         from_tensors(form.tensors(), form.spec().model_copy(update={"options": form.spec().options | options}))
+
+
+@pytest.mark.parametrize("columns", [[2, 1, 3], [1, 1, 3], [-1, 1, 3], [1, 3, 20]])
+def test_columns_that_do_not_ascend_within_the_width_are_refused(columns: list[int]) -> None:
+    form = FORMAT_CASES["sparse"]()
+    tensors = form.tensors()
+    tensors["columns.values"] = tensors["columns.values"].clone()
+    tensors["columns.values"][7] = torch.tensor(columns)
+    with pytest.raises(ValueError, match=r"^columns must ascend within 0 \.\. 19 in every row"):
+        from_tensors(tensors, form.spec())
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(2**15 - 1, torch.int16), (2**15, torch.int32)])
+def test_columns_are_stored_in_as_few_bytes_as_the_width_needs(width: int, dtype: torch.dtype) -> None:
+    form = Sparse.of(torch.ones(1, 2), torch.tensor([[width - 1, 0]]), width, "fp32")
+    assert form.indices()["columns"].dtype == dtype
+    assert form.dense().nonzero().tolist() == [[0, 0], [0, width - 1]]

@@ -65,7 +65,7 @@ def test_logits_equal_transformers_batched_with_unequal_lengths_and_a_cache(pair
     total = int(lengths.max()) + 5
     ids = torch.randint(ours.config.vocab_size, (3, total), generator=torch.Generator().manual_seed(1))
     expected = [peer(ids[b : b + 1, : int(lengths[b]) + 5]).logits[0] for b in range(3)]  # [length + 5, V] each
-    cache = ours.new_cache(batch=3, capacity=total)
+    cache = ours.new_cache(rows=3, capacity=total)
     prefill = ours.logits(ours(ids[:, : int(lengths.max())], cache, counts=lengths))
     for b in range(3):
         assert (prefill[b, : lengths[b]] - expected[b][: lengths[b]]).abs().max() <= PARITY
@@ -82,7 +82,7 @@ def test_a_prompt_may_come_in_chunks_of_any_size() -> None:
     model = tiny_model()
     ids = torch.randint(model.config.vocab_size, (2, 20))
     whole = model(ids)
-    cache = model.new_cache(batch=2, capacity=20)
+    cache = model.new_cache(rows=2, capacity=20)
     chunks = torch.cat([model(chunk, cache) for chunk in ids.split([1, 7, 2, 10], dim=1)], dim=1)
     torch.testing.assert_close(chunks, whole, rtol=10 * EXACT, atol=10 * EXACT)
 
@@ -92,7 +92,7 @@ def test_padding_changes_nothing() -> None:
     model = tiny_model()
     ids = torch.randint(model.config.vocab_size, (2, 12))
     counts = torch.tensor([5, 12])
-    caches = [model.new_cache(batch=2, capacity=13) for _ in range(2)]
+    caches = [model.new_cache(rows=2, capacity=13) for _ in range(2)]
     model(ids, caches[0], counts=counts)
     ids[0, 5:] = 0
     model(ids, caches[1], counts=counts)
@@ -102,11 +102,11 @@ def test_padding_changes_nothing() -> None:
 
 def test_growing_past_the_capacity_is_refused() -> None:
     model = tiny_model()
-    cache = model.new_cache(batch=1, capacity=4)
+    cache = model.new_cache(rows=1, capacity=4)
     with pytest.raises(ValueError, match="5 tokens exceed the capacity of 4"):
         model(torch.zeros(1, 5, dtype=torch.int64), cache)
     with pytest.raises(ValueError, match="capacity must be between 1 and n_positions = 64, not 65"):
-        model.new_cache(batch=1, capacity=65)
+        model.new_cache(rows=1, capacity=65)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.tolerances import EXACT
 
 T = TypeVar("T")
 SHAPE = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
-CONFIG = heal.Config(tokens=40 * 4 * 16, batch=4, context=16, select_every=10, learning_rate=3e-3)
+CONFIG = heal.Config(tokens=40 * 4 * 16, batch=4, context=16, select_every=10, learning_rate=3e-2)
 
 
 @pytest.fixture(scope="module")

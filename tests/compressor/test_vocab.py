@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressor import artifact, huggingface
 from compressor.cli import main
-from compressor.formats import Dense, Format, LowRank
+from compressor.formats import Dense, Format, LowRank, Stacked
 from compressor.gpt2 import GPT2, GPT2Config
 from compressor.methods import svd, tensorgpt
 from compressor.vocab import ROW_CUTS, add_token, set_token, with_row
@@ -105,6 +105,19 @@ class Shared(Dense):
     kind = "shared_cores"
 
 
+@pytest.mark.parametrize(("row", "changed"), [(0, 0), (9, 0), (10, 1), (29, 1), (30, 1)])
+def test_in_a_stacked_table_only_the_block_of_the_row_changes(row: int, changed: int) -> None:
+    blocks = [Dense.of(random_rows(10), "int8"), svd.compress(random_rows(20, 1), svd.Config(rank=8, codec="bf16"))]
+    wanted = random_rows(1, seed=9)[0]
+    edited = with_row(Stacked.of(blocks), row, wanted)
+    assert edited.out_features == max(30, row + 1)
+    assert isinstance(edited, Stacked)
+    for k, (before, after) in enumerate(zip(blocks, edited.blocks(), strict=True)):
+        expected = with_row(before, row - 10 * k, wanted) if k == changed else before
+        assert after.tensors().keys() == expected.tensors().keys()
+        assert all(torch.equal(after.tensors()[name], tensor) for name, tensor in expected.tensors().items())
+
+
 def test_a_format_whose_rows_share_numbers_is_refused() -> None:
     shared = Shared((4, D), Dense.of(random_rows(4), "fp32").coded(), {}, "stored")
     with pytest.raises(ValueError, match=r"stored as shared_cores, whose rows share .* dense, token_mps, low_rank"):
@@ -115,7 +128,7 @@ def test_a_format_whose_rows_share_numbers_is_refused() -> None:
 def test_every_format_is_edited_or_refused(case: str) -> None:
     table = FORMAT_CASES[case]()
     row = table.rows(torch.tensor([0]))[0]
-    if table.kind in ROW_CUTS:
+    if table.kind in ROW_CUTS or table.kind == "stacked":
         edited = with_row(table, table.out_features, row)
         assert torch.equal(edited.dense()[:-1], table.dense())
     else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.codecs import codec_named
 from compressor.formats import Dense, LowRank, Stacked
-from compressor.methods import METHODS, direction_ae, direction_svd, gptq, lpa, quantize, svd, whitened_svd
+from compressor.methods import METHODS, direction_ae, direction_svd, gptq, lpa, quantize, rotated_svd, svd, whitened_svd
 from compressor.methods.base import Statistics
 from compressor.progress import silent
 from tests.cases import INEXACT_CASES, statistics
@@ -88,20 +88,38 @@ def test_whitened_svd_damps_inputs_that_do_not_span_all_directions(weight: Tenso
     assert whitened_svd.compress(weight, damped, flat).dense().isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["whitened_svd", "gptq"])
+@pytest.mark.parametrize("name", ["whitened_svd", "rotated_svd", "gptq"])
 def test_missing_statistics_are_asked_for(name: str, weight: Tensor) -> None:
     assert METHODS[name].calibrated
     with pytest.raises(ValueError, match=r"needs statistics.*--calibration-text.*sampled"):
         METHODS[name].compress(weight, METHODS[name].config(), None, silent)
 
 
-@pytest.mark.parametrize("name", ["whitened_svd", "direction_svd", "lpa", "direction_ae"])
+@pytest.mark.parametrize("name", ["whitened_svd", "rotated_svd", "direction_svd", "lpa", "direction_ae"])
 def test_an_illegal_rank_is_refused(name: str, weight: Tensor) -> None:
     with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
         METHODS[name].config(rank=0)  # type: ignore[call-arg]
     config = METHODS[name].config(rank=25)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="rank must be between 1 and 24, not 25"):
         METHODS[name].compress(weight, config, GIVEN, silent)
+
+
+@pytest.mark.parametrize("codec", ["int2-row", "int3-row", "int4-row"])
+def test_rotated_factors_survive_few_bits_better_than_whitened_ones(codec: str) -> None:
+    # Components of very different sizes, as those of a trained table are.
+    weight = torch.randn(300, 32, generator=torch.Generator().manual_seed(5)) * torch.logspace(0, -2, 32)
+    given = statistics(*weight.shape)
+    rotated = rotated_svd.compress(weight, rotated_svd.Config(rank=24, codec=codec, right_codec=codec), given)
+    whitened = whitened_svd.compress(weight, whitened_svd.Config(rank=24, codec=codec), given)
+    assert rotated.num_bytes == whitened.num_bytes
+    assert weighted_error(rotated.dense() - weight, given) < 0.7 * weighted_error(whitened.dense() - weight, given)
+
+
+def test_a_rotated_svd_in_many_bits_is_nearly_the_whitened_one(weight: Tensor) -> None:
+    config = rotated_svd.Config(rank=5, codec="int8", right_codec="int8", damping=1e-9)
+    error = weighted_error(rotated_svd.compress(weight, config, GIVEN).dense() - weight, GIVEN)
+    least = weighted_error(whitened_svd.compress(weight, WHITENED, GIVEN).dense() - weight, GIVEN)
+    assert least < error < 1.02 * least
 
 
 def test_direction_svd_keeps_directions_better_than_svd(weight: Tensor) -> None:

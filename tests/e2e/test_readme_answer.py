@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from compressor import artifact, huggingface
-from compressor.compare import sample
 from compressor.compress import Recipe, build
+from compressor.experiment import sample
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

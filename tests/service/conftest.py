@@ -14,7 +14,10 @@ from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from service.app import create_app
 from service.engine import Engine
+from service.generation import Generation, Prompt
+from service.metrics import Metrics
 from service.models import LoadedModel, load
+from service.sampling import Sampling
 from service.settings import Settings
 from tests.conftest import tiny_model, write_artifact
 
@@ -47,6 +50,14 @@ def tiny(artifacts: list[Path]) -> LoadedModel:
 def settings(artifacts: list[Path]) -> Settings:
     """Settings that serve both artefacts."""
     return Settings(models=tuple(artifacts), threads=1)
+
+
+def generation(
+    model: LoadedModel, metrics: Metrics, *, prompt: int = 3, new: int = 5, how: Sampling | None = None
+) -> Generation:
+    """Return a request for `new` tokens after a prompt of `prompt` made-up ones."""
+    ids = tuple(range(100, 100 + prompt))
+    return Generation(Prompt(model=model, ids=ids, max_new_tokens=new, sampling=how or Sampling()), metrics)
 
 
 @contextmanager

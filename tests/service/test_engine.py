@@ -1,8 +1,8 @@
-"""The engine: turns, bounds, cancellation, failures, drain."""
+"""The engine: turns, bounds, cancellation, failures, drain. What generations do to each other is in test_batch."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,13 +11,11 @@ import pytest
 
 from service.engine import Engine
 from service.errors import ClientGoneError, DrainingError, OverloadedError, RequestFailedError
-from service.generation import Generation, Prompt, Token
-from service.jobs import Job
+from service.jobs import Job, Request
 from service.metrics import Metrics
 from service.models import LoadedModel
-from service.sampling import Sampling
 from service.settings import Settings
-from tests.service.conftest import sample, serving, wait_until
+from tests.service.conftest import generation, sample, serving, wait_until
 
 
 class Steps(Job[int]):
@@ -47,8 +45,8 @@ class Broken(Job[int]):
         raise ZeroDivisionError
 
 
-def bounded(settings: Settings, max_active: int, max_waiting: int) -> Engine:
-    update = {"max_active": max_active, "max_waiting": max_waiting}
+def bounded(settings: Settings, max_batch: int, max_waiting: int) -> Engine:
+    update = {"max_batch": max_batch, "max_waiting": max_waiting}
     return Engine(settings.model_copy(update=update), Metrics())
 
 
@@ -151,38 +149,14 @@ def test_closing_finishes_what_was_accepted(settings: Settings) -> None:
     run(test)
 
 
-def test_the_same_seed_writes_the_same_in_any_company(settings: Settings, tiny: LoadedModel) -> None:
-    def generation(engine: Engine, seed: int) -> Generation:
-        how = Sampling(seed=seed, temperature=1.5, top_k=100)
-        prompt = Prompt(
-            model=tiny, ids=tuple(tiny.encode("The sea" * (seed + 1))), max_new_tokens=10 + seed, sampling=how
-        )
-        return Generation(prompt, engine.metrics)
-
-    async def tokens_of(job: Generation) -> list[Token]:
-        return [token async for token in job.mailbox.events()]
-
-    async def test() -> None:
-        alone: list[list[Token]] = []
-        async with running(bounded(settings, 3, 10)) as engine:
-            for seed in range(6):
-                engine.submit(job := generation(engine, seed))
-                alone.append(await tokens_of(job))
-            jobs = [generation(engine, seed) for seed in range(6)]
-            for job in jobs:
-                engine.submit(job)
-            assert [await tokens_of(job) for job in jobs] == alone
-
-    run(test)
-
-
-def test_an_overloaded_server_answers_429(settings: Settings) -> None:
-    small = settings.model_copy(update={"max_active": 1, "max_waiting": 0})
+def test_an_overloaded_server_answers_429(settings: Settings, tiny: LoadedModel) -> None:
+    small = settings.model_copy(update={"max_batch": 1, "max_waiting": 0})
     engine = Engine(small, Metrics())
     gate = threading.Event()
 
     async def occupy() -> None:
-        engine.submit(Steps(1, gate))
+        engine.submit(Steps(1, gate))  # holds the thread, so that the only slot stays taken
+        engine.submit(generation(tiny, engine.metrics))
 
     with serving(small, engine) as client:
         asyncio.run(occupy())
@@ -190,6 +164,7 @@ def test_an_overloaded_server_answers_429(settings: Settings) -> None:
         streamed = client.post("/generate_stream", json={"inputs": "x", "parameters": {"max_new_tokens": 1}})
         assert (answer.status_code, answer.json()["error_type"]) == (429, "overloaded")
         assert streamed.status_code == 429
+        assert 1 <= int(answer.headers["retry-after"]) <= 120
         assert sample(client, "ttgpt_requests_rejected_total", reason="queue_full") == 2
         gate.set()
 
@@ -199,17 +174,17 @@ class Remembering(Engine):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, Metrics())
-        self.jobs: list[Job[Any]] = []
+        self.jobs: list[Request[Any]] = []
 
-    def submit(self, job: Job[Any]) -> None:
-        super().submit(job)
-        self.jobs.append(job)
+    def submit_all(self, requests: Sequence[Request[Any]]) -> None:
+        super().submit_all(requests)
+        self.jobs.extend(requests)
 
 
-@pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/embeddings"])
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/embeddings", "/v1/completions"])
 def test_a_client_that_hangs_up_frees_its_place(settings: Settings, route: str) -> None:
-    """The only slot is held by another job when a queued client hangs up; its own is never begun."""
-    engine = Remembering(settings.model_copy(update={"max_active": 1}))
+    """The thread is held by another job when a queued client hangs up; its own is never begun."""
+    engine = Remembering(settings.model_copy(update={"max_batch": 1}))
     gate = threading.Event()
     name = {"model_name": "tiny-fp32"}
 
@@ -219,7 +194,7 @@ def test_a_client_that_hangs_up_frees_its_place(settings: Settings, route: str) 
     with serving(settings, engine) as client:
         asyncio.run(occupy())
         with pytest.raises(httpx.TimeoutException), httpx.Client(base_url=client.base_url, timeout=0.5) as impatient:
-            impatient.post(route, json={"inputs": "x"})
+            impatient.post(route, json={"prompt" if route.startswith("/v1") else "inputs": "x"})
         wait_until(lambda: engine.jobs[-1].mailbox.cancelled)
         gate.set()
         wait_until(lambda: sample(client, "ttgpt_num_requests_waiting", **name) == 0)

@@ -26,16 +26,26 @@ def test_a_server_without_models_is_alive_but_not_ready(settings: Settings) -> N
         transport = httpx.ASGITransport(create_app(settings))  # its lifespan, which loads, is not run
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             assert (await client.get("/livez")).status_code == 200
+            starting = await client.get("/startupz")
+            assert (starting.status_code, starting.json()) == (503, {"status": "loading"})
             for answer in (
                 await client.get("/readyz"),
-                await client.get("/v1/models"),
+                await client.get("/info"),
                 await client.post("/generate", json={"inputs": "x"}),
                 await client.post("/embeddings", json={"inputs": "x"}),
             ):
                 assert answer.status_code == 503
                 assert answer.json()["error_type"] == "healthcheck"
+                assert answer.headers["retry-after"] == "1"
+            listed = await client.get("/v1/models")
+            assert (listed.status_code, listed.json()["error"]["code"]) == (503, "healthcheck")
 
     asyncio.run(test())
+
+
+def test_the_start_is_over(client: httpx.Client) -> None:
+    started = client.get("/startupz")
+    assert (started.status_code, started.json()) == (200, {"status": "started"})
 
 
 def test_metrics_of_the_models(client: httpx.Client, artifacts: list[Path]) -> None:

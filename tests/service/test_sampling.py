@@ -1,60 +1,85 @@
-"""Laws of sampling."""
+"""Laws of sampling: whatever the parameters, each token is drawn as often as its share of what they leave."""
 
-from collections.abc import Callable
+import math
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from service import sampling
-from service.sampling import Sampling
+from service.sampling import Choice, Sampling
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30).map(torch.tensor)
+GRID = 512  # evenly spaced draws
 
 
-@given(LOGITS, st.integers(1, 40))
-def test_top_k_keeps_the_k_best(logits: Tensor, k: int) -> None:
-    kept = sampling.keep_top_k(logits, k)
-    inside = kept.isfinite()
-    assert int(inside.sum()) == min(k, len(logits))
-    assert torch.equal(kept[inside], logits[inside])
-    assert inside.all() or logits[inside].min() >= logits[~inside].max()
+def shares(logits: Tensor, how: Sampling) -> Tensor:
+    """Return how often each token [V] is taken by evenly spaced draws."""
+    choices = [Choice(how, (i + 0.5) / GRID) for i in range(GRID)]
+    chosen = sampling.choose(logits.expand(GRID, -1), choices)
+    return torch.bincount(torch.tensor(chosen), minlength=len(logits)) / GRID
 
 
-@given(LOGITS, st.floats(0.01, 0.99))
-def test_top_p_keeps_the_fewest_that_reach_p(logits: Tensor, p: float) -> None:
-    inside = sampling.keep_top_p(logits, p).isfinite()
-    probabilities = logits.softmax(-1)
-    kept = probabilities[inside]
-    assert kept.numel()
-    assert float(kept.sum()) >= p - 1e-5
-    assert kept.numel() == 1 or float(kept.sum() - kept.min()) < p + 1e-5
-    assert inside.all() or float(kept.min()) >= float(probabilities[~inside].max())
-
-
-@given(LOGITS, st.sampled_from([1e-300, 1e-30, 1e-9]), st.integers(0, 2**63 - 1))
-def test_a_cold_draw_is_the_best_token(logits: Tensor, temperature: float, seed: int) -> None:
-    how = Sampling(seed=seed, temperature=temperature)
-    chosen = sampling.choose(logits, torch.tensor([0]), how, torch.Generator().manual_seed(seed))
-    assert logits.max() - logits[chosen] <= 100 * max(temperature, sampling.COLDEST)
+def assert_drawn_from(logits: Tensor, how: Sampling, expected: Tensor) -> None:
+    """A stretch of [0, 1) holds as many evenly spaced draws as it is long, give or take one."""
+    found = shares(logits, how)
+    torch.testing.assert_close(found, expected.float(), atol=1.01 / GRID + 1e-5, rtol=0)
+    assert not found[expected == 0].any()
 
 
 @given(LOGITS, st.floats(0.1, 10))
 def test_temperature_keeps_the_odds(logits: Tensor, temperature: float) -> None:
-    expected = (logits / temperature).softmax(-1)
-    torch.testing.assert_close(sampling.apply_temperature(logits, temperature).softmax(-1), expected)
+    assert_drawn_from(logits, Sampling(seed=0, temperature=temperature), (logits.double() / temperature).softmax(-1))
 
 
-@given(LOGITS, st.integers(0, 2**63 - 1), st.floats(0.1, 5), st.integers(1, 10), st.floats(0.1, 1))
-def test_the_same_seed_draws_the_same(logits: Tensor, seed: int, temperature: float, k: int, p: float) -> None:
-    how = Sampling(seed=seed, temperature=temperature, top_k=k, top_p=p)
-    draws = []
-    for _ in range(2):
-        generator = torch.Generator().manual_seed(seed)
-        draws.append([int(sampling.choose(logits, torch.tensor([0]), how, generator)) for _ in range(5)])
-    assert draws[0] == draws[1]
-    assert all(sampling.keep_top_k(logits, k)[token].isfinite() for token in draws[0])
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30, unique=True), st.integers(1, 40))
+def test_top_k_leaves_the_k_best(scores: list[float], k: int) -> None:
+    logits = torch.tensor(scores, dtype=torch.float64)
+    worst = logits.sort(descending=True).values[:k][-1]
+    expected = logits.masked_fill(logits < worst, -math.inf).softmax(-1)
+    assert_drawn_from(logits.float(), Sampling(seed=0, top_k=k), expected)
+
+
+@given(LOGITS, st.floats(0.01, 0.99))
+def test_top_p_leaves_the_fewest_that_reach_p(logits: Tensor, p: float) -> None:
+    odds = logits.softmax(-1).numpy()
+    inside = np.isin(np.arange(len(odds)), sampling.nucleus(odds, p))
+    assert odds[inside].sum() >= p - 1e-5
+    assert odds[inside].sum() - odds[inside].min() < p + 1e-5
+    assert inside.all() or odds[inside].min() >= odds[~inside].max()
+    left = torch.from_numpy(np.where(inside, odds, 0)).double()
+    assert_drawn_from(logits, Sampling(seed=0, top_p=p), left / left.sum())
+
+
+@given(st.integers(0, 2**32), st.floats(0.01, 1))
+def test_top_p_of_a_whole_vocabulary(seed: int, p: float) -> None:
+    """Sharp or flat: where the nucleus is looked for makes no difference to what it is."""
+    random = np.random.default_rng(seed)
+    scores = random.normal(size=5000) * random.choice([0, 0.1, 1, 5])
+    odds = np.exp(scores - scores.max()).astype(np.float32)
+    odds /= odds.sum()
+    inside = sampling.nucleus(odds, p)
+    assert odds[inside].sum(dtype=np.float64) >= min(p, odds.sum(dtype=np.float64)) - 1e-9
+    assert odds[inside].sum(dtype=np.float64) - odds[inside].min() < p + 1e-9
+    assert len(inside) == len(odds) or odds[inside].min() >= np.delete(odds, inside).max()
+
+
+def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
+    logits = torch.randn(3 * sampling.BLOCK + 7, generator=torch.Generator().manual_seed(0))
+    odds = logits.double().softmax(-1)
+    uniforms = [(i + 0.5) / 3_000 for i in range(3_000)]
+    chosen = [sampling.choose(logits.unsqueeze(0), [Choice(Sampling(seed=0), u)])[0] for u in uniforms]
+    expected = torch.searchsorted(odds.cumsum(0), torch.tensor(uniforms, dtype=torch.float64), right=True)
+    assert (torch.tensor(chosen) != expected).sum() < 10  # draws within rounding of a border
+
+
+@given(LOGITS, st.floats(0, 1, exclude_max=True), st.sampled_from([1e-300, 1e-30, 1e-9]), st.sampled_from([None, 1, 5]))
+def test_a_cold_draw_is_the_best_token(logits: Tensor, uniform: float, temperature: float, k: int | None) -> None:
+    how = Sampling(seed=1, temperature=temperature, top_k=k)
+    chosen = sampling.choose(logits.unsqueeze(0), [Choice(how, uniform)])[0]
+    assert logits.max() - logits[chosen] <= 100 * max(temperature, sampling.COLDEST)
 
 
 @given(LOGITS, st.floats(1, 10), st.data())
@@ -65,22 +90,35 @@ def test_penalty_only_lowers_what_was_seen(logits: Tensor, penalty: float, data:
     seen[ids] = True
     assert torch.equal(penalised[~seen], logits[~seen])
     assert (penalised[seen] <= logits[seen]).all()
+    greedy = Sampling(repetition_penalty=penalty)
+    before = logits.clone()
+    assert sampling.choose(logits.unsqueeze(0), [Choice(greedy, seen=ids)]) == [int(penalised.argmax())]
+    assert torch.equal(logits, before)
 
 
-def test_rows_are_independent() -> None:
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    seen = torch.arange(12).reshape(4, 3)
-    laws: list[Callable[[Tensor, Tensor], Tensor]] = [
-        lambda scores, _: sampling.keep_top_k(scores, 5),
-        lambda scores, _: sampling.keep_top_p(scores, 0.5),
-        lambda scores, _: sampling.apply_temperature(scores, 0.5),
-        lambda scores, ids: sampling.penalise_repetition(scores, ids, 2),
-    ]
-    for law in laws:
-        assert torch.equal(law(logits, seen), torch.stack([law(logits[i], seen[i]) for i in range(4)]))
+SAMPLINGS = st.builds(
+    Sampling,
+    seed=st.sampled_from([None, 0]),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    top_k=st.sampled_from([None, None, 1, 5, 5, 1000]),
+    top_p=st.sampled_from([1.0, 1.0, 0.5, 0.9]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.5]),
+)
+CHOICES = st.builds(
+    Choice, SAMPLINGS, st.floats(0, 1, exclude_max=True), st.lists(st.integers(0, 599), min_size=1, max_size=4)
+)
+
+
+@given(st.lists(CHOICES, min_size=1, max_size=8), st.integers(0, 2**32))
+def test_rows_are_independent(choices: list[Choice], seed: int) -> None:
+    logits = 3 * torch.randn(len(choices), 600, generator=torch.Generator().manual_seed(seed))
+    together = sampling.choose(logits, choices)
+    assert together == [sampling.choose(logits[i : i + 1], [choice])[0] for i, choice in enumerate(choices)]
+    logprobs = sampling.log_probabilities(logits, together)
+    assert logprobs == [sampling.log_probabilities(logits[i : i + 1], [t])[0] for i, t in enumerate(together)]
 
 
 def test_log_probability_is_of_the_chosen_token() -> None:
     logits = torch.tensor([[0.0, 1.0], [2.0, 2.0]])
-    found = sampling.log_probability(logits, torch.tensor([1, 0])).exp()
+    found = torch.tensor(sampling.log_probabilities(logits, [1, 0])).exp()
     torch.testing.assert_close(found, torch.tensor([1 / (1 + torch.e**-1), 0.5]))

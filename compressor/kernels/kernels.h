@@ -1,0 +1,77 @@
+/* What the compute kernels share: the arguments of a call and vector helpers. */
+#ifndef TTGPT_KERNELS_H
+#define TTGPT_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define TTGPT_AVX2 1
+#include <immintrin.h>
+#define KERNEL __attribute__((target("avx2,fma,f16c")))
+#define INLINE KERNEL static inline __attribute__((always_inline))
+#endif
+
+enum { ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_GELU_NEW };
+enum { KV_FLOAT32, KV_BFLOAT16, KV_FLOAT16 };
+
+/* out [rows, n] = activation(norm(x) W^T + bias) + residual, W [n, k] in codes of 8 or 4 bits. */
+typedef struct {
+    const float *x;               /* [rows, k] */
+    const void *codes;            /* int8 [n, k], or [n, k / 2] bytes of two codes each */
+    const uint16_t *scale;        /* bf16 [n, groups] */
+    const float *bias;            /* [n] or NULL */
+    const float *norm_weight;     /* LayerNorm of x [k] or NULL for none */
+    const float *norm_bias;       /* [k] */
+    const float *residual;        /* [rows, n] or NULL */
+    float *out;                   /* [rows, n], apart from x */
+    int64_t rows, n, k, groups;   /* groups per row of 4-bit codes; 0 for 8 bits */
+    int64_t activation, threads;
+    float epsilon;
+} Linear;
+
+/* Attention of one new token per row to what its slot holds, itself included; keys and values are appended. */
+typedef struct {
+    const float *qkv;             /* [rows, 3, heads, size] */
+    void *keys, *values;          /* one layer [slots, heads, capacity, size] */
+    const int64_t *slots;         /* [rows] */
+    const int64_t *lengths;       /* tokens before the new one, per row [rows] */
+    float *out;                   /* [rows, heads, size] */
+    int64_t rows, heads, size, capacity, dtype, threads;
+    float scale;
+} Attention;
+
+/* Both return 0, or -1 if there is no memory for the intermediate results. */
+int linear(const Linear *task);
+int attention(const Attention *task);
+
+#ifdef TTGPT_AVX2
+/* Sum of 8 lanes, always in the same order. */
+INLINE float lanes_sum(__m256 v)
+{
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* e^x to 2 units in the last place, by e^x = 2^n e^r with |r| <= ln(2) / 2 and a Taylor series of e^r; 0 below -87. */
+INLINE __m256 exp_lanes(__m256 x)
+{
+    const __m256 least = _mm256_set1_ps(-87.0f), most = _mm256_set1_ps(88.0f);
+    __m256 in_range = _mm256_cmp_ps(x, least, _CMP_GE_OQ);
+    x = _mm256_min_ps(_mm256_max_ps(x, least), most);
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x); /* ln 2 in two parts, the first exact */
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 sum = _mm256_set1_ps(1.0f / 5040);
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f / 720));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f / 120));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f / 24));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f / 6));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(0.5f));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(_mm256_mul_ps(sum, _mm256_castsi256_ps(power)), in_range);
+}
+#endif
+#endif

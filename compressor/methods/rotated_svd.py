@@ -1,0 +1,95 @@
+"""`rotated_svd`: a whitened SVD whose factors are made to be stored in few bits.
+
+1. The kept components of the whitened SVD are scaled to equal variance and mixed by a random rotation, so that
+   every number of a row uses all levels of the codec (rotations: QuIP#, arXiv 2402.04396, section 3).
+2. The right factor is rounded with feedback (GPTQ) for the inputs W is multiplied by.
+3. The left factor is fitted to that right factor by least squares, which makes up for its rounding,
+   and rounded with feedback for the inputs that it is multiplied by, right x.
+
+Equal variances leave the components' importance to the feedback: its error is the geometric mean of their
+variances, where rounding scaled components to nearest gives the arithmetic mean.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compressor.codecs import Coded
+from compressor.errors import check_range
+from compressor.formats import LowRank
+from compressor.methods import gptq
+from compressor.methods.base import Statistics, WhitenedConfig
+from compressor.methods.whitened_svd import root_of
+from compressor.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(WhitenedConfig):
+    """Options of `rotated_svd`.
+
+    Attributes:
+        rank: how many singular values are kept.
+        codec: of the left factor [out, r]: int8, or one of groups such as int3-row.
+        right_codec: of the right factor [r, in].
+        damping: added to the second moments' diagonals, as a share of their mean.
+        seed: of the rotation.
+    """
+
+    codec: str = "int4-row"
+    right_codec: str = "int4-row"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        gptq.Config(codec=self.codec)
+        gptq.Config(codec=self.right_codec)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+
+
+def compress(
+    weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
+) -> LowRank:
+    """Return the factors of `weight` [out, in], as they are stored.
+
+    Raises:
+        ValueError: if there are no statistics, or the rank is too large.
+    """
+    if statistics is None:
+        raise ValueError(
+            "rotated_svd needs statistics of the matrix: collect them from text of your own (--calibration-text) "
+            "or from text sampled from the model (the default)"
+        )
+    check_range("rank", config.rank, 1, min(weight.shape))
+    moment = statistics.second_moment
+    wide = _rotated_right(weight, config, statistics)  # [r, in]
+    right = _rounded(wide, config.right_codec, config, Statistics(second_moment=moment), progress)
+    decoded = right.decode().double()
+    seen = decoded @ moment.double()  # [r, in]
+    inner = seen @ decoded.T  # second moment of right x [r, r]
+    root = root_of(inner, config.damping / 10)
+    left = torch.cholesky_solve(seen @ weight.double().T, root).T  # W M R^T (R M R^T)^-1 [out, r]
+    known = replace(statistics, second_moment=inner.float(), difference_moment=None)
+    coded = {"left": _rounded(left.float(), config.codec, config, known, progress), "right": right}
+    options = {"rank": config.rank, "row_scale": False, "column_offset": False}
+    return LowRank((weight.shape[0], weight.shape[1]), coded, options, "factors")
+
+
+def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Tensor:
+    """Return the right factor [r, in], fp32, whose left factor's columns have equal weighted variances."""
+    root = root_of(statistics.second_moment, config.damping)
+    seen = weight.double() @ root  # [out, in]
+    weighted = seen if statistics.row_weights is None else seen * statistics.row_weights.double().unsqueeze(-1)
+    values, vectors = torch.linalg.eigh(seen.T @ weighted)
+    values, basis = values[-config.rank :].clamp_min(values[-1] * 1e-12), vectors[:, -config.rank :]
+    spread = (values / values.mean()).sqrt().unsqueeze(-1)  # [r, 1]
+    right: Tensor = spread * torch.linalg.solve_triangular(root, basis.T, upper=False, left=False)  # [r, in]
+    random = torch.Generator().manual_seed(config.seed)
+    mixed = torch.randn(config.rank, config.rank, dtype=torch.float64, generator=random)
+    rotation: Tensor = torch.linalg.qr(mixed)[0]
+    return (rotation @ right).float()
+
+
+def _rounded(values: Tensor, codec: str, config: Config, statistics: Statistics, progress: Progress) -> Coded:
+    options = gptq.Config(codec=codec, damping=config.damping)
+    return gptq.compress(values.contiguous(), options, statistics, progress).matrix

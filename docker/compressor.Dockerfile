@@ -1,0 +1,69 @@
+# `ttgpt` as an image, and artefacts as images.
+#   docker build --file docker/compressor.Dockerfile --target compressor --tag ttgpt-compressor .
+#   docker run --volume "$PWD/models:/models" ttgpt-compressor compress gpt2 --preset balanced --out /models/gpt2-balanced
+# The last target holds one finished artefact under /models, for OCI image volumes, initContainers and COPY --from:
+#   docker build --file docker/compressor.Dockerfile --tag ttgpt-artifact .                          gpt2-mini, embedded
+#   ... --build-arg MODEL=distilgpt2 --build-arg NAME=distilgpt2-int8 .                              a hub id
+#   ... --build-context checkpoint=my-gpt2 --build-arg MODEL=/checkpoint --build-arg NAME=mine .     a folder
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+RUN python -m venv --without-pip /opt/venv
+# Dependencies first and by themselves, so that a change of the sources does not install torch again.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['compressor'], sep='\n')" > requirements.txt \
+ && grep '^torch==' requirements.txt > torch.txt \
+ && pip --python /opt/venv/bin/python install --index-url "${TORCH_INDEX}" --requirement torch.txt \
+ && pip --python /opt/venv/bin/python install --requirement requirements.txt
+COPY LICENSE README.md ./
+COPY compressor compressor
+COPY service service
+RUN pip --python /opt/venv/bin/python install --no-deps .
+
+FROM ${PYTHON_IMAGE} AS compressor
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="ttgpt-compressor" \
+      org.opencontainers.image.description="Compresses GPT-2 checkpoints into artefacts" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/venv /opt/venv
+# Owned by the user, because a new named volume takes its owner from here.
+RUN install --directory --owner=10001 --group=10001 /models
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    MALLOC_ARENA_MAX=2
+WORKDIR /models
+USER 10001:10001
+ENTRYPOINT ["ttgpt"]
+CMD ["--help"]
+
+# Stands in for the folder that --build-context checkpoint=... gives; never empty, so that it can be mounted.
+FROM scratch AS checkpoint
+COPY LICENSE /
+
+FROM compressor AS artifact-build
+ARG MODEL=gpt2-mini
+ARG NAME=gpt2-mini-int8
+ARG OPTIONS="--method quantize"
+# OPTIONS are several words.
+# hadolint ignore=SC2086
+RUN --mount=type=bind,from=checkpoint,target=/checkpoint \
+    ttgpt compress "${MODEL}" ${OPTIONS} --out "/models/${NAME}"
+
+# busybox, because an initContainer copies with it; an image volume takes only the files.
+FROM busybox:1.37 AS artifact
+ARG NAME=gpt2-mini-int8
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="ttgpt-artifact-${NAME}" \
+      org.opencontainers.image.description="A compressed GPT-2 under /models" \
+      org.opencontainers.image.version="${VERSION}"
+COPY --from=artifact-build /models /models
+USER 10001:10001
+CMD ["ls", "/models"]

@@ -1,0 +1,158 @@
+"""Footprint vs quality: what compression saved, and what it cost."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+from panels import Text, board, grid, lines, number, scatter, stacked_bars
+
+M = 'model_name=~"$model"'
+COMPONENTS = "max by (model_name, component)"
+LOSS = ((None, "green"), (1.05, "yellow"), (1.5, "red"))
+
+
+def dashboard() -> Dashboard:
+    """Return the dashboard."""
+    made = board("Footprint vs quality", "ttgpt-footprint", "What compression saved, and what it cost.")
+    for part in (_models, _memory, _cost):
+        part(made)
+    return made
+
+
+def _of_model(series: str) -> str:
+    """Return a recorded series of the chosen models without its name, which would be a column of the table."""
+    return f"max by (model_name) ({series}{{{M}}})"
+
+
+def _models(made: Dashboard) -> None:
+    size, loss = _of_model("model:ttgpt_weight_bytes:disk"), _of_model("model:ttgpt_perplexity_ratio:max")
+    made.with_row(Row("Models"))
+    text = Text(
+        title="Bytes against perplexity",
+        description="One point per model. Down is better, left is smaller; 1 is the dense model's perplexity.",
+        unit="short",
+        steps=LOSS,
+    )
+    made.with_panel(scatter(text, 12, ("weights", "decbytes", size), ("perplexity, times dense", "short", loss)))
+    text = Text(
+        title="Quality and size",
+        description="As measured when each artefact was made, on the text that its manifest names.",
+        unit="short",
+    )
+    quality = {
+        name: f'max by (model_name) (ttgpt_model_quality{{{M},metric="{metric}"}})'
+        for name, metric in (
+            ("perplexity", "perplexity"),
+            ("KL, nats", "kl"),
+            ("top-1", "top1_agreement"),
+        )
+    }
+    columns = [
+        ("weights", "decbytes", size),
+        ("dense", "decbytes", _of_model("model:ttgpt_dense_equivalent_bytes:sum")),
+        ("times smaller", "short", _of_model("model:ttgpt_compression:ratio")),
+        ("times dense perplexity", "short", loss),
+        ("perplexity", "short", quality["perplexity"]),
+        ("KL, nats", "short", quality["KL, nats"]),
+        ("top-1", "percentunit", quality["top-1"]),
+    ]
+    made.with_panel(grid(text, 12, columns).height(12))
+    text = Text(
+        title="Bytes per component",
+        description="Weights on disk by part of the model: token table, positions, attention, MLP, norms.",
+        unit="decbytes",
+    )
+    weights = f'{COMPONENTS} (ttgpt_model_weight_bytes{{{M},form="disk"}})'
+    made.with_panel(stacked_bars(text, 12, weights, "component"))
+    text = Text(
+        title="The same, dense",
+        description="What the same parts would take as dense fp32: compare the scale.",
+        unit="decbytes",
+    )
+    dense = f"{COMPONENTS} (ttgpt_model_dense_equivalent_bytes{{{M}}})"
+    made.with_panel(stacked_bars(text, 12, dense, "component"))
+    text = Text(
+        title="Times smaller than fp32",
+        description="Dense fp32 bytes over bytes of the weights; half of it against fp16.",
+        unit="short",
+        steps=((None, "yellow"), (2, "green")),
+    )
+    made.with_panel(number(text, 12, f"model:ttgpt_compression:ratio{{{M}}}", "{{model_name}}"))
+    text = Text(
+        title="Saved by this choice of models",
+        description="Dense fp32 bytes of all chosen models, less the bytes of their weights.",
+        unit="decbytes",
+    )
+    saved = f"sum(model:ttgpt_dense_equivalent_bytes:sum{{{M}}}) - sum(model:ttgpt_weight_bytes:disk{{{M}}})"
+    made.with_panel(number(text, 6, saved))
+    text = Text(
+        title="Artefact",
+        description="All files: weights, tokenizer, configuration and manifest.",
+        unit="decbytes",
+    )
+    made.with_panel(number(text, 6, f"max by (model_name) (ttgpt_model_artifact_bytes{{{M}}})", "{{model_name}}"))
+
+
+def _memory(made: Dashboard) -> None:
+    made.with_row(Row("Memory"))
+    text = Text(
+        title="Memory against weights",
+        description="Resident memory of each process, and of that what weights and KV caches take. The rest is "
+        "interpreter, libraries and temporaries.",
+        unit="decbytes",
+    )
+    queries = {
+        "resident_memory__instance": "sum by (instance) (ttgpt_memory_rss_bytes)",
+        "weights__instance": 'sum by (instance) (ttgpt_model_weight_bytes{form="resident"})',
+        "KV_cache_when_full__instance": "sum by (instance) (ttgpt_kv_cache_bytes)",
+    }
+    made.with_panel(lines(text, 12, **queries))
+    text = Text(
+        title="Control group against its limit",
+        description="Working set (without cached files) over the limit; above 90 % an alert fires, at 100 % the kernel "
+        "kills. Empty where there is no limit.",
+        unit="percentunit",
+        steps=((None, "green"), (0.9, "red")),
+    )
+    made.with_panel(lines(text, 6, used__instance="instance:ttgpt_cgroup_memory:ratio"))
+    text = Text(
+        title="Beyond weights and KV cache",
+        description="Resident memory less weights less KV caches; above 768 MB an alert fires.",
+        unit="decbytes",
+        steps=((None, "green"), (768e6, "red")),
+    )
+    made.with_panel(lines(text, 6, overhead__instance="instance:ttgpt_memory_overhead:bytes"))
+    text = Text(
+        title="Control group",
+        description="Memory charged to the control group with its cached files, and its limit.",
+        unit="bytes",
+    )
+    queries = {
+        "current__instance": "ttgpt_cgroup_memory_current_bytes",
+        "limit__instance": "ttgpt_cgroup_memory_limit_bytes",
+    }
+    made.with_panel(lines(text, 12, **queries))
+    text = Text(
+        title="Loading",
+        description="Time that the start took by model and phase: reading, preparing, golden values.",
+        unit="s",
+        steps=((None, "green"), (60, "red")),
+    )
+    made.with_panel(stacked_bars(text, 12, f"max by (model_name, phase) (ttgpt_model_load_seconds{{{M}}})", "phase"))
+
+
+def _cost(made: Dashboard) -> None:
+    made.with_row(Row("What contraction costs"))
+    for metric, chosen, title, what in (
+        ("head", M, "Head, per step", "Multiplying the rows of one step by the output matrix, compressed or not."),
+        ("core_contraction", f'{M},op="rows"', "Contracting rows", "Making vectors of the token table of its cores."),
+    ):
+        seconds, count, bucket = (
+            f"rate(ttgpt_{metric}_seconds_{kind}{{{chosen}}}[$__rate_interval])" for kind in ("sum", "count", "bucket")
+        )
+        text = Text(
+            title=title,
+            description=f"{what} Mean time; the 95th centile counts from the buckets.",
+            unit="s",
+            steps=((None, "green"), (0.05, "red")),
+        )
+        mean = f"sum by (model_name) ({seconds}) / sum by (model_name) ({count})"
+        p95 = f"histogram_quantile(0.95, sum by (model_name, le) ({bucket}))"
+        made.with_panel(lines(text, 12, mean__model_name=mean, p95__model_name=p95))

@@ -1,0 +1,53 @@
+"""What every route works with, and which failures it may answer."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+
+from service.engine import Engine
+from service.lifecycle import Lifecycle
+from service.openai_schemas import OpenAIErrorBody
+from service.schemas import ErrorBody
+from service.settings import Settings
+
+MEANINGS = {
+    400: "a field is outside its legal range",
+    401: "no valid key",
+    404: "no such model",
+    413: "the body is too long",
+    422: "a field is outside its legal range",
+    429: "overloaded; retry-after says when to come back",
+    500: "the request failed inside the server",
+    503: "not ready, or stopping",
+    504: "the request took too long",
+}
+
+
+def _failures(model: type[BaseModel], without: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": model, "description": text} for status, text in MEANINGS.items() if status != without}
+
+
+FAILURES = _failures(ErrorBody, without=400)
+OPENAI_FAILURES = _failures(OpenAIErrorBody, without=422)
+STREAM_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "server-sent events, one per token"}
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes work with; `create_app` puts it into `app.state.service`."""
+
+    lifecycle: Lifecycle
+    engine: Engine
+    settings: Settings
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_service)]

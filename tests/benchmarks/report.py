@@ -1,0 +1,227 @@
+"""Results as tables, a plot and the README's block. Nothing here measures."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.engines import ENGINES, EQUAL_BITS, OURS, REFERENCE
+
+RESULTS = Path(__file__).parent / "results"
+SPEED = RESULTS / "speed.json"
+PLOT = RESULTS / "speed.svg"
+Results = dict[str, Any]
+RATIO_BATCHES = (1, 8)
+
+
+def read() -> Results | None:
+    """Return the committed results, or None where nothing was measured yet."""
+    results: Results | None = json.loads(SPEED.read_text()) if SPEED.is_file() else None
+    return results
+
+
+def block(results: Results | None) -> str:
+    """Return what stands in the README, in Markdown."""
+    if results is None:
+        return "Not measured yet."
+    return f"{tables(results)}\n\n![Decoding speed](tests/benchmarks/results/{PLOT.name})"
+
+
+def tables(results: Results) -> str:
+    """Return all figures, in Markdown."""
+    parts = [_conditions(results), _engine_table(results), _absent(results), _http_table(results), _service(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def refreshed(readme: str, results: Results | None) -> str:
+    """Return the README with the block made anew.
+
+    Raises:
+        ValueError: if there is no such block.
+    """
+    match = re.search(r"(?<=<!-- generated: speed -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
+    if match is None:
+        raise ValueError("readme: has no block <!-- generated: speed --> ... <!-- end -->")
+    return f"{readme[: match.start()]}{block(results)}\n{readme[match.end() :]}"
+
+
+def checksum(results: Results) -> str:
+    """Return a checksum of the results, which the plot carries."""
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw decoding speed against batch, one curve per engine, as an SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, median in _measured(results).items():
+        points = {int(batch): speed for batch, speed in median["decode"].items()}
+        style = {"linestyle": "-", "marker": "o"} if name.startswith(OURS) else {"linestyle": "--", "marker": "s"}
+        axes.plot(list(points), list(points.values()), label=_label(name), **style)  # type: ignore[arg-type]
+    axes.set(xscale="log", yscale="log", xlabel="rows decoded at the same time", ylabel="tokens per second, all rows")
+    axes.set_title(f"GPT-2 124M, {results['machine']['cores_used']} cores of {results['machine']['processor']}")
+    axes.set_xticks(results["plan"]["batches"])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    with mpl.rc_context({"svg.hashsalt": "ttgpt", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Description": checksum(results)})
+
+
+def ratio(results: Results, name: str, peer: str, batch: int) -> float | None:
+    """Return how many times as fast as a peer an engine decodes, or None where either was not measured."""
+    measured = _measured(results)
+    own, other = (measured.get(engine, {}).get("decode", {}).get(str(batch)) for engine in (name, peer))
+    return float(own / other) if own and other else None
+
+
+def roofline_share(results: Results, name: str, batch: int) -> float | None:
+    """Return the bytes that one step reads over its time, as a share of the read bandwidth, or None if not measured.
+
+    Read are all weights once, and the keys and values of each row at half of its generation. 1 is as fast as memory
+    allows; more means that the processor's cache held part of it.
+    """
+    median, plan = _measured(results).get(name, {}), results["plan"]
+    if str(batch) not in median.get("decode", {}) or "median" not in results["bandwidth"]:
+        return None
+    seen = plan["prompt_tokens"] + plan["new_tokens"] / 2
+    read_bytes = median["weight_bytes"] + batch * seen * median["kv_bytes_per_token"]
+    steps_per_s = median["decode"][str(batch)] / batch
+    return float(read_bytes * steps_per_s / (results["bandwidth"]["median"]["gb_per_s"] * 1e9))
+
+
+def http_share(results: Results, name: str, kind: str, clients: int) -> float | None:
+    """Return tokens per second through HTTP ("load" or "stream") over those in process, or None where not measured."""
+    median = results["http"].get(name, {}).get("median", {})
+    speed = median.get(kind, {}).get(str(clients), {}).get("tokens_per_s")
+    return None if speed is None else float(speed / median["in_process"][str(clients)])
+
+
+def _conditions(results: Results) -> str:
+    machine, plan = results["machine"], results["plan"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    bandwidth = results["bandwidth"].get("median", {}).get("gb_per_s")
+    read = "not measured" if bandwidth is None else f"{bandwidth:.1f} GB/s"
+    others = 100 * results["others_share_of_processor"]
+    return (
+        f"{machine['cores_used']} cores of {machine['processor']} ({', '.join(machine['instructions'])}), read "
+        f"bandwidth {read}; others used {others:.0f} % of the processor during the run. "
+        f"Medians of {plan['rounds']} rounds; prompts of {plan['prompt_tokens']} tokens continued by "
+        f"{plan['new_tokens']}. {versions}."
+    )
+
+
+def _engine_table(results: Results) -> str:
+    batches, prefills = results["plan"]["batches"], results["plan"]["prefills"]
+    shared = [batch for batch in RATIO_BATCHES if batch in batches]
+    head = ["engine", "weights", *(f"decode, B={batch}" for batch in batches)]
+    head += [f"x {ENGINES[REFERENCE].label}, B={batch}" for batch in shared]
+    head += [f"x llama.cpp of equal bits, B={batch}" for batch in shared]
+    head += [f"of roofline, B={batch}" for batch in batches]
+    head += [*(f"prefill {tokens}" for tokens in prefills), "RSS, MB", "first token, s"]
+    rows = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
+    for name, median in _measured(results).items():
+        engine = ENGINES[name]
+        rows.append(
+            [
+                engine.label,
+                engine.weights,
+                *(_figure(median, "decode", batch) for batch in batches),
+                *(_times(ratio(results, name, REFERENCE, batch)) for batch in shared),
+                *(_times(_against_equal_bits(results, name, batch)) for batch in shared),
+                *(_percent(roofline_share(results, name, batch)) for batch in batches),
+                *(_figure(median, "prefill", tokens) for tokens in prefills),
+                f"{median['rss_bytes'] / 1e6:.0f}",
+                f"{median['start_seconds']:.1f}",
+            ]
+        )
+    return _markdown(rows)
+
+
+def _figure(median: dict[str, Any], kind: str, size: int) -> str:
+    limit = median["too_slow"].get(f"{kind} {size}")
+    return f"{median[kind][str(size)]:.0f}" if limit is None else f"more than {limit:g} s"
+
+
+def _against_equal_bits(results: Results, name: str, batch: int) -> float | None:
+    peer = EQUAL_BITS.get(ENGINES[name].bits)
+    return ratio(results, name, peer, batch) if peer else None
+
+
+def _absent(results: Results) -> str:
+    lines = []
+    for kind in ("engines", "http"):
+        for name, result in results[kind].items():
+            for reason in ("absent", "failed"):
+                if reason in result:
+                    lines.append(f"- {_label(name)}{' through HTTP' * (kind == 'http')}: {reason}: {result[reason]}")
+    return "\n".join(lines)
+
+
+def _http_table(results: Results) -> str:
+    head = ["weights", "clients", "in process", "whole answers", "", "streamed", ""]
+    head += ["first token p50, ms", "p95", "between tokens p50, ms", "p95"]
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for name, result in results["http"].items():
+        for clients, own in result.get("median", {}).get("in_process", {}).items():
+            stream = result["median"]["stream"][clients]
+            row = [ENGINES[name].weights, clients, f"{own:.0f}"]
+            for kind in ("load", "stream"):
+                row += [
+                    _speed(result["median"][kind][clients]),
+                    _percent(http_share(results, name, kind, int(clients))),
+                ]
+            for latency in ("first_token_ms", "inter_token_ms"):
+                row += [_milliseconds(stream.get(latency, {}).get(p)) for p in ("p50", "p95")]
+            rows.append(row)
+    return _markdown(rows) if len(rows) > 2 else ""
+
+
+def _service(results: Results) -> str:
+    lines = []
+    for name, result in results["http"].items():
+        if "median" in result:
+            median = result["median"]
+            lines.append(
+                f"- the service with {ENGINES[name].weights}: {median['start_seconds']:.1f} s from the process's start "
+                f"to its first token, {median['rss_bytes'] / 1e6:.0f} MB after one client, "
+                f"{median['peak_rss_bytes'] / 1e6:.0f} MB at most"
+            )
+    return "\n".join(lines)
+
+
+def _measured(results: Results) -> dict[str, Any]:
+    return {name: result["median"] for name, result in results["engines"].items() if "median" in result}
+
+
+def _label(name: str) -> str:
+    return f"{ENGINES[name].label} {ENGINES[name].weights}"
+
+
+def _speed(result: dict[str, Any]) -> str:
+    if "tokens_per_s" in result:
+        return f"{result['tokens_per_s']:.0f}"
+    return str(result.get("absent") or result.get("failed"))
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,44 @@
+"""Every PromQL expression of rules and dashboards, and the metrics that it names."""
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+from tests.deploy.manifests import ROOT
+
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docker/grafana/dashboards").glob("*.json")}
+RULES: list[dict[str, Any]] = [
+    rule
+    for path in sorted((ROOT / "docker/prometheus/rules").glob("*.yml"))
+    for group in yaml.safe_load(path.read_text())["groups"]
+    for rule in group["rules"]
+]
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+# What Grafana would put in: all models, and a window of a few scrapes.
+VARIABLES = {"$model": ".*", "$__rate_interval": "15s"}
+
+
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the panels without the rows that head them."""
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def shown() -> list[str]:
+    """Return the expressions of all panels, with the variables put in."""
+    found = [target["expr"] for board in DASHBOARDS.values() for panel in panels(board) for target in panel["targets"]]
+    for name, value in VARIABLES.items():
+        found = [expression.replace(name, value) for expression in found]
+    assert not [expression for expression in found if "$" in expression]
+    return sorted(set(found))
+
+
+def raw_metrics(expression: str) -> set[str]:
+    """Return the names of the service's own series in an expression."""
+    return set(re.findall(r"(?<![\w:])ttgpt_\w+", expression))
+
+
+def recorded(expression: str) -> set[str]:
+    """Return the names of recorded series in an expression."""
+    return set(re.findall(r"\w+:ttgpt_\w+:\w+", expression))

@@ -1,0 +1,90 @@
+"""The service's image as a process: its entry point, its environment, and not one byte written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.dockerfile import stages
+from tests.deploy.manifests import ROOT
+from tests.service.conftest import wait_until
+
+IMAGE = stages("service")[""]
+# No file may grow beyond 512 bytes, even for root and in /tmp: enough for Python to find out which folder is for
+# temporary files, and for nothing else.
+READ_ONLY = ["sh", "-c", 'ulimit -f 1 && exec "$@"', "sh"]
+
+
+def _here(command: list[str]) -> list[str]:
+    """Return the image's command for this machine's interpreter."""
+    assert command[0] == "python"
+    return [sys.executable, *command[1:]]
+
+
+def _environment(**changed: str) -> dict[str, str]:
+    """Return the image's environment and nothing else; PYTHONPATH stands for what the image has installed."""
+    return IMAGE.pairs("ENV") | {"PYTHONPATH": str(ROOT)} | changed
+
+
+@contextmanager
+def _container(artifact: Path, workdir: Path) -> Iterator["subprocess.Popen[str]"]:
+    workdir.chmod(0o555)
+    environment = _environment(TTGPT_MODELS=str(artifact), TTGPT_PORT="0")
+    command = [*READ_ONLY, *_here(IMAGE.command("ENTRYPOINT")), *IMAGE.command("CMD")]
+    with subprocess.Popen(command, cwd=workdir, env=environment, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+            workdir.chmod(0o755)
+
+
+def _is_healthy(port: int) -> bool:
+    check = _here(IMAGE.healthcheck())
+    run = subprocess.run(check, env=_environment(TTGPT_PORT=str(port)), capture_output=True, check=False)
+    return run.returncode == 0
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    folder = tmp_path / "workdir"
+    folder.mkdir()
+    return folder
+
+
+def test_it_serves_is_healthy_writes_nothing_and_stops(tiny_artifact: Path, workdir: Path) -> None:
+    with _container(tiny_artifact, workdir) as child:
+        assert child.stderr is not None
+        url = json.loads(child.stderr.readline())["url"].replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        body = {"inputs": "The sea", "parameters": {"max_new_tokens": 2}}
+        assert httpx.post(f"{url}/generate", json=body, timeout=60).status_code == 200
+        port = httpx.URL(url).port
+        assert port is not None
+        assert _is_healthy(port)
+        child.send_signal(signal.SIGTERM)
+        errors = child.communicate(timeout=60)[1]
+    assert child.returncode == 0
+    assert "Traceback" not in errors
+    assert not _is_healthy(port)
+    assert os.listdir(workdir) == []
+
+
+def test_without_an_artefact_it_says_so(workdir: Path) -> None:
+    with _container(workdir / "missing", workdir) as child:
+        errors = child.communicate(timeout=60)[1]
+    assert child.returncode == 2
+    assert "there is no such artefact folder" in errors
+
+
+def test_the_limit_on_writing_works(workdir: Path) -> None:
+    code = "with open('x', 'w') as file: file.write(1000 * 'y')"
+    run = subprocess.run([*READ_ONLY, sys.executable, "-c", code], cwd=workdir, capture_output=True, check=False)
+    assert b"File too large" in run.stderr

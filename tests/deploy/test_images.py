@@ -1,0 +1,112 @@
+"""The Dockerfiles: clean, non-root, without what the images must not hold, and made of files that exist."""
+
+import re
+import subprocess
+import sysconfig
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from service.settings import Settings
+from tests.deploy.dockerfile import Stage, dockerfiles, stages
+from tests.deploy.manifests import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SERVICE = stages("service")[""]
+COMPRESSOR = stages("compressor")["compressor"]
+BOTH = pytest.mark.parametrize("stage", [SERVICE, COMPRESSOR], ids=["service", "compressor"])
+
+
+@pytest.mark.parametrize("path", dockerfiles(), ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path: Path) -> None:
+    hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
+    run = subprocess.run([hadolint, path], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@BOTH
+def test_the_user_is_a_number_other_than_roots(stage: Stage) -> None:
+    user = stage.last("USER") or ""
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+
+
+@BOTH
+def test_the_labels_are_the_projects(stage: Stage) -> None:
+    labels = {key.removeprefix("org.opencontainers.image."): value for key, value in stage.pairs("LABEL").items()}
+    assert labels["licenses"] == PROJECT["license"]
+    assert f"VERSION={PROJECT['version']}" in stage.every("ARG")
+    assert {"title", "description", "version", "revision"} <= labels.keys()
+
+
+@pytest.mark.parametrize("name", ["service", "compressor"])
+def test_torch_comes_from_the_index_of_the_build_argument(name: str) -> None:
+    build = stages(name)["build"]
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in build.every("ARG")
+    (install,) = (run for run in build.every("RUN") if "torch.txt" in run)
+    assert '--index-url "${TORCH_INDEX}" --requirement torch.txt' in install
+    assert [line for line in PROJECT["dependencies"] if line.startswith("torch==")]
+    assert f"['{name}']" in install  # the extra
+
+
+def test_the_service_needs_neither_transformers_nor_what_draws_plots() -> None:
+    needed = _closure([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["service"]])
+    assert {"torch", "opt-einsum", "fastapi", "safetensors", "tokenizers"} <= needed
+    assert not {"transformers", "matplotlib", "joblib"} & needed
+
+
+def _closure(lines: list[str]) -> set[str]:
+    """Return the names of everything that pip installs for these requirements."""
+    todo = [(line, "") for line in lines]
+    seen: set[tuple[str, str]] = set()
+    while todo:
+        line, extra = todo.pop()
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(wanted.name)
+        for chosen in {"", *wanted.extras}:
+            if (name, chosen) not in seen:
+                seen.add((name, chosen))
+                todo += [(further, chosen) for further in requires(name) or ()]
+    return {name for name, _ in seen}
+
+
+@BOTH
+def test_the_final_stage_installs_nothing(stage: Stage) -> None:
+    assert not [run for run in stage.every("RUN") if re.search(r"\b(apt-get|pip|apk|gcc)\b", run)]
+    assert stage.every("COPY") == ["--from=build /opt/venv /opt/venv"]
+
+
+def test_every_copied_file_is_in_the_build_context() -> None:
+    kept = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    copied = {
+        source
+        for name in ("service", "compressor")
+        for stage in stages(name).values()
+        for copy in stage.every("COPY")
+        if not copy.startswith("--from")
+        for source in copy.split()[:-1]
+    }
+    assert copied == set(kept)
+    assert [name for name in kept if not (ROOT / name).exists()] == []
+
+
+def test_the_environment_is_made_of_settings() -> None:
+    environment = SERVICE.pairs("ENV")
+    own = {key.removeprefix("TTGPT_").lower() for key in environment if key.startswith("TTGPT_")}
+    assert own <= Settings.model_fields.keys()
+    assert SERVICE.last("EXPOSE") == environment["TTGPT_PORT"]
+    assert (environment["HF_HUB_OFFLINE"], environment["MALLOC_ARENA_MAX"]) == ("1", "2")
+    assert "HF_HUB_OFFLINE" not in COMPRESSOR.pairs("ENV")  # it may be told a hub id
+
+
+def test_the_artefact_is_where_the_service_looks() -> None:
+    build, image = stages("compressor")["artifact-build"], stages("compressor")[""]
+    (name,) = (argument.removeprefix("NAME=") for argument in build.every("ARG") if argument.startswith("NAME="))
+    assert SERVICE.pairs("ENV")["TTGPT_MODELS"] == f"/models/{name}"
+    assert image.every("COPY") == ["--from=artifact-build /models /models"]
+    assert stages("service")["baked"].every("COPY")[-1] == "--from=artifact /models /models"

@@ -1,0 +1,224 @@
+"""The manifests agree with the service: its settings, routes, ports, figures and artefact, and with each other."""
+
+import math
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from service.app import create_app
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.deploy.dockerfile import stages
+from tests.deploy.manifests import ROOT, Manifest, combined, container, one, pod, pods, rendered, settings_map
+
+OVERLAYS = pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/prod"])
+START_SECONDS = 4  # measured with gpt2-mini in int8 on a busy machine of two cores
+
+
+def _settings(overlay: str) -> Settings:
+    """Return the settings that the service in a pod would read."""
+    return Settings(**{key.removeprefix("TTGPT_").lower(): v for key, v in settings_map(rendered(overlay)).items()})  # type: ignore[arg-type]
+
+
+@OVERLAYS
+def test_every_variable_is_a_setting(overlay: str) -> None:
+    own = list(settings_map(rendered(overlay))) + [variable["name"] for variable in container(rendered(overlay))["env"]]
+    assert {name.removeprefix("TTGPT_").lower() for name in own} <= Settings.model_fields.keys()
+    assert _settings(overlay).port > 0
+
+
+@OVERLAYS
+def test_no_secret_is_a_plain_setting(overlay: str) -> None:
+    assert not [name for name in settings_map(rendered(overlay)) if re.search("KEY|TOKEN|PASSWORD|SECRET", name)]
+    (secret,) = (s["secretRef"] for s in container(rendered(overlay))["envFrom"] if "secretRef" in s)
+    assert secret["optional"] is True
+
+
+@OVERLAYS
+def test_the_cache_is_found_by_the_setting_for_it(overlay: str) -> None:
+    redis = one(rendered(overlay), "Service", "redis")
+    address = f"redis:{redis['spec']['ports'][0]['port']}"
+    for name in (name for name in Settings.model_fields if "redis" in name and "url" in name):
+        assert address in settings_map(rendered(overlay))[f"TTGPT_{name.upper()}"]
+
+
+@OVERLAYS
+def test_the_port_is_the_same_everywhere(overlay: str) -> None:
+    manifests = rendered(overlay)
+    (port,) = container(manifests)["ports"]
+    assert port["containerPort"] == _settings(overlay).port == int(stages("service")[""].last("EXPOSE") or 0)
+    (public,) = one(manifests, "Service")["spec"]["ports"]
+    assert public["targetPort"] == port["name"]
+    (opened,) = one(manifests, "NetworkPolicy")["spec"]["ingress"][0]["ports"]
+    assert opened["port"] == port["name"]
+
+
+@OVERLAYS
+def test_the_probes_ask_routes_that_exist(overlay: str, tiny_artifact: Path) -> None:
+    routes = create_app(Settings(models=(tiny_artifact,))).openapi()["paths"]
+    service = container(rendered(overlay))
+    probes = {kind: service[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")}
+    assert {kind: probe["httpGet"]["path"] for kind, probe in probes.items()} == {
+        "startup": "/startupz",
+        "liveness": "/livez",
+        "readiness": "/readyz",
+    }
+    for probe in probes.values():
+        assert "get" in routes[probe["httpGet"]["path"]]
+        assert probe["httpGet"]["port"] == service["ports"][0]["name"]
+    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * START_SECONDS
+    assert probes["readiness"]["failureThreshold"] == 1  # a draining pod gets no more requests at once
+
+
+@OVERLAYS
+def test_draining_fits_into_the_grace_period(overlay: str) -> None:
+    pre_stop = container(rendered(overlay))["lifecycle"]["preStop"]["sleep"]["seconds"]
+    grace = pod(rendered(overlay))["terminationGracePeriodSeconds"]
+    assert grace >= math.ceil(1.5 * (_settings(overlay).drain_seconds + pre_stop))
+
+
+@OVERLAYS
+def test_cores_are_whole_and_threads_are_the_cores(overlay: str) -> None:
+    service = container(rendered(overlay))
+    requests, limits = service["resources"]["requests"], service["resources"]["limits"]
+    assert requests == limits
+    assert int(limits["cpu"]) >= 1
+    (threads,) = (variable for variable in service["env"] if variable["name"] == "TTGPT_THREADS")
+    assert threads["valueFrom"]["resourceFieldRef"] == {"containerName": service["name"], "resource": "limits.cpu"}
+
+
+@OVERLAYS
+def test_the_artefact_is_put_where_the_service_looks(overlay: str) -> None:
+    (models,) = _settings(overlay).models
+    (mount,) = (m for m in container(rendered(overlay))["volumeMounts"] if m["name"] == "models")
+    assert models.parent == Path(mount["mountPath"])
+    assert mount["readOnly"] is True
+    (init,) = pod(rendered(overlay))["initContainers"]
+    (target,) = (m["mountPath"] for m in init["volumeMounts"] if m["name"] == "models")
+    if overlay == "overlays/dev":
+        assert f"{target}/{models.name}" in init["command"]
+    else:
+        assert init["command"][-1] == target
+        assert f"NAME={models.name}" in stages("compressor")["artifact"].every("ARG")
+
+
+@OVERLAYS
+def test_the_pods_are_the_images_users(overlay: str) -> None:
+    context = pod(rendered(overlay))["securityContext"]
+    user = f"{context['runAsUser']}:{context['runAsGroup']}"
+    assert {user} == {stages("service")[""].last("USER"), stages("compressor")["compressor"].last("USER")}
+
+
+@OVERLAYS
+def test_our_images_have_the_projects_version(overlay: str) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    images = [c["image"] for c in [*pod(rendered(overlay))["initContainers"], container(rendered(overlay))]]
+    assert {image.partition(":")[2] for image in images} == {version}
+
+
+@OVERLAYS
+def test_every_selector_finds_its_pods(overlay: str) -> None:
+    manifests = rendered(overlay)
+    labels = {name: template["metadata"]["labels"] for name, template in pods(manifests)}
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert one(manifests, kind)["spec"]["selector"]["matchLabels"].items() <= labels["ttgpt"].items()
+    for name in ("ttgpt", "redis"):
+        assert one(manifests, "Service", name)["spec"]["selector"].items() <= labels[name].items()
+        assert (
+            one(manifests, "NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"].items() <= labels[name].items()
+        )
+
+
+@OVERLAYS
+def test_the_network_is_closed_but_for_what_is_needed(overlay: str) -> None:
+    manifests = rendered(overlay)
+    closed = one(manifests, "NetworkPolicy", "default-deny")["spec"]
+    assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    outward = one(manifests, "NetworkPolicy")["spec"]["egress"]
+    assert {port["port"] for rule in outward for port in rule["ports"]} == {"redis", 53}
+    assert all(rule["to"] for rule in outward)
+    redis = one(manifests, "NetworkPolicy", "redis")["spec"]
+    assert "egress" not in redis
+    (only,) = redis["ingress"][0]["from"]
+    assert only["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "ttgpt"}
+
+
+def test_production_has_three_replicas_that_scale_and_spread() -> None:
+    manifests = rendered("overlays/prod")
+    scaler = one(manifests, "HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "ttgpt"}
+    assert (scaler["minReplicas"], scaler["metrics"][0]["resource"]["name"]) == (3, "cpu")
+    assert one(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] < scaler["minReplicas"]
+    assert "replicas" not in one(manifests, "Deployment")["spec"]
+    spread = {rule["topologyKey"] for rule in pod(manifests)["topologySpreadConstraints"]}
+    assert spread == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+
+
+def test_development_has_one_replica_that_does_not_scale() -> None:
+    manifests = rendered("overlays/dev")
+    assert one(manifests, "Deployment")["spec"]["replicas"] == 1
+    assert "HorizontalPodAutoscaler" not in {m["kind"] for m in manifests}
+
+
+def test_a_component_follows_the_images_of_its_overlay(tmp_path: Path) -> None:
+    images = "images: [{name: ttgpt-artifact, newName: elsewhere/artifact, newTag: '7'}]\n"
+    spec = pod(combined(tmp_path, "image-volume", images))
+    assert "initContainers" not in spec
+    assert spec["volumes"][0]["image"]["reference"] == "elsewhere/artifact:7"
+    images = "images: [{name: ttgpt-service, newName: elsewhere/service, newTag: '7'}]\n"
+    spec = pod(combined(tmp_path, "artifact-volume", images))
+    assert {c["image"] for c in [*spec["initContainers"], *spec["containers"]]} == {"elsewhere/service:7"}
+
+
+def test_an_image_volume_is_mounted_by_the_folder_of_the_image(tmp_path: Path) -> None:
+    (mount,) = (m for m in container(combined(tmp_path, "image-volume"))["volumeMounts"] if m["name"] == "models")
+    assert f"/{mount['subPath']}" == mount["mountPath"]
+    assert stages("compressor")[""].every("COPY") == [
+        f"--from=artifact-build {mount['mountPath']} {mount['mountPath']}"
+    ]
+
+
+def test_the_job_writes_what_the_pods_wait_for_and_read(tmp_path: Path) -> None:
+    manifests = combined(tmp_path, "artifact-volume")
+    (out,) = (v["value"] for v in _job(manifests)["containers"][0]["env"] if v["name"] == "OUT")
+    assert out == settings_map(manifests)["TTGPT_MODELS"]
+    waiting = pod(manifests)["initContainers"][0]
+    assert f"{waiting['volumeMounts'][0]['mountPath']}/{Path(out).name}/manifest.json" in waiting["command"][-1]
+    claim = one(manifests, "PersistentVolumeClaim", "ttgpt-models")["metadata"]["name"]
+    volumes = [*pod(manifests)["volumes"], *_job(manifests)["volumes"]]
+    assert [v["persistentVolumeClaim"]["claimName"] for v in volumes if v["name"] == "models"] == [claim, claim]
+
+
+def _job(manifests: tuple[Manifest, ...]) -> Manifest:
+    spec: Manifest = one(manifests, "Job", "ttgpt-compress")["spec"]["template"]["spec"]
+    return spec
+
+
+def test_the_queue_scales_in_place_of_the_cpu_alone(tmp_path: Path) -> None:
+    manifests = combined(tmp_path, "queue-autoscaling")
+    assert "HorizontalPodAutoscaler" not in {m["kind"] for m in manifests}
+    scaler = one(manifests, "ScaledObject")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == one(manifests, "Deployment")["metadata"]["name"]
+    prod = one(rendered("overlays/prod"), "HorizontalPodAutoscaler")["spec"]
+    assert (scaler["minReplicaCount"], scaler["maxReplicaCount"]) == (prod["minReplicas"], prod["maxReplicas"])
+    (query,) = (t["metadata"]["query"] for t in scaler["triggers"] if t["type"] == "prometheus")
+    exported = {metric.name for metric in Metrics().registry.collect()}
+    assert set(re.findall(r"ttgpt_\w+", query)) <= exported
+
+
+def test_prometheus_finds_the_service(tmp_path: Path, tiny_artifact: Path) -> None:
+    manifests = combined(tmp_path, "monitoring")
+    monitor, service = one(manifests, "ServiceMonitor")["spec"], one(manifests, "Service")
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["endpoints"]
+    assert endpoint["port"] == service["spec"]["ports"][0]["name"]
+    assert endpoint["path"] in create_app(Settings(models=(tiny_artifact,))).openapi()["paths"]
+
+
+def test_grafana_gets_the_dashboards_of_the_folder(tmp_path: Path) -> None:
+    dashboards = one(combined(tmp_path, "monitoring"), "ConfigMap", "ttgpt-dashboards")
+    assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    committed = {path.name for path in (ROOT / "docker/grafana/dashboards").glob("*.json")}
+    assert set(dashboards.get("data", {})) == committed

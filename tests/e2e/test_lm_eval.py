@@ -1,0 +1,80 @@
+"""The README's lm-eval command, run as it stands on an export: somebody else's code finds our figures."""
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from compressor import huggingface, lm_eval_tasks, tasks
+from compressor.compress import VALIDATION_TEXT
+from compressor.evaluate import Text, evaluate
+from compressor.progress import silent
+from tests.conftest import TINY, tiny_model
+from tests.tolerances import HARNESS
+
+pytestmark = pytest.mark.skipif(
+    find_spec("lm_eval") is None or find_spec("accelerate") is None,
+    reason="lm-eval is not installed (half a gigabyte): pip install 'ttgpt[eval]'",
+)
+README = (Path(__file__).parents[2] / "README.md").read_text()
+COMMAND = next(line for line in README.splitlines() if line.startswith("lm_eval "))
+TOKENIZER = Tokenizer.from_file(str(huggingface.EMBEDDED_FOLDER / "tokenizer.json"))
+
+
+def _whole_windows() -> list[int]:
+    """Return the ids of a text that fills the model's windows, the beginning-of-text token aside.
+
+    In a last window that is not full, lm-eval gives more context than `evaluate` does.
+    """
+    ids = TOKENIZER.encode(VALIDATION_TEXT.read_text()).ids[: 24 * TINY.n_positions]
+    assert TOKENIZER.encode(TOKENIZER.decode(ids)).ids == ids
+    return ids
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the command in the README finds, with its tasks made of a shorter text."""
+    folder = tmp_path_factory.mktemp("lm_eval")
+    huggingface.export(tiny_model(), TOKENIZER.to_str().encode(), folder / "exported")
+    (folder / "text.txt").write_text(TOKENIZER.decode(_whole_windows()))
+    lm_eval_tasks.write(folder / "text.txt", folder / "tasks")
+    command = [sys.executable, "-m", *shlex.split(COMMAND), "--output_path", "results.json"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    run = subprocess.run(
+        command, cwd=folder, env=os.environ | offline, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    (written,) = folder.glob("results*.json")
+    found: dict[str, Any] = json.loads(written.read_text())["results"]
+    return found
+
+
+def test_the_tool_prints_the_command_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lm_eval_tasks.write(VALIDATION_TEXT, Path("tasks")).replace("DIR", "exported") == COMMAND
+
+
+def test_bits_per_byte_are_ours(results: dict[str, Any]) -> None:
+    ids = _whole_windows()
+    text = Text("text.txt", "", len(TOKENIZER.decode(ids).encode()), torch.tensor([TINY.eos_token_id, *ids]))
+    found = results[lm_eval_tasks.TEXT]
+    assert found["bits_per_byte,none"] == pytest.approx(evaluate(tiny_model(), None, text).bits_per_byte, rel=HARNESS)
+    assert math.log2(found["byte_perplexity,none"]) == pytest.approx(found["bits_per_byte,none"], rel=HARNESS)
+
+
+def test_last_words_are_scored_alike(results: dict[str, Any]) -> None:
+    questions = tasks.last_words(TOKENIZER.decode(_whole_windows()), TOKENIZER)
+    scores = [score for (score,) in tasks._scores(tiny_model(), questions, silent)]
+    found = results[lm_eval_tasks.LAST_WORD]
+    assert found["acc,none"] == sum(all_likeliest for _, all_likeliest in scores) / len(scores)
+    mean = sum(score for score, _ in scores) / len(scores)
+    assert math.log(found["perplexity,none"]) == pytest.approx(-mean, rel=HARNESS)
