@@ -2,6 +2,7 @@
 
 import math
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.deploy.dockerfile import stages
-from tests.deploy.manifests import ROOT, Manifest, combined, container, one, pod, pods, rendered, settings_map
+from tests.deploy.manifests import ROOT, combined, container, one, pod, pods, rendered, settings_map
 
 OVERLAYS = pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/prod"])
 START_SECONDS = 4  # measured with gpt2-mini in int8 on a busy machine of two cores
@@ -95,13 +96,55 @@ def test_the_artefact_is_put_where_the_service_looks(overlay: str) -> None:
     (mount,) = (m for m in container(rendered(overlay))["volumeMounts"] if m["name"] == "models")
     assert models.parent == Path(mount["mountPath"])
     assert mount["readOnly"] is True
-    (init,) = pod(rendered(overlay))["initContainers"]
+
+
+def test_production_copies_the_artefact_out_of_its_image() -> None:
+    manifests = rendered("overlays/prod")
+    (init,) = pod(manifests)["initContainers"]
     (target,) = (m["mountPath"] for m in init["volumeMounts"] if m["name"] == "models")
-    if overlay == "overlays/dev":
-        assert f"{target}/{models.name}" in init["command"]
-    else:
-        assert init["command"][-1] == target
-        assert f"NAME={models.name}" in stages("compressor")["artifact"].every("ARG")
+    (models,) = _settings("overlays/prod").models
+    assert init["image"].startswith("ttgpt-artifact:")
+    assert init["command"][-2:] == ["/models/.", target]
+    assert f"NAME={models.name}" in stages("compressor")["artifact"].every("ARG")
+    assert not {"Job", "PersistentVolumeClaim"} & {m["kind"] for m in manifests}
+
+
+@pytest.mark.parametrize("overlay", ["base", "overlays/dev"])
+def test_the_job_writes_what_the_pods_wait_for_and_read(overlay: str) -> None:
+    manifests = rendered(overlay)
+    (config,) = (
+        source["configMapRef"]["name"] for source in container(manifests)["envFrom"] if "configMapRef" in source
+    )
+    (waiting,) = pod(manifests)["initContainers"]
+    assert waiting["envFrom"] == [{"configMapRef": {"name": config}}]
+    assert "$TTGPT_MODELS/manifest.json" in waiting["command"][-1]
+    job = one(manifests, "Job", "ttgpt-compress")["spec"]
+    (writer,) = job["template"]["spec"]["containers"]
+    (out,) = (variable["valueFrom"] for variable in writer["env"] if variable["name"] == "OUT")
+    assert out == {"configMapKeyRef": {"name": config, "key": "TTGPT_MODELS"}}
+    assert job["ttlSecondsAfterFinished"] > 0  # its template cannot be changed while it is there
+    claim = one(manifests, "PersistentVolumeClaim", "ttgpt-models")["metadata"]["name"]
+    for spec in (job["template"]["spec"], pod(manifests)):
+        (volume,) = (v for v in spec["volumes"] if v["name"] == "models")
+        assert volume["persistentVolumeClaim"]["claimName"] == claim
+    places = {c["volumeMounts"][0]["mountPath"] for c in (writer, waiting, container(manifests))}
+    assert places == {str(_settings(overlay).models[0].parent)}
+
+
+def test_the_jobs_script_does_not_compress_twice(tmp_path: Path) -> None:
+    (writer,) = one(rendered("base"), "Job", "ttgpt-compress")["spec"]["template"]["spec"]["containers"]
+    folder, programs = tmp_path / "models", tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ttgpt").write_text(
+        '#!/bin/sh\nfor last; do :; done\necho "$*"\nmkdir "$last" && touch "$last/manifest.json"\n'
+    )
+    (programs / "ttgpt").chmod(0o755)
+    given = {v["name"]: v["value"] for v in writer["env"] if "value" in v}
+    environment = given | {"OUT": str(folder), "PATH": f"{programs}:/usr/bin:/bin"}
+    runs = [
+        subprocess.run(writer["command"], env=environment, capture_output=True, text=True, check=True) for _ in "12"
+    ]
+    assert [run.stdout for run in runs] == [f"compress gpt2-mini --method quantize --out {folder}\n", ""]
 
 
 @OVERLAYS
@@ -159,6 +202,7 @@ def test_production_has_three_replicas_that_scale_and_spread() -> None:
 def test_development_has_one_replica_that_does_not_scale() -> None:
     manifests = rendered("overlays/dev")
     assert one(manifests, "Deployment")["spec"]["replicas"] == 1
+    assert one(manifests, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}  # one node mounts the volume
     assert "HorizontalPodAutoscaler" not in {m["kind"] for m in manifests}
 
 
@@ -167,9 +211,6 @@ def test_a_component_follows_the_images_of_its_overlay(tmp_path: Path) -> None:
     spec = pod(combined(tmp_path, "image-volume", images))
     assert "initContainers" not in spec
     assert spec["volumes"][0]["image"]["reference"] == "elsewhere/artifact:7"
-    images = "images: [{name: ttgpt-service, newName: elsewhere/service, newTag: '7'}]\n"
-    spec = pod(combined(tmp_path, "artifact-volume", images))
-    assert {c["image"] for c in [*spec["initContainers"], *spec["containers"]]} == {"elsewhere/service:7"}
 
 
 def test_an_image_volume_is_mounted_by_the_folder_of_the_image(tmp_path: Path) -> None:
@@ -178,22 +219,6 @@ def test_an_image_volume_is_mounted_by_the_folder_of_the_image(tmp_path: Path) -
     assert stages("compressor")[""].every("COPY") == [
         f"--from=artifact-build {mount['mountPath']} {mount['mountPath']}"
     ]
-
-
-def test_the_job_writes_what_the_pods_wait_for_and_read(tmp_path: Path) -> None:
-    manifests = combined(tmp_path, "artifact-volume")
-    (out,) = (v["value"] for v in _job(manifests)["containers"][0]["env"] if v["name"] == "OUT")
-    assert out == settings_map(manifests)["TTGPT_MODELS"]
-    waiting = pod(manifests)["initContainers"][0]
-    assert f"{waiting['volumeMounts'][0]['mountPath']}/{Path(out).name}/manifest.json" in waiting["command"][-1]
-    claim = one(manifests, "PersistentVolumeClaim", "ttgpt-models")["metadata"]["name"]
-    volumes = [*pod(manifests)["volumes"], *_job(manifests)["volumes"]]
-    assert [v["persistentVolumeClaim"]["claimName"] for v in volumes if v["name"] == "models"] == [claim, claim]
-
-
-def _job(manifests: tuple[Manifest, ...]) -> Manifest:
-    spec: Manifest = one(manifests, "Job", "ttgpt-compress")["spec"]["template"]["spec"]
-    return spec
 
 
 def test_the_queue_scales_in_place_of_the_cpu_alone(tmp_path: Path) -> None:
