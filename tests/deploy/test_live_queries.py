@@ -1,7 +1,4 @@
-"""A real Prometheus scrapes the real service under load; every query is valid and, where load can make it so, answered.
-
-The control group is made up, because a test machine may have neither limit nor quota.
-"""
+"""A real Prometheus scrapes the real service under load: every query is valid, and answered where load allows it."""
 
 import itertools
 import socket
@@ -18,6 +15,7 @@ import yaml
 from service.engine import Engine
 from service.metrics import Metrics
 from service.settings import Settings
+from tests.deploy.control_group import write_group
 from tests.deploy.manifests import ROOT
 from tests.deploy.queries import RULES, raw_metrics, recorded, shown
 from tests.service.conftest import artifacts, serving, wait_until
@@ -47,7 +45,7 @@ class Stack:
 
     def load(self) -> None:
         """Send some of every kind of request, and let the control group be throttled."""
-        _write_group(self.root, next(self.rounds))
+        write_group(self.root, next(self.rounds))
         for model in ("tiny-fp32", "tiny-int8"):
             body = {"inputs": "The sea", "model": model, "parameters": {"max_new_tokens": 4}}
             assert self.service.post("/generate", json=body).status_code == 200
@@ -66,24 +64,6 @@ class Stack:
         """Return the names of all series of the service."""
         lines = self.service.get("/metrics").text.splitlines()
         return {line.partition("{")[0].partition(" ")[0] for line in lines if not line.startswith("#")}
-
-
-def _write_group(root: Path, number: int) -> None:
-    """Write made-up files of a control group; the higher the number, the more periods there were."""
-    group = "sys/fs/cgroup/pod"
-    files = {
-        "proc/self/cgroup": "0::/pod\n",
-        "proc/self/statm": "90000 80000 0 0 0 0 0\n",
-        f"{group}/memory.current": "400000000\n",
-        f"{group}/memory.max": "800000000\n",
-        f"{group}/memory.stat": "inactive_file 1000\n",
-        f"{group}/cpu.stat": f"nr_periods {100 * number + 100}\nnr_throttled {10 * number}\n",
-    }
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        partial = (root / name).with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(root / name)
 
 
 def _configuration(target: str) -> str:
@@ -107,7 +87,7 @@ def _free_port() -> int:
 def stack(artifacts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     program = debian_program("prometheus", "prometheus")
     folder, root = tmp_path_factory.mktemp("prometheus"), tmp_path_factory.mktemp("root")
-    _write_group(root, 0)
+    write_group(root, 0)
     settings = Settings(models=tuple(artifacts), threads=1)
     address = f"127.0.0.1:{_free_port()}"
     with serving(settings, Engine(settings, Metrics(root))) as service:
