@@ -1,6 +1,7 @@
 # make serve [MODEL=gpt2-mini] [PORT=8000]   build artefacts from MODEL if absent and serve them
 # make test                                  lint, types and every test that needs no root; what is left out, and why
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
+# make sizing                                how much memory a pod needs, for the README's table
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
 MODEL ?= gpt2-mini
@@ -17,7 +18,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense tensorgpt-r2 tensorgpt-r3 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check bench monitoring clean
+.PHONY: serve models test check bench sizing monitoring clean
 .DELETE_ON_ERROR:
 
 serve: models
@@ -49,6 +50,9 @@ check: .venv/installed-$(EXTRAS)
 
 bench: .venv/installed-bench
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+sizing: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks.sizing
 
 # What is generated for Grafana and the Prometheus operator.
 monitoring: .venv/installed-dev

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor import artifact
+from tokenizers import Tokenizer
+
 from service.batch import kv_row_bytes
 from service.models import load
 from service.settings import Settings
@@ -107,14 +108,14 @@ def make_one(name: str) -> None:
 def measure(folder: Path) -> dict[str, Any]:
     """Return start-up and drain in seconds, and memory in bytes, of a service of one artefact."""
     model = load(folder)
-    manifest, context = model.manifest, model.config.n_positions
+    manifest, context = model.manifest, model.context
     found: dict[str, Any] = {
         "weights_bytes": manifest.weight_bytes,
         "resident_bytes": sum(size.resident for size in manifest.bytes.values()),
         "kv_bytes": kv_row_bytes(model, DEFAULTS) * DEFAULTS.max_batch,
     }
     half = context // 2
-    full = _body(_prompt(folder, half), context - half)
+    full = _body(_prompt(model.tokenizer, half), context - half)
     with serving.served(folder, LIMIT_SECONDS) as (process, url):
         found["start_seconds"] = time.monotonic() - process.started
         found["ready_bytes"] = rss_bytes(process.pid)
@@ -161,9 +162,8 @@ def _body(prompt: str, tokens: int) -> str:
     return json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": tokens, "details": True}})
 
 
-def _prompt(folder: Path, tokens: int) -> str:
+def _prompt(tokenizer: Tokenizer, tokens: int) -> str:
     """Return a text of so many tokens."""
-    tokenizer = artifact.read(folder).tokenizer
     ids = tokenizer.encode(f"{PROMPT}. " * tokens).ids[: tokens + 1]
     while len(tokenizer.encode(text := tokenizer.decode(ids)).ids) > tokens:
         ids.pop()
@@ -230,9 +230,13 @@ def run(say: Callable[[str], None]) -> dict[str, Any]:
         folder, peak = made(case)
         rows.append({"model": case.model, "preset": case.preset, "compress_bytes": peak, **measure(folder)})
         say(json.dumps(rows[-1]))
-    settings = {name: getattr(DEFAULTS, name) for name in ("max_batch", "max_waiting", "kv_dtype", "threads")}
     others = quiet.others_share()
-    return {"machine": machine.describe(threads), "others_share": others, "settings": settings, "rows": rows}
+    return {"machine": machine.describe(threads), "others_share": others, "settings": settings(), "rows": rows}
+
+
+def settings() -> dict[str, Any]:
+    """Return those settings that memory depends on."""
+    return {name: getattr(DEFAULTS, name) for name in ("max_batch", "max_waiting", "kv_dtype", "threads")}
 
 
 def main() -> None:

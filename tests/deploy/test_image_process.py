@@ -16,7 +16,7 @@ import pytest
 from tests.deploy.dockerfile import ignored, stages
 from tests.deploy.manifests import ROOT
 from tests.service.conftest import wait_until
-from tests.tools import debian_program
+from tests.tools import debian_program, python_headers
 
 IMAGE = stages("service")[""]
 # No file may grow beyond 512 bytes, even for root and in /tmp: enough for Python to find out which folder is for
@@ -34,6 +34,7 @@ def _here(command: list[str]) -> list[str]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the image's build stage installs of ours, from the files that it copies and with its options."""
     debian_program("gcc", "gcc")
+    python_headers()
     context, site = (tmp_path_factory.mktemp(name) for name in ("context", "site"))
     for copy in stages("service")["build"].every("COPY"):
         *sources, target = copy.split()

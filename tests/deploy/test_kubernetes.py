@@ -11,11 +11,12 @@ import pytest
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
+from tests.benchmarks import sizing
 from tests.deploy.dockerfile import stages
 from tests.deploy.manifests import ROOT, combined, container, one, pod, pods, rendered, settings_map
 
 OVERLAYS = pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/prod"])
-START_SECONDS = 4  # measured with gpt2-mini in int8 on a busy machine of two cores
+(MEASURED,) = (row for row in sizing.read()["rows"] if (row["model"], row["preset"]) == ("gpt2-mini", "int8"))
 
 
 def _settings(overlay: str) -> Settings:
@@ -69,7 +70,7 @@ def test_the_probes_ask_routes_that_exist(overlay: str, tiny_artifact: Path) -> 
     for probe in probes.values():
         assert "get" in routes[probe["httpGet"]["path"]]
         assert probe["httpGet"]["port"] == service["ports"][0]["name"]
-    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * START_SECONDS
+    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * MEASURED["start_seconds"]
     assert probes["readiness"]["failureThreshold"] == 1  # a draining pod gets no more requests at once
 
 
@@ -78,6 +79,19 @@ def test_draining_fits_into_the_grace_period(overlay: str) -> None:
     pre_stop = container(rendered(overlay))["lifecycle"]["preStop"]["sleep"]["seconds"]
     grace = pod(rendered(overlay))["terminationGracePeriodSeconds"]
     assert grace >= math.ceil(1.5 * (_settings(overlay).drain_seconds + pre_stop))
+
+
+@OVERLAYS
+def test_what_was_measured_fits(overlay: str) -> None:
+    memory = container(rendered(overlay))["resources"]["limits"]["memory"]
+    assert memory == f"{sizing.request_mib(MEASURED)}Mi"
+    assert MEASURED["drain_seconds"] < _settings(overlay).drain_seconds
+
+
+def test_compressing_fits_into_the_job() -> None:
+    (writer,) = one(rendered("base"), "Job", "ttgpt-compress")["spec"]["template"]["spec"]["containers"]
+    peaks = [row["compress_bytes"] for row in sizing.read()["rows"] if row["compress_bytes"]]
+    assert int(writer["resources"]["limits"]["memory"].removesuffix("Gi")) << 30 >= max(peaks)
 
 
 @OVERLAYS
