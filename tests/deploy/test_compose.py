@@ -11,6 +11,7 @@ import yaml
 
 from service.app import create_app
 from service.settings import Settings
+from tests.deploy.build_script import run_twice
 from tests.deploy.dockerfile import stages
 from tests.deploy.manifests import ROOT
 from tests.tools import debian_program
@@ -59,6 +60,12 @@ def test_both_see_the_same_models() -> None:
     assert "models:/models:ro" in SERVICES["service"]["volumes"]
     assert "models" in COMPOSE["volumes"]
     assert SERVICES["service"]["depends_on"]["compressor"]["condition"] == "service_completed_successfully"
+
+
+def test_it_compresses_once(tmp_path: Path) -> None:
+    command = [word.replace("$$", "$") for word in SERVICES["compressor"]["entrypoint"]]
+    told, out = run_twice(command, _variables("compressor"), tmp_path)
+    assert told == [f"compress gpt2-mini --method quantize --out {out}", ""]
 
 
 @pytest.mark.parametrize("name", ["compressor", "service"])

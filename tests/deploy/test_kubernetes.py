@@ -2,7 +2,6 @@
 
 import math
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.benchmarks import sizing
+from tests.deploy.build_script import run_twice
 from tests.deploy.dockerfile import stages
 from tests.deploy.manifests import ROOT, combined, container, one, pod, pods, rendered, settings_map
 
@@ -145,20 +145,11 @@ def test_the_job_writes_what_the_pods_wait_for_and_read(overlay: str) -> None:
     assert places == {str(_settings(overlay).models[0].parent)}
 
 
-def test_the_jobs_script_does_not_compress_twice(tmp_path: Path) -> None:
+def test_the_job_compresses_once(tmp_path: Path) -> None:
     (writer,) = one(rendered("base"), "Job", "ttgpt-compress")["spec"]["template"]["spec"]["containers"]
-    folder, programs = tmp_path / "models", tmp_path / "bin"
-    programs.mkdir()
-    (programs / "ttgpt").write_text(
-        '#!/bin/sh\nfor last; do :; done\necho "$*"\nmkdir "$last" && touch "$last/manifest.json"\n'
-    )
-    (programs / "ttgpt").chmod(0o755)
-    given = {v["name"]: v["value"] for v in writer["env"] if "value" in v}
-    environment = given | {"OUT": str(folder), "PATH": f"{programs}:/usr/bin:/bin"}
-    runs = [
-        subprocess.run(writer["command"], env=environment, capture_output=True, text=True, check=True) for _ in "12"
-    ]
-    assert [run.stdout for run in runs] == [f"compress gpt2-mini --method quantize --out {folder}\n", ""]
+    given = {variable["name"]: variable["value"] for variable in writer["env"] if "value" in variable}
+    told, out = run_twice(writer["command"], given, tmp_path)
+    assert told == [f"compress gpt2-mini --method quantize --out {out}", ""]
 
 
 @OVERLAYS
