@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.codecs import Coded, PartLayout, codec_named
-from compressor.formats.base import Format, Layout, Path, Shape, check_ids
+from compressor.formats.base import NONE, Format, Layout, Path, Shape, check_ids
 
 BATCH_ROWS = 256  # rows of x contracted at a time, which bounds the intermediate products
 Modes = tuple[int, ...]
+Span = tuple[int, int]  # cores start .. stop - 1
 
 
 class TTMatrix(Format):
@@ -68,6 +69,7 @@ class TTMatrix(Format):
     ) -> None:
         super().__init__(shape, coded, options, path, **nested)
         self.in_modes, self.out_modes, self.ranks = (tuple(options[k]) for k in ("in_modes", "out_modes", "ranks"))
+        self._products: Mapping[Span, Tensor] = NONE
         permutation = self._permutation()
         if permutation is not None and not torch.equal(permutation.sort().values, torch.arange(shape[0])):
             raise ValueError(f"permutation must be a permutation of 0 .. {shape[0] - 1}")
@@ -121,10 +123,48 @@ class TTMatrix(Format):
             return x @ self.dense().to(x.dtype).T
         flat = F.pad(x.reshape(-1, self.in_features), (0, prod(self.in_modes) - self.in_features))
         cores = self.cores(x.dtype)
-        y = torch.cat([self._product(block, cores) for block in flat.split(BATCH_ROWS)])  # [B, prod out_k]
+        known = self._products if x.dtype == torch.float32 else NONE
+        y = torch.cat([self._product(block, cores, known) for block in flat.split(BATCH_ROWS)])  # [B, prod out_k]
         permutation = self._permutation()
         y = y[:, : self.out_features] if permutation is None else y[:, permutation]
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def product_shapes(self, rows: int) -> dict[Span, tuple[int, ...]]:
+        """Return the shapes of the products of cores that `matmul` needs for up to `rows` rows of x, by their span.
+
+        They depend on nothing but the cores, yet `matmul` makes them anew in every call unless it is given them.
+        """
+        if self.path == "dense":
+            return {}
+        classes = [1 << k for k in range((min(rows, BATCH_ROWS) - 1).bit_length() + 1)]
+        plans = [_plan(self.in_modes, self.out_modes, self.ranks, size) for size in classes]
+        return {(plan.start, plan.stop): self._merged_shape(plan.start, plan.stop) for plan in plans if plan.merge}
+
+    def product(self, span: Span) -> Tensor:
+        """Return the product of the cores start .. stop - 1 in fp32, as `matmul` makes it."""
+        modes = self.in_modes, self.out_modes, self.ranks
+        merge = _plan_through(*modes, 1, *span).merge
+        if merge is None:
+            raise ValueError(f"span must hold at least two cores, not {list(span)}")
+        return merge(*_without_ends(self.cores())[slice(*span)])
+
+    def with_products(self, products: Mapping[Span, Tensor]) -> "TTMatrix":
+        """Return the same matrix, bitwise, which uses these products of cores instead of making them in every call.
+
+        Raises:
+            ValueError: if one is no product of these cores.
+        """
+        for span, found in products.items():
+            if tuple(found.shape) != (expected := self._merged_shape(*span)) or found.dtype != torch.float32:
+                raise ValueError(f"product {list(span)} must be fp32 {list(expected)}, not {list(found.shape)}")
+        copy = self.with_path(self.path)
+        copy._products = dict(products)
+        return copy
+
+    def _merged_shape(self, start: int, stop: int) -> tuple[int, ...]:
+        order = len(self.in_modes)
+        bonds = [self.ranks[start]] * (start > 0) + [self.ranks[stop]] * (stop < order)
+        return *bonds, *(side[k] for k in range(start, stop) for side in (self.in_modes, self.out_modes))
 
     def dense(self) -> Tensor:
         return self.rows(torch.arange(self.out_features))
@@ -166,12 +206,13 @@ class TTMatrix(Format):
             train = _extended(train, torch.searchsorted(parents, prefixes // mode), core, prefixes % mode)
         return train.reshape(-1, width)[:, : self.in_features]
 
-    def _product(self, x: Tensor, cores: list[Tensor]) -> Tensor:
-        """Return x [B, prod in_k] times the train [B, prod out_k]."""
+    def _product(self, x: Tensor, cores: list[Tensor], known: Mapping[Span, Tensor]) -> Tensor:
+        """Return x [B, prod in_k] times the train [B, prod out_k]; `known` products of cores need not be made."""
         batch = x.shape[0]
         size_class = 1 << max(0, batch - 1).bit_length()
-        operands = [x.reshape(batch, *self.in_modes), *(_without_ends(cores))]
-        return _plan(self.in_modes, self.out_modes, self.ranks, size_class)(operands).reshape(batch, -1)
+        plan = _plan(self.in_modes, self.out_modes, self.ranks, size_class)
+        product = known.get((plan.start, plan.stop))
+        return plan(x.reshape(batch, *self.in_modes), _without_ends(cores), product).reshape(batch, -1)
 
 
 class _Contraction(NamedTuple):
@@ -197,9 +238,10 @@ class _Plan(NamedTuple):
     absorb: _Contraction
     finish: _Contraction | None
 
-    def __call__(self, operands: list[Tensor]) -> Tensor:
-        x, *cores = operands
-        merged = self.merge(*cores[self.start : self.stop]) if self.merge else cores[self.start]
+    def __call__(self, x: Tensor, cores: list[Tensor], merged: Tensor | None = None) -> Tensor:
+        """Return x [B, in_1 .. in_N] times the cores; `merged` is the product of the middle ones, if it is known."""
+        if merged is None:
+            merged = self.merge(*cores[self.start : self.stop]) if self.merge else cores[self.start]
         y = self.absorb(x, merged)
         return self.finish(y, *cores[: self.start], *cores[self.stop :]) if self.finish else y
 
