@@ -127,7 +127,7 @@ def _memory(made: Dashboard) -> None:
     made.with_row(Row("Memory"))
     text = Text(
         title="Memory against weights",
-        description="Resident memory of each process, and of that what weights and KV caches take. The rest is "
+        description="Resident memory of each process, and of that what weights and caches take. The rest is "
         "interpreter, libraries and temporaries. Red is the memory limit of the pods in k8s/.",
         unit="decbytes",
         steps=POD,
@@ -136,6 +136,7 @@ def _memory(made: Dashboard) -> None:
         "resident_memory__instance": "sum by (instance) (ttgpt_memory_rss_bytes)",
         "weights__instance": 'sum by (instance) (ttgpt_model_weight_bytes{form="resident"})',
         "KV_cache_when_full__instance": "sum by (instance) (ttgpt_kv_cache_bytes)",
+        "cache_of_contractions__instance": "sum by (instance) (ttgpt_core_cache_bytes)",
     }
     made.with_panel(lines(text, 12, **queries))
     text = Text(
@@ -147,10 +148,11 @@ def _memory(made: Dashboard) -> None:
     )
     made.with_panel(lines(text, 6, used__instance="instance:ttgpt_cgroup_memory:ratio"))
     text = Text(
-        title="Beyond weights and KV cache",
-        description="Resident memory less weights less KV caches; above 768 MB an alert fires.",
+        title="Beyond weights and caches",
+        description="Resident memory less weights, KV caches and the cache of contractions; above 400 MB an alert "
+        "fires.",
         unit="decbytes",
-        steps=((None, "green"), (768e6, "red")),
+        steps=((None, "green"), (400e6, "red")),
     )
     made.with_panel(lines(text, 6, overhead__instance="instance:ttgpt_memory_overhead:bytes"))
     text = Text(
@@ -175,12 +177,13 @@ def _memory(made: Dashboard) -> None:
 
 def _cost(made: Dashboard) -> None:
     made.with_row(Row("What contraction costs"))
-    for metric, chosen, title, what in (
-        ("head", M, "Head, per step", "Multiplying the rows of one step by the output matrix, compressed or not."),
-        ("core_contraction", f'{M},op="rows"', "Contracting rows", "Making vectors of the token table of its cores."),
+    for op, title, what in (
+        ("head", "Head, per step", "Multiplying the rows of one step by the output matrix, compressed or not."),
+        ("rows", "Contracting rows", "Making those vectors of the token table of its cores that no cache has."),
     ):
         seconds, count, bucket = (
-            f"rate(ttgpt_{metric}_seconds_{kind}{{{chosen}}}[$__rate_interval])" for kind in ("sum", "count", "bucket")
+            f'rate(ttgpt_core_contraction_seconds_{kind}{{{M},op="{op}"}}[$__rate_interval])'
+            for kind in ("sum", "count", "bucket")
         )
         text = Text(
             title=title,

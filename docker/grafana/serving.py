@@ -158,15 +158,24 @@ def _queue(made: Dashboard) -> None:
 def _cache(made: Dashboard) -> None:
     made.with_row(Row("Cache of contractions"))
     text = Text(
-        title="Asked",
-        description="Look-ups per second by tier and result. bypass: contracting was measured to be faster; "
-        "error (red): it was contracted instead.",
+        title="Values asked for",
+        description="Contracted values looked for per second, by tier and result. bypass: contracting is "
+        "faster, as measured; error (red): it was contracted instead.",
         unit="reqps",
         steps=ANY_IS_BAD,
         bad="error",
     )
     asked = f"sum by (tier, result) (rate(ttgpt_core_cache_requests_total{RATE}))"
-    made.with_panel(lines(text, 8, __tier__result=asked))
+    made.with_panel(lines(text, 6, __tier__result=asked))
+    text = Text(
+        title="Answers asked for",
+        description="Whole answers looked for per second, where TTGPT_CACHE_ANSWERS is on. Red are failures of Redis.",
+        unit="reqps",
+        steps=ANY_IS_BAD,
+        bad="error",
+    )
+    answers = f"sum by (tier, result) (rate(ttgpt_answer_cache_requests_total{RATE}))"
+    made.with_panel(lines(text, 6, __tier__result=answers))
     text = Text(
         title="How long it takes",
         description="Mean time by tier and operation; Redis is given up after 50 ms.",
@@ -175,21 +184,21 @@ def _cache(made: Dashboard) -> None:
     )
     seconds = f"sum by (tier, op) (rate(ttgpt_core_cache_operation_seconds_sum{RATE}))"
     count = f"sum by (tier, op) (rate(ttgpt_core_cache_operation_seconds_count{RATE}))"
-    made.with_panel(lines(text, 8, __tier__op=f"{seconds} / {count}"))
+    made.with_panel(lines(text, 6, __tier__op=f"{seconds} / {count}"))
     text = Text(
         title="Size",
-        description="Bytes in the process's own tier.",
+        description="Bytes in the process's own tier; yellow is TTGPT_CACHE_BYTES at its default.",
         unit="decbytes",
-        steps=((None, "green"), (64e6, "yellow")),
+        steps=((None, "green"), (64 << 20, "yellow")),
     )
-    made.with_panel(lines(text, 4, __instance="sum by (instance) (ttgpt_core_cache_bytes)"))
+    made.with_panel(lines(text, 3, __instance="sum by (instance) (ttgpt_core_cache_bytes)"))
     text = Text(
         title="Breaker",
         description="1: Redis is not asked, because it failed; every replica contracts for itself.",
         unit="short",
         steps=((None, "green"), (1, "red")),
     )
-    made.with_panel(number(text, 4, "max by (instance) (ttgpt_core_cache_breaker_open)", "{{instance}}").height(8))
+    made.with_panel(number(text, 3, "max by (instance) (ttgpt_core_cache_breaker_open)", "{{instance}}").height(8))
 
 
 def _cpu(made: Dashboard) -> None:

@@ -41,9 +41,8 @@ def test_no_secret_is_a_plain_setting(overlay: str) -> None:
 @OVERLAYS
 def test_the_cache_is_found_by_the_setting_for_it(overlay: str) -> None:
     redis = one(rendered(overlay), "Service", "redis")
-    address = f"redis:{redis['spec']['ports'][0]['port']}"
-    for name in (name for name in Settings.model_fields if "redis" in name and "url" in name):
-        assert address in settings_map(rendered(overlay))[f"TTGPT_{name.upper()}"]
+    address = f"redis://{redis['metadata']['name']}:{redis['spec']['ports'][0]['port']}"
+    assert settings_map(rendered(overlay))["TTGPT_REDIS_URL"].startswith(address)
 
 
 @OVERLAYS

@@ -34,6 +34,8 @@ GAUGES: Mapping[str, set[str]] = {
     "cgroup_memory_limit_bytes": set(),
     "cgroup_memory_inactive_file_bytes": set(),
     "compute_threads": set(),
+    "core_cache_bytes": set(),
+    "core_cache_breaker_open": set(),
 }
 COUNTERS: Mapping[str, set[str]] = {
     "prompt_tokens": MODEL,
@@ -42,6 +44,8 @@ COUNTERS: Mapping[str, set[str]] = {
     "request_success": MODEL | {"finished_reason"},
     "requests_rejected": {"reason"},
     "http_requests": {"handler", "method", "status"},
+    "core_cache_requests": {"tier", "result"},
+    "answer_cache_requests": {"tier", "result"},
     "cgroup_cpu_periods": set(),
     "cgroup_cpu_throttled_periods": set(),
 }
@@ -55,7 +59,8 @@ HISTOGRAMS: Mapping[str, tuple[set[str], str | None]] = {
     "request_decode_time_seconds": (MODEL, LADDER),
     "request_prompt_tokens": (MODEL, "1 2 5 10 20 50 100 200 500 1000 2000"),
     "request_generation_tokens": (MODEL, "1 2 5 10 20 50 100 200 500 1000 2000"),
-    "head_seconds": (MODEL, None),
+    "core_contraction_seconds": (MODEL | {"op"}, None),
+    "core_cache_operation_seconds": ({"tier", "op"}, None),
 }
 VALUES = {
     ("request_success", "finished_reason"): {"stop", "length", "abort"},
@@ -64,6 +69,10 @@ VALUES = {
     },
     ("model_weight_bytes", "component"): {"wte", "wpe", "attn", "mlp", "norm"},
     ("model_weight_bytes", "form"): {"disk", "resident"},
+    ("core_contraction_seconds", "op"): {"rows", "head"},
+    ("core_cache_requests", "tier"): {"local", "redis"},
+    ("core_cache_requests", "result"): {"hit", "miss", "error", "bypass"},
+    ("core_cache_operation_seconds", "tier"): {"local", "redis"},
     ("model_quality", "metric"): {"perplexity", "perplexity_ratio", "kl", "top1_agreement"},
 }
 
