@@ -4,6 +4,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -166,6 +167,10 @@ def _tensor(values: Sequence[bytes | None], layout: Layout) -> Tensor:
     return torch.frombuffer(data, dtype=torch.float32).reshape(-1, *layout.shape)
 
 
+def _remembered(tier: LocalTier, keys: Sequence[str], layout: Layout) -> Tensor:
+    return _tensor(tier.get_many(keys), layout)
+
+
 @torch.inference_mode()
 def _measured(form: Format, layout: Layout) -> Measured:
     """Time contracting and looking up rows all over the table, and compare rows made alone with rows made together."""
@@ -176,8 +181,8 @@ def _measured(form: Format, layout: Layout) -> Measured:
     together = _contracted(form, rows, alone=False)
     keys = list(map(str, rows))
     tier.put_many(zip(keys, _payloads(together), strict=True))
-    contraction = [_fastest(lambda n=n: form.rows(torch.tensor(rows[:n]))) for n in sizes]
-    local = [_fastest(lambda n=n: _tensor(tier.get_many(keys[:n]), layout)) for n in sizes]
+    contraction = [_fastest(partial(_contracted, form, rows[:n], alone=False)) for n in sizes]
+    local = [_fastest(partial(_remembered, tier, keys[:n], layout)) for n in sizes]
     few = rows[: SIZES[1]]
     singles = _contracted(form, few, alone=True)
     alike = torch.equal(singles, together[: len(few)]) and torch.equal(singles[:3], form.rows(torch.tensor(few[:3])))

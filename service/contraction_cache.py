@@ -67,11 +67,13 @@ class ContractionCache:
             await table.prefetch(ids)
 
     def attach(self, name: str, digest: str, gpt2: GPT2) -> GPT2:
-        """Return a model, bitwise the same, that remembers what it contracts; for the thread that loads it."""
-        if self._settings.cache == "off":
-            return gpt2
+        """Return the model as it is served; for the thread that loads it.
+
+        Its table remembers what it contracts, and its head has the products of its cores; these it has without a
+        cache, too, so that all replicas round alike.
+        """
         gpt2 = self._with_products(digest, gpt2)
-        if not isinstance(gpt2.wte, TokenMPS | TTMatrix):
+        if self._settings.cache == "off" or not isinstance(gpt2.wte, TokenMPS | TTMatrix):
             return gpt2
         self._connect()
         table = CachedRows(gpt2.wte, name, _prefix(digest, "wte"), self.local, self.redis, self._metrics)
@@ -89,7 +91,7 @@ class ContractionCache:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _with_products(self, digest: str, gpt2: GPT2) -> GPT2:
-        """Give a head that is a TT-matrix the products of its cores, as far as they fit into the cache."""
+        """Give a head that is a TT-matrix the products of its cores."""
         name = next(name for name in HEADS if name in gpt2.matrices())
         head = gpt2.matrices()[name]
         if not isinstance(head, TTMatrix):
@@ -99,10 +101,9 @@ class ContractionCache:
         products = {}
         for (start, stop), shape in head.product_shapes(rows).items():
             layout = Layout("<f4", shape)
-            if self._products_bytes + layout.size_bytes <= self._settings.cache_bytes:
-                prefix = f"{_prefix(digest, name)}:cores-{start}-{stop}"
-                products[start, stop] = self._product(prefix, layout, head, (start, stop))
-                self._products_bytes += layout.size_bytes
+            prefix = f"{_prefix(digest, name)}:cores-{start}-{stop}"
+            products[start, stop] = self._product(prefix, layout, head, (start, stop))
+            self._products_bytes += layout.size_bytes
         return gpt2.with_matrices({name: head.with_products(products)})
 
     def _product(self, prefix: str, layout: Layout, head: TTMatrix, span: tuple[int, int]) -> Tensor:

@@ -96,8 +96,14 @@ class RedisTier:
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
-        patience = {"socket_timeout": self._timeout_seconds, "socket_connect_timeout": self._timeout_seconds}
-        self._client = Redis.from_url(self._url, **patience, protocol=2, driver_info=None, retry=Retry(NoBackoff(), 0))
+        self._client = Redis.from_url(
+            self._url,
+            socket_timeout=self._timeout_seconds,
+            socket_connect_timeout=self._timeout_seconds,
+            protocol=2,
+            driver_info=None,
+            retry=Retry(NoBackoff(), 0),
+        )
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._write())]
 
@@ -128,7 +134,7 @@ class RedisTier:
         began = time.perf_counter()
         try:
             async with self._within(op) as client:
-                found = await client.mget(keys)
+                found: list[Any] = await client.mget(keys)
         except _NoAnswerError:
             results.labels("redis", "error").inc(len(keys))
             return None
@@ -218,7 +224,7 @@ class RedisTier:
     async def _time(self, keys: Sequence[str]) -> float:
         began = time.perf_counter()
         async with self._within("probe") as client:
-            found = await client.mget(keys)
+            found: list[Any] = await client.mget(keys)
         for key, value in zip(keys, found, strict=True):
             with suppress(DamagedValueError):
                 PROBE.open(key, value or b"")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.codecs import Coded, PartLayout, codec_named
-from compressor.formats.base import NONE, Format, Layout, Path, Shape, check_ids
+from compressor.formats.base import Format, Layout, Path, Shape, check_ids
 
 BATCH_ROWS = 256  # rows of x contracted at a time, which bounds the intermediate products
 Modes = tuple[int, ...]
@@ -69,7 +69,7 @@ class TTMatrix(Format):
     ) -> None:
         super().__init__(shape, coded, options, path, **nested)
         self.in_modes, self.out_modes, self.ranks = (tuple(options[k]) for k in ("in_modes", "out_modes", "ranks"))
-        self._products: Mapping[Span, Tensor] = NONE
+        self._products: dict[Span, Tensor] = {}
         permutation = self._permutation()
         if permutation is not None and not torch.equal(permutation.sort().values, torch.arange(shape[0])):
             raise ValueError(f"permutation must be a permutation of 0 .. {shape[0] - 1}")
@@ -123,25 +123,31 @@ class TTMatrix(Format):
             return x @ self.dense().to(x.dtype).T
         flat = F.pad(x.reshape(-1, self.in_features), (0, prod(self.in_modes) - self.in_features))
         cores = self.cores(x.dtype)
-        known = self._products if x.dtype == torch.float32 else NONE
+        known = self._products if x.dtype == torch.float32 else {}
         y = torch.cat([self._product(block, cores, known) for block in flat.split(BATCH_ROWS)])  # [B, prod out_k]
         permutation = self._permutation()
         y = y[:, : self.out_features] if permutation is None else y[:, permutation]
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def product_shapes(self, rows: int) -> dict[Span, tuple[int, ...]]:
-        """Return the shapes of the products of cores that `matmul` needs for up to `rows` rows of x, by their span.
+        """Return the shapes of the products of neighbouring cores that make `matmul` cheap, by their span.
 
-        They depend on nothing but the cores, yet `matmul` makes them anew in every call unless it is given them.
+        They do not depend on x, so that who has them once need not make them in every call. None has more than half
+        as many numbers as W.
+
+        Args:
+            rows: of x, at most.
         """
         if self.path == "dense":
             return {}
+        shapes = {span: self._merged_shape(*span) for span in _spans(len(self.in_modes)) if span[1] - span[0] > 1}
+        small = frozenset(span for span, shape in shapes.items() if 2 * prod(shape) <= prod(self.shape))
         classes = [1 << k for k in range((min(rows, BATCH_ROWS) - 1).bit_length() + 1)]
-        plans = [_plan(self.in_modes, self.out_modes, self.ranks, size) for size in classes]
-        return {(plan.start, plan.stop): self._merged_shape(plan.start, plan.stop) for plan in plans if plan.merge}
+        plans = [_plan(self.in_modes, self.out_modes, self.ranks, size, small) for size in classes]
+        return {span: shapes[span] for plan in plans if (span := (plan.start, plan.stop)) in small}
 
     def product(self, span: Span) -> Tensor:
-        """Return the product of the cores start .. stop - 1 in fp32, as `matmul` makes it."""
+        """Return the product of the cores start .. stop - 1 in fp32, the boundary ranks left out."""
         modes = self.in_modes, self.out_modes, self.ranks
         merge = _plan_through(*modes, 1, *span).merge
         if merge is None:
@@ -149,7 +155,9 @@ class TTMatrix(Format):
         return merge(*_without_ends(self.cores())[slice(*span)])
 
     def with_products(self, products: Mapping[Span, Tensor]) -> "TTMatrix":
-        """Return the same matrix, bitwise, which uses these products of cores instead of making them in every call.
+        """Return the same matrix, which multiplies by these products of cores where that is cheaper.
+
+        It rounds otherwise than the matrix without them does.
 
         Raises:
             ValueError: if one is no product of these cores.
@@ -210,7 +218,7 @@ class TTMatrix(Format):
         """Return x [B, prod in_k] times the train [B, prod out_k]; `known` products of cores need not be made."""
         batch = x.shape[0]
         size_class = 1 << max(0, batch - 1).bit_length()
-        plan = _plan(self.in_modes, self.out_modes, self.ranks, size_class)
+        plan = _plan(self.in_modes, self.out_modes, self.ranks, size_class, frozenset(known))
         product = known.get((plan.start, plan.stop))
         return plan(x.reshape(batch, *self.in_modes), _without_ends(cores), product).reshape(batch, -1)
 
@@ -247,12 +255,20 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def _plan(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int) -> _Plan:
-    """Return the plan for one class of batch sizes."""
-    order = len(in_modes)
-    spans = [(a, b) for a in range(order) for b in range(a + 1, order + 1) if b - a < max(order, 2)]
-    plans = (_plan_through(in_modes, out_modes, ranks, batch, a, b) for a, b in spans)
-    return min(plans, key=lambda plan: (plan.multiply_adds, plan.start, plan.stop))
+def _plan(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int, known: frozenset[Span] = frozenset()) -> _Plan:
+    """Return the plan for one class of batch sizes; the products of the spans in `known` cost nothing."""
+    plans = [_plan_through(in_modes, out_modes, ranks, batch, *span) for span in _spans(len(in_modes))]
+
+    def cost(plan: _Plan) -> tuple[int, int, int]:
+        free = plan.merge.multiply_adds if plan.merge and (plan.start, plan.stop) in known else 0
+        return plan.multiply_adds - free, plan.start, plan.stop
+
+    return min(plans, key=cost)
+
+
+def _spans(order: int) -> list[Span]:
+    """Return the spans of cores that may be multiplied first: never all of several."""
+    return [(a, b) for a in range(order) for b in range(a + 1, order + 1) if b - a < max(order, 2)]
 
 
 def _plan_through(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int, start: int, stop: int) -> _Plan:
