@@ -23,6 +23,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from compressor.formats import TokenMPS, TTMatrix
 from service.batch import kv_row_bytes
 from service.models import load
 from service.settings import Settings
@@ -69,6 +70,7 @@ CASES = (
     Case(model=MINI, preset="dense", options=("--method", "dense")),
     Case(model=MINI, preset="int8", options=("--method", "quantize")),
     Case(model=MINI, preset="int4", options=("--method", "quantize", "--codec", "int4")),
+    Case(model=MINI, preset="tensorgpt-r2", options=("--method", "tensorgpt", "--rank", "2")),
     Case(model=MINI, preset="quality", options=("--preset", "quality")),
     Case(model=MINI, preset="balanced", options=("--preset", "balanced")),
     Case(model=MINI, preset="small", options=("--preset", "small", "--heal-tokens", HEAL_TOKENS)),
@@ -113,6 +115,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "weights_bytes": manifest.weight_bytes,
         "resident_bytes": sum(size.resident for size in manifest.bytes.values()),
         "kv_bytes": kv_row_bytes(model, DEFAULTS) * DEFAULTS.max_batch,
+        "cache_bytes": DEFAULTS.cache_bytes if isinstance(model.gpt2.wte, TokenMPS | TTMatrix) else 0,
     }
     half = context // 2
     full = _body(_prompt(model.tokenizer, half), context - half)
@@ -178,11 +181,11 @@ def _peak(pid: int, before: int) -> int:
 
 
 def request_mib(row: dict[str, Any]) -> int:
-    """Return the memory request, which is also the limit: the peak and a quarter, and twice the KV cache.
+    """Return the memory request, which is also the limit: the peak, a quarter of it, and a full cache of contractions.
 
-    The service keeps no KV cache larger than half of its limit.
+    It is at least twice the KV cache, because the service keeps none that is larger than half of its limit.
     """
-    needed = max(HEADROOM * row["peak_bytes"], 2 * row["kv_bytes"]) / MIB
+    needed = max(HEADROOM * row["peak_bytes"] + row["cache_bytes"], 2 * row["kv_bytes"]) / MIB
     return STEP_MIB * -int(-needed // STEP_MIB)
 
 

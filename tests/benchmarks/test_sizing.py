@@ -36,7 +36,8 @@ def test_memory_grows_with_use(row: dict[str, int]) -> None:
 
 
 def test_a_larger_peak_asks_for_more() -> None:
-    row = {"peak_bytes": 300 << 20, "kv_bytes": 1}
+    row = {"peak_bytes": 300 << 20, "kv_bytes": 1, "cache_bytes": 0}
     assert sizing.request_mib(row) == 384
     assert sizing.request_mib({**row, "peak_bytes": 400 << 20}) == 512
+    assert sizing.request_mib({**row, "cache_bytes": 64 << 20}) == 512
     assert sizing.request_mib({**row, "kv_bytes": 300 << 20}) == 640
