@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 
 import torch
 from torch import Tensor
@@ -174,10 +175,10 @@ def _remembered(tier: LocalTier, keys: Sequence[str], layout: Layout) -> Tensor:
 @torch.inference_mode()
 def _measured(form: Format, layout: Layout) -> Measured:
     """Time contracting and looking up rows all over the table, and compare rows made alone with rows made together."""
-    every = torch.randperm(form.out_features, generator=torch.Generator().manual_seed(0)).tolist()
-    sizes = tuple(sorted({min(size, len(every)) for size in SIZES})) if len(every) > 1 else (1, 2)
+    vocabulary = range(form.out_features)
+    sizes = tuple(sorted({min(size, len(vocabulary)) for size in SIZES})) if len(vocabulary) > 1 else (1, 2)
     tier = LocalTier(ROOM_BYTES)
-    rows = every[: sizes[-1]]
+    rows = Random(0).sample(vocabulary, min(sizes[-1], len(vocabulary)))  # noqa: S311
     together = _contracted(form, rows, alone=False)
     keys = list(map(str, rows))
     tier.put_many(zip(keys, _payloads(together), strict=True))

@@ -126,15 +126,19 @@ class Proxy:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0.01))  # in which what was closed is let go
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with suppress(OSError):
+        try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            answers = asyncio.create_task(self._hand_on(far_reader, writer, late=True))
-            await self._hand_on(reader, far_writer, late=False)
-            answers.cancel()
+        except OSError:
+            writer.close()
+            return
+        answers = asyncio.create_task(self._hand_on(far_reader, writer, late=True))
+        await self._hand_on(reader, far_writer, late=False)
+        answers.cancel()
 
     async def _hand_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, late: bool) -> None:
         try:
