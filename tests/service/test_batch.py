@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor import native
 from compressor.formats import Dense
 from service.batch import fewest_rows
 from service.engine import Engine
@@ -29,6 +30,7 @@ from service.settings import Settings
 from tests.service.conftest import generation
 
 CLIFF = 20
+needs_kernels = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels are not built, or this CPU has no AVX2")
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +149,7 @@ def test_batches_from_the_fewest_rows_on_round_alike(both: list[LoadedModel]) ->
 
 
 def test_all_write_while_one_reads_a_long_prompt(settings: Settings, tiny: LoadedModel) -> None:
-    """Each round reads one chunk of 8, begun at multiples of 8, and writes a token for everybody else."""
+    """Each round reads one chunk of 8 and writes a token for everybody else."""
 
     async def test() -> None:
         async with running(settings, prefill_chunk=8) as engine:
@@ -171,6 +173,35 @@ def test_all_write_while_one_reads_a_long_prompt(settings: Settings, tiny: Loade
             rounds.end()
             assert len([token async for token in reader.mailbox.events()]) == 1
             assert len([token async for token in writer.mailbox.events()]) == 30
+
+    run(test)
+
+
+@needs_kernels
+def test_prompts_share_a_chunk_where_tokens_are_computed_side_by_side(
+    settings: Settings, both: list[LoadedModel]
+) -> None:
+    async def test() -> None:
+        async with running(settings, prefill_chunk=8) as engine:
+            rounds = Rounds()
+            engine.submit(rounds)
+            await rounds.begin()
+            jobs = [generation(both[1], engine.metrics, prompt=n, new=3) for n in (3, 4, 20)]
+            for job in jobs:
+                engine.submit(job)
+            await rounds.let()  # all have joined
+            seen = []
+            for _ in range(4):
+                await rounds.let()
+                seen.append([(job.read, job.generated) for job in jobs])
+            assert seen == [
+                [(3, 1), (4, 1), (1, 0)],
+                [(4, 2), (5, 2), (9, 0)],
+                [(5, 3), (6, 3), (17, 0)],
+                [(5, 3), (6, 3), (20, 1)],
+            ]
+            rounds.end()
+            assert [len([token async for token in job.mailbox.events()]) for job in jobs] == [3, 3, 3]
 
     run(test)
 
