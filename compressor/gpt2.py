@@ -412,7 +412,7 @@ class GPT2(nn.Module):
             raise ValueError(f"{longest} tokens exceed the capacity of {cache.capacity}")
         first = start - (counts.cumsum(0) - counts)  # of each text, were all N tokens its own
         positions = torch.arange(len(ids)) + first.repeat_interleave(counts)
-        x = self.wte.rows(ids) + self.wpe.rows(positions)  # [N, D]
+        x = self.embed(ids) + self.wpe.rows(positions)  # [N, D]
         at = native.Places(rows.repeat_interleave(counts), positions, longest - 1)
         assert self._stack is not None  # noqa: S101 - `packs` says so
         x = self._stack(x, cache.keys, cache.values, at)

@@ -94,14 +94,14 @@ def test_it_serves_is_healthy_writes_nothing_and_stops(site: Path, tiny_artifact
     with _container(site, tiny_artifact, workdir) as child:
         assert child.stderr is not None
         url = json.loads(child.stderr.readline())["url"].replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200, seconds=300)
         body = {"inputs": "The sea", "parameters": {"max_new_tokens": 2}}
         assert httpx.post(f"{url}/generate", json=body, timeout=60).status_code == 200
         port = httpx.URL(url).port
         assert port is not None
         assert _is_healthy(site, port)
         child.send_signal(signal.SIGTERM)
-        errors = child.communicate(timeout=60)[1]
+        errors = child.communicate(timeout=300)[1]
     assert child.returncode == 0
     assert "Traceback" not in errors
     assert not _is_healthy(site, port)
@@ -110,7 +110,7 @@ def test_it_serves_is_healthy_writes_nothing_and_stops(site: Path, tiny_artifact
 
 def test_without_an_artefact_it_says_so(site: Path, workdir: Path) -> None:
     with _container(site, workdir / "missing", workdir) as child:
-        errors = child.communicate(timeout=60)[1]
+        errors = child.communicate(timeout=300)[1]
     assert child.returncode == 2
     assert "there is no such artefact folder" in errors
 

@@ -81,6 +81,7 @@ class Ordeal:
     def _check_nobody_asks(self) -> None:
         """Wait for the breaker; from then on requests go on, and none of them asks Redis."""
         wait_until(self._is_open)
+        time.sleep(2 * self._late_seconds)  # in which those end who had asked before
         before, sent = self._service.metrics(), self._load.sent
         wait_until(lambda: self._load.sent >= sent + 10 * CLIENTS)
         after = self._service.metrics()
