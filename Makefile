@@ -1,12 +1,9 @@
 # make serve [MODEL=gpt2-mini] [PORT=8000]   build artefacts from MODEL if absent and serve them
 # make test                                  lint, types and every test that needs no root; what is left out, and why
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
-<<<<<<< HEAD
 # make sizing                                how much memory a pod needs, for the README's table
-=======
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
->>>>>>> cache
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
 MODEL ?= gpt2-mini
@@ -23,11 +20,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense tensorgpt-r2 tensorgpt-r3 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-<<<<<<< HEAD
-.PHONY: serve models test check bench sizing monitoring clean
-=======
-.PHONY: serve models test check bench bench-cache soak monitoring clean
->>>>>>> cache
+.PHONY: serve models test check bench bench-cache sizing soak monitoring clean
 .DELETE_ON_ERROR:
 
 serve: models
@@ -63,16 +56,14 @@ check: .venv/installed-$(EXTRAS)
 bench: .venv/installed-bench
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
-<<<<<<< HEAD
 sizing: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.sizing
-=======
+
 bench-cache: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.cache
 
 soak: .venv/installed-dev $(PREFIX)-int8/manifest.json $(PREFIX)-trains/manifest.json
 	$(BIN)/python -m tests.e2e $(PREFIX)-int8 $(PREFIX)-trains
->>>>>>> cache
 
 # What is generated for Grafana and the Prometheus operator.
 monitoring: .venv/installed-dev
