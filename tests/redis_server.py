@@ -68,7 +68,7 @@ class RedisServer:
 
     def stored(self, pattern: str = "*") -> list[str]:
         """Return the keys, without the probe's."""
-        return sorted(key.decode() for key in self.client.keys(pattern) if b":probe:" not in key)
+        return sorted(name for key in self.client.keys(pattern) if ":probe:" not in (name := str(key, "utf-8")))
 
     def _answers(self) -> bool:
         with suppress(redis.ConnectionError):

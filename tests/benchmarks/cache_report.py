@@ -39,7 +39,7 @@ def tables(results: Results) -> str:
     ]
     return "\n".join(
         [
-            "Microseconds for so many different rows, Redis on the same machine "
+            "Microseconds for so many different rows, the fastest of several turns, Redis on the same machine "
             f"(`token_mps` of rank {results['ranks']['token_mps']}, `tt_matrix` of rank "
             f"{results['ranks']['tt_matrix']}):",
             "",

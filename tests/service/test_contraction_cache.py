@@ -80,7 +80,7 @@ def test_a_second_replica_finds_what_the_first_contracted(folders: list[Path], r
     digest = load(folders[place]).manifest.digest
     wait_until(lambda: len(rows_in(redis)) > DISTINCT)
     assert {f"ttgpt:1:{digest}:wte:{row}" for row in IDS} <= set(redis.stored())
-    assert all(0 < redis.client.ttl(key) <= 86400 for key in redis.stored())  # type: ignore[operator]
+    assert all(0 < redis.client.ttl(key) <= 86400 for key in redis.stored())
     with serving(settings) as second:
         operations = sample(second, OPERATIONS, tier="redis", op="get")
         contracted = sample(second, "ttgpt_core_contraction_seconds_count", op="rows")
