@@ -196,6 +196,9 @@ def test_a_dead_redis_is_asked_in_vain_until_the_breaker_opens(folders: list[Pat
     ("fields", "hint"),
     [
         ({"redis_url": "http://x"}, "redis_url"),
+        ({"redis_url": "redis://x:port"}, "redis_url"),
+        ({"redis_url": "redis://"}, "redis_url"),
+        ({"redis_url": "unix://"}, "redis_url"),
         ({"cache": "sometimes"}, "cache"),
         ({"cache_bytes": -1}, "cache_bytes"),
         ({"cache_timeout_ms": 0}, "cache_timeout_ms"),
