@@ -17,6 +17,7 @@ from compressor import native
 from compressor.formats import Dense, Format, Path, prepared
 from compressor.kv_cache import KVCache
 
+RowLookup = Callable[[Tensor], Tensor]  # ids to the token table's rows [*ids, D]
 Activation = Literal["gelu_new", "gelu", "relu"]
 Component = Literal["wte", "wpe", "attn", "mlp", "norm"]
 MOST_FP16 = torch.finfo(torch.float16).max  # beyond are infinities, which attention could not take back
@@ -267,6 +268,9 @@ class GPT2(nn.Module):
     """The decoder. `forward` gives hidden states, `logits` multiplies them by the head.
 
     The head is tied to the token embedding unless the matrices contain `lm_head`.
+
+    Attributes:
+        embed: looks up the vectors of tokens.
     """
 
     def __init__(self, config: GPT2Config, matrices: Mapping[str, Format], vectors: Mapping[str, Tensor]) -> None:
@@ -303,6 +307,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList([block(i) for i in range(config.n_layer)])
         self.ln_f = norm("ln_f")
         self.lm_head = matrices.get("lm_head")
+        self.embed: RowLookup = self.wte.rows
 
     def matrices(self) -> dict[str, Format]:
         """Return every matrix by name."""
@@ -321,6 +326,12 @@ class GPT2(nn.Module):
     def with_matrices(self, matrices: Mapping[str, Format]) -> "GPT2":
         """Return a model in which these matrices replace those of the same name."""
         return GPT2(self.config, self.matrices() | dict(matrices), self.vectors())
+
+    def with_row_lookup(self, rows: RowLookup) -> "GPT2":
+        """Return the same model, which looks the vectors of its tokens up by `rows` instead of `wte.rows`."""
+        model = self.with_matrices({})
+        model.embed = rows
+        return model
 
     def prepared(self, path: Path | None = None) -> "GPT2":
         """Return the model in the form that is kept in memory to run; see `formats.prepared`.
@@ -376,7 +387,7 @@ class GPT2(nn.Module):
             hidden[real] = self.packed(ids[real], cache, slots, counts)
             return hidden
         step = self._step(b, t, cache, rows)
-        x = self.wte.rows(ids) + self.wpe.rows(step.positions)  # [B, T, D]
+        x = self.embed(ids) + self.wpe.rows(step.positions)  # [B, T, D]
         for block in self.h:
             x = block(x, step)
         if cache is not None:
@@ -404,7 +415,7 @@ class GPT2(nn.Module):
             raise ValueError(f"{longest} tokens exceed the capacity of {cache.capacity}")
         first = start - (counts.cumsum(0) - counts)  # of each text, were all N tokens its own
         positions = torch.arange(len(ids)) + first.repeat_interleave(counts)
-        x = self.wte.rows(ids) + self.wpe.rows(positions)  # [N, D]
+        x = self.embed(ids) + self.wpe.rows(positions)  # [N, D]
         at = native.Places(rows.repeat_interleave(counts), positions, longest - 1)
         assert self._stack is not None  # noqa: S101 - `packs` says so
         x = self._stack(x, cache.keys, cache.values, at)
