@@ -197,12 +197,15 @@ def points() -> list[Point]:
         healed = ", healed" if "heal" in result else ""
         rest = f", rest {plan.rest}" if isinstance(plan, Recipe) and plan.rest not in (None, "fp32") else ""
         method = plan.method if isinstance(plan, Recipe) else "budget"
-        curve = f"{method}{' (input only)' if experiment.untied else ''}{rest}{healed}"
         ratio = result["quality"]["perplexity_ratio"]
         if experiment.target == "embedding" and not rest:
+            curve = f"{method}{' (input only)' if experiment.untied else ''}{healed}"
             found.append(Point("embedding", curve, result["bytes"]["wte"]["disk"] / 1e6, ratio))
         else:
-            found.append(Point("whole model", curve, total_bytes(result, "disk") / 1e6, ratio))
+            part = "" if experiment.target in ("all", "none") else f" ({experiment.target})"
+            found.append(
+                Point("whole model", f"{method}{part}{rest}{healed}", total_bytes(result, "disk") / 1e6, ratio)
+            )
     return found
 
 
