@@ -32,7 +32,7 @@ def run_missing(
         progress: told of every long step in this process.
     """
     chosen = [experiment for experiment in experiments() if books or not experiment.books]
-    missing = [experiment for experiment in chosen if rerun or result_of(experiment) is None]
+    missing = [experiment for experiment in chosen if rerun or not _is_whole(experiment)]
     bench = Workbench(books, executor, progress)
     if not executor.in_process:
         bench.prepare(missing)
@@ -41,6 +41,12 @@ def run_missing(
     for experiment, result in zip(missing, executor.map(bench.run, missing), strict=True):
         (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
         yield experiment.name
+
+
+def _is_whole(experiment: Experiment) -> bool:
+    """Return whether there is an up-to-date result, judged on every text that it should be."""
+    result = result_of(experiment)
+    return result is not None and (not experiment.books or "valid" in result)
 
 
 def methods_table() -> str:
