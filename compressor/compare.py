@@ -32,7 +32,7 @@ def run_missing(
         progress: told of every long step in this process.
     """
     chosen = [experiment for experiment in experiments() if books or not experiment.books]
-    missing = [experiment for experiment in chosen if rerun or result_of(experiment) is None]
+    missing = [experiment for experiment in chosen if rerun or not _is_whole(experiment)]
     bench = Workbench(books, executor, progress)
     if not executor.in_process:
         bench.prepare(missing)
@@ -41,6 +41,12 @@ def run_missing(
     for experiment, result in zip(missing, executor.map(bench.run, missing), strict=True):
         (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
         yield experiment.name
+
+
+def _is_whole(experiment: Experiment) -> bool:
+    """Return whether there is an up-to-date result, judged on every text that it should be."""
+    result = result_of(experiment)
+    return result is not None and (not experiment.books or "valid" in result)
 
 
 def methods_table() -> str:
@@ -197,12 +203,15 @@ def points() -> list[Point]:
         healed = ", healed" if "heal" in result else ""
         rest = f", rest {plan.rest}" if isinstance(plan, Recipe) and plan.rest not in (None, "fp32") else ""
         method = plan.method if isinstance(plan, Recipe) else "budget"
-        curve = f"{method}{' (input only)' if experiment.untied else ''}{rest}{healed}"
         ratio = result["quality"]["perplexity_ratio"]
         if experiment.target == "embedding" and not rest:
+            curve = f"{method}{' (input only)' if experiment.untied else ''}{healed}"
             found.append(Point("embedding", curve, result["bytes"]["wte"]["disk"] / 1e6, ratio))
         else:
-            found.append(Point("whole model", curve, total_bytes(result, "disk") / 1e6, ratio))
+            part = "" if experiment.target in ("all", "none") else f" ({experiment.target})"
+            found.append(
+                Point("whole model", f"{method}{part}{rest}{healed}", total_bytes(result, "disk") / 1e6, ratio)
+            )
     return found
 
 
