@@ -52,6 +52,12 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise ValueError(f"checkpoint: {path} is damaged ({error}); remove it to start again") from error
 
 
+def said(folder: Path) -> dict[str, Any]:
+    """Return what is said about the checkpoint in `folder`, nothing where there is none; raises ValueError."""
+    found = read(folder)
+    return {} if found is None else found[1]
+
+
 def _fsync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
 """What to pre-train, as one JSON file says it."""
 
 import json
-from math import cos, pi, prod
+from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from compressor.errors import check_range
 from compressor.gpt2 import GPT2Config
 from compressor.shapes import balanced_modes, max_tt_rank, ttm_modes
 
+FOLDER = Path(__file__).parent
+SHIPPED = {"gpt2-mini": FOLDER / "gpt2-mini.json"}  # recipes by the name of what they make
 Kind = Literal["dense", "low_rank", "lpa", "ttm"]
 TABLE_CORES = 3  # of a tensor-train embedding
 
@@ -190,7 +192,11 @@ def table_modes(vocab_size: int, width: int) -> tuple[list[int], list[int]]:
 
 def largest_ttm_rank(in_features: int, out_features: int) -> int:
     """Return the largest rank at which the published modes still have that many dimensions to span."""
-    legal = (rank for rank in range(int((in_features * out_features) ** 0.5), 0, -1) if _spans(in_features, out_features, rank))
+    legal = (
+        rank
+        for rank in range(int((in_features * out_features) ** 0.5), 0, -1)
+        if _spans(in_features, out_features, rank)
+    )
     return next(legal)
 
 

@@ -123,11 +123,13 @@ class TTMLayer(Layer):
 def drawn_cores(
     in_modes: Sequence[int], out_modes: Sequence[int], ranks: Sequence[int], random: Generator
 ) -> list[Tensor]:
-    """Return cores whose matrix has entries of spread 0.02: N(0, 1) / sqrt(r_{k-1}), the last scaled, all but it
-    made orthonormal from left to right, which leaves the matrix as it is.
+    """Return cores G_k whose matrix has entries of spread 0.02.
+
+    They are drawn from N(0, 1) / sqrt(r_{k-1}), the last is scaled, and all but it are then made orthonormal from left
+    to right, which leaves the matrix as it is.
 
     Reference: arXiv 2306.02697 and its authors' code.
-    """  # noqa: D205, D209
+    """
     shapes = zip(ranks[:-1], in_modes, out_modes, ranks[1:], strict=True)
     cores = [torch.randn(shape, generator=random) / sqrt(shape[0]) for shape in shapes]
     cores[-1] = cores[-1] * SPREAD

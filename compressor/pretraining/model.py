@@ -23,7 +23,9 @@ def drawn(config: Config) -> GPT2:
     shape = config.decoder()
     random = torch.Generator().manual_seed(config.seed)
     matrices: dict[str, Format] = {
-        name: Dense.of(torch.zeros(size), "fp32") for name, size in shape.matrix_shapes().items() if name.startswith("h.")
+        name: Dense.of(torch.zeros(size), "fp32")
+        for name, size in shape.matrix_shapes().items()
+        if name.startswith("h.")
     }
     matrices["wte"] = _table(config.embedding, shape, random).trainable()
     matrices["wpe"] = _gaussian(shape.n_positions, shape.n_embd, random).trainable()

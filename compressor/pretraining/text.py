@@ -17,6 +17,7 @@ from compressor.pretraining.config import Config
 from compressor.progress import Progress, silent
 
 PIECES = 64  # documents that are encoded at a time
+SUFFIXES = (".txt", ".xz")
 HELD_OUT = 0.01  # share of the text that is kept for the validation curve where no other text is given
 
 
@@ -38,24 +39,30 @@ class Corpus:
 
 
 def read_corpus(
-    config: Config, texts: Sequence[Path], validation: Path | None = None, progress: Progress = silent
+    config: Config,
+    texts: Sequence[Path],
+    validation: Path | None = None,
+    *,
+    tokenizer_json: str | None = None,
+    progress: Progress = silent,
 ) -> Corpus:
     """Return the tokens of text files, plain or .xz; <|endoftext|> and ends of files separate documents.
 
     Args:
         config: says which tokenizer.
-        texts: to train on.
+        texts: to train on, files or folders of .txt and .xz files.
         validation: to measure on; by default the end of the texts.
-        progress: told of every file.
+        tokenizer_json: the tokenizer of a run that goes on, so that none is trained again.
+        progress: told of every few documents.
 
     Raises:
         ValueError: if a file cannot be read, is empty or too short, or the tokenizer does not match.
     """
-    contents = [_read(path) for path in texts]
+    contents = [_read(path) for path in files_of(texts)]
     documents = [part for content in contents for part in content.split(END_OF_TEXT) if part.strip()]
     if not documents:
         raise ValueError(f"text: {', '.join(map(str, texts)) or 'no file'}: there is nothing but white space")
-    tokenizer = _tokenizer(config, documents)
+    tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json else _tokenizer(config, documents)
     dtype = torch.uint16 if config.model.vocab_size <= 1 << 16 else torch.int32
     ids = torch.cat([part.to(dtype) for part in _encoded(tokenizer, documents, progress)])
     if validation is None:
@@ -74,6 +81,21 @@ def read_corpus(
         )
     digest = hashlib.sha256("".join(contents).encode()).hexdigest()
     return Corpus(tokenizer, ids, held_out, digest)
+
+
+def files_of(texts: Sequence[Path]) -> list[Path]:
+    """Return the files named, and those called *.txt or *.xz in the folders named, by name.
+
+    Raises:
+        ValueError: if a folder has none.
+    """
+    found: list[Path] = []
+    for path in texts:
+        files = sorted(file for file in path.glob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"text: there is no .txt or .xz file in {path}")
+        found += files
+    return found
 
 
 def rows_of_step(config: Config, count: int, step: int) -> tuple[Tensor, int]:

@@ -1,5 +1,6 @@
 """The training loop: AdamW, a schedule, clipped gradients, a validation curve, and checkpoints to go on from."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.gpt2 import GPT2
 from compressor.pretraining import checkpoint
 from compressor.pretraining.config import Config
 from compressor.pretraining.head import head_loss
@@ -42,17 +42,16 @@ class Training:
     """
 
     def __init__(self, config: Config, corpus: Corpus, folder: Path, echo: Echo = lambda message: None) -> None:
-        """Draw the model, or go on from the checkpoint in `folder`, which is made where it does not exist.
+        """Draw the model, or go on from the checkpoint in `folder`.
 
         Args:
             config: what to train.
             corpus: on what.
-            folder: of checkpoints.
+            folder: of checkpoints; exists.
             echo: told of checkpoints that could not be written.
 
         Raises:
             ValueError: if the checkpoint is damaged or belongs to another run.
-            OSError: if the folder cannot be made or written to.
         """
         self.config = config
         self.corpus = corpus
@@ -73,7 +72,6 @@ class Training:
         self.curve: list[Point] = []
         self.losses: list[float] = []
         self.seconds = 0.0
-        folder.mkdir(parents=True, exist_ok=True)
         self._resume()
 
     def run(self) -> Iterator[float]:
@@ -106,6 +104,11 @@ class Training:
         self.optimizer.step()
         return float(loss.detach())
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has trained on."""
+        return self.step * self.config.batch_tokens
+
     @torch.no_grad()
     def measure(self) -> None:
         """Add a point to the validation curve: whole contexts, each token but the first of a text predicted once."""
@@ -118,7 +121,7 @@ class Training:
                 hidden = self.model(ids[None, start:stop])[0]
                 loss = head_loss(hidden, head_matrix(self.model), ids[start + 1 : stop + 1])
             total += float(loss) * (stop - start)
-        self.curve.append(Point(self.step * self.config.batch_tokens, round(total / count, 5), round(self.seconds, 1)))
+        self.curve.append(Point(self.tokens, round(total / count, 5), round(self.seconds, 1)))
 
     def save(self) -> None:
         """Write a checkpoint; where that fails, say so and keep the last one."""
@@ -128,6 +131,7 @@ class Training:
             tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
         about = {
             "run": self._identity(),
+            "tokenizer": self.corpus.tokenizer.to_str(),
             "step": self.step,
             "seconds": self.seconds,
             "losses": self.losses,
@@ -146,7 +150,9 @@ class Training:
         tensors, about = found
         if about.get("run") != self._identity() or {f"now.{name}" for name in self.named} - tensors.keys():
             where = self.folder / checkpoint.FILE
-            raise ValueError(f"checkpoint: {where} belongs to another config or text; remove it or choose another --out")
+            raise ValueError(
+                f"checkpoint: {where} belongs to another config or text; remove it or choose another --out"
+            )
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(tensors[f"now.{name}"])
@@ -157,20 +163,12 @@ class Training:
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides about the numbers of a run."""
-        frequency = {"checkpoint_every"}
         return {
-            "config": self.config.model_dump(mode="json", exclude=frequency),
+            "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "tokenizer": hashlib.sha256(self.corpus.tokenizer.to_str().encode()).hexdigest(),
             "text": self.corpus.sha256,
             "validation": self.corpus.validation.sha256,
         }
 
     def _precision(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.bf16)
-
-
-def trained(config: Config, corpus: Corpus, folder: Path, echo: Echo = lambda message: None) -> GPT2:
-    """Return the trained model, as it is while being trained."""
-    training = Training(config, corpus, folder, echo)
-    for _ in training.run():
-        pass
-    return training.model

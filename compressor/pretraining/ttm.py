@@ -89,7 +89,7 @@ class _Product(torch.autograd.Function):
 
 @lru_cache(maxsize=512)
 def _steps(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int) -> tuple[_Step, ...]:
-    """Return the contractions of x [B, in_1 .. in_N] with the cores, boundary ranks left out, to [B, out_1 .. out_N]."""
+    """Return the contractions of x [B, in_1 .. in_N] and the cores, without boundary ranks, to [B, out_1 .. out_N]."""
     order = len(in_modes)
     names = iter(opt_einsum.get_symbol(k) for k in range(3 * order))
     row = next(names)
