@@ -32,6 +32,8 @@ def drawn(config: Config) -> GPT2:
     norms = {name: torch.ones(size) for name, size in shape.vector_shapes().items() if name.endswith(".weight")}
     zeros = {name: torch.zeros(size) for name, size in shape.vector_shapes().items()}
     model = GPT2(shape, matrices, zeros | norms)
+    if config.embedding.rank is not None:
+        model.wte = _FullPrecision(model.wte)
     for i, block in enumerate(model.h):
         forms = {name: config.attention if name.startswith("attn") else config.mlp for name in LINEARS}
         layers = [layer_of(form, name, shape, random) for name, form in forms.items()]
@@ -81,6 +83,25 @@ def head_matrix(model: GPT2) -> Tensor:
 def parameter_count(model: nn.Module) -> int:
     """Return how many numbers are trained."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+class _FullPrecision(nn.Module):
+    """A factorised table whose rows and matrix are never computed in bf16: they are sums of long products."""
+
+    def __init__(self, form: Format) -> None:
+        super().__init__()
+        self.form = form
+
+    def rows(self, ids: Tensor) -> Tensor:
+        with torch.autocast(ids.device.type, enabled=False):
+            return self.form.rows(ids)
+
+    def dense(self) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.form.dense()
+
+    def sealed(self) -> Format:
+        return self.form.sealed()
 
 
 def _table(form: Form, shape: GPT2Config, random: Generator) -> Format:
