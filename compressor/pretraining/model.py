@@ -1,12 +1,13 @@
 """A GPT-2 whose linears are trained from scratch, and what it becomes when it is sealed."""
 
 from math import sqrt
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
 
 from compressor.formats import Dense, Format, LowRank, TTMatrix
-from compressor.gpt2 import GPT2, MLP, GPT2Config
+from compressor.gpt2 import GPT2, MLP, GPT2Config, Linear
 from compressor.pretraining.attention import TrainedAttention
 from compressor.pretraining.config import Config, Form, table_modes
 from compressor.pretraining.layers import SPREAD, DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer, drawn_cores
@@ -33,10 +34,10 @@ def drawn(config: Config) -> GPT2:
     zeros = {name: torch.zeros(size) for name, size in shape.vector_shapes().items()}
     model = GPT2(shape, matrices, zeros | norms)
     if config.embedding.rank is not None:
-        model.wte = _FullPrecision(model.wte)
+        model.wte = cast("Format", _FullPrecision(model.wte))
     for i, block in enumerate(model.h):
         forms = {name: config.attention if name.startswith("attn") else config.mlp for name in LINEARS}
-        layers = [layer_of(form, name, shape, random) for name, form in forms.items()]
+        layers = [cast("Linear", layer_of(form, name, shape, random)) for name, form in forms.items()]  # all it calls
         block.attn = TrainedAttention(shape, i, layers[0], layers[1])
         block.mlp = MLP(shape, layers[2], layers[3])
     return model.requires_grad_(True)

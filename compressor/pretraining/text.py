@@ -62,7 +62,12 @@ def read_corpus(
     documents = [part for content in contents for part in content.split(END_OF_TEXT) if part.strip()]
     if not documents:
         raise ValueError(f"text: {', '.join(map(str, texts)) or 'no file'}: there is nothing but white space")
-    tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json else _tokenizer(config, documents)
+    if config.tokenizer is not None:
+        tokenizer = given_tokenizer(config)
+    elif tokenizer_json is not None:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    else:
+        tokenizer = trained_tokenizer(documents, config.model.vocab_size)
     dtype = torch.uint16 if config.model.vocab_size <= 1 << 16 else torch.int32
     ids = torch.cat([part.to(dtype) for part in _encoded(tokenizer, documents, progress)])
     if validation is None:
@@ -143,10 +148,20 @@ def trained_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer(config: Config, documents: Sequence[str]) -> Tokenizer:
-    wanted = config.model.vocab_size
+def read_validation(config: Config, path: Path) -> Text:
+    """Return a text in the tokens of the config's tokenizer, which must be a given one; raises ValueError."""
+    return _validation(path, given_tokenizer(config))
+
+
+def given_tokenizer(config: Config) -> Tokenizer:
+    """Return the tokenizer that the config names.
+
+    Raises:
+        ValueError: if there is none, or its vocabulary is another than the model's.
+    """
     if config.tokenizer is None:
-        return trained_tokenizer(documents, wanted)
+        raise ValueError("tokenizer must be given")
+    wanted = config.model.vocab_size
     path = EMBEDDED_FOLDER / "tokenizer.json" if config.tokenizer == EMBEDDED else Path(config.tokenizer)
     if not path.is_file():
         raise ValueError(f"tokenizer: there is no file {path}")

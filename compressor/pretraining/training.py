@@ -99,7 +99,7 @@ class Training:
         with self._precision():
             hidden = self.model(ids).flatten(0, 1)  # [B T, D]
             loss = head_loss(hidden, head_matrix(self.model), targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)
         self.optimizer.step()
         return float(loss.detach())
