@@ -37,7 +37,9 @@ def drawn(config: Config) -> GPT2:
         model.wte = cast("Format", _FullPrecision(model.wte))
     for i, block in enumerate(model.h):
         forms = {name: config.attention if name.startswith("attn") else config.mlp for name in LINEARS}
-        layers = [cast("Linear", layer_of(form, name, shape, random)) for name, form in forms.items()]  # all it calls
+        layers = [
+            cast("Linear", layer_of(form, name, shape, random)) for name, form in forms.items()
+        ]  # has all that training calls
         block.attn = TrainedAttention(shape, i, layers[0], layers[1])
         block.mlp = MLP(shape, layers[2], layers[3])
     return model.requires_grad_(True)

@@ -86,6 +86,21 @@ def test_a_pretrained_model_has_learnt_and_is_served(text: Path, tmp_path: Path,
         assert f'model_name="{form}"' in client.get("/metrics").text
 
 
+def test_a_terminal_shows_tokens_per_second_and_a_file_is_measured_on(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    (tmp_path / "other.txt").write_text(_sentences(200))
+    config, out = _written(tmp_path, _raw(tokens=4 * 128)), tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        main([*_arguments(config, text, out), "--validation", str(tmp_path / "other.txt"), "--memory-limit", "1GB"])
+    assert not exit_.value.code
+    printed = capsys.readouterr()
+    assert "tokens/s" in printed.err
+    assert "of other.txt" in printed.out
+    assert artifact.read(out).manifest.quality.text == "other.txt"
+
+
 def test_a_killed_run_goes_on_bit_for_bit(text: Path, tmp_path: Path) -> None:
     config = _written(tmp_path, _raw(checkpoint_every=8, tokens=200 * 128))
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -136,6 +136,10 @@ def test_a_hopeless_prediction_has_a_finite_loss() -> None:
 @pytest.mark.parametrize("length", [1, 5, 16, 33])
 @pytest.mark.parametrize("block_rows", [4, 128])
 def test_attention_in_blocks_is_causal_attention(length: int, block_rows: int) -> None:
-    q, k, v = torch.randn(3, 2, 4, length, 8, dtype=torch.float64)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
-    assert torch.allclose(causal_attention(q, k, v, block_rows), expected)
+    qkv = torch.randn(3, 2, 4, length, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 4, length, 8, dtype=torch.float64)
+    ours = causal_attention(*qkv, block_rows)
+    expected = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=1.0)
+    assert torch.allclose(ours, expected)
+    gradients = [torch.autograd.grad((y * weights).sum(), qkv)[0] for y in (ours, expected)]
+    assert torch.allclose(*gradients)
