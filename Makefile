@@ -1,6 +1,7 @@
 # make serve [MODEL=gpt2-mini] [PORT=8000]   build artefacts from MODEL if absent and serve them
 # make test                                  lint, types and every test that needs no root; what is left out, and why
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
+# make sizing                                how much memory a pod needs, for the README's table
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
@@ -19,7 +20,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense tensorgpt-r2 tensorgpt-r3 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check bench bench-cache soak monitoring clean
+.PHONY: serve models test check bench bench-cache sizing soak monitoring clean
 .DELETE_ON_ERROR:
 
 serve: models
@@ -54,6 +55,9 @@ check: .venv/installed-$(EXTRAS)
 
 bench: .venv/installed-bench
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+sizing: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks.sizing
 
 bench-cache: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.cache

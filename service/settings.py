@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     prefill_chunk: int = Field(128, ge=1, le=65536)
     reproducible: bool = True
-    kv_dtype: Literal["fp32", "bf16"] = "fp32"
+    kv_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     kv_bytes: int | None = Field(None, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
     drain_seconds: int = Field(120, ge=0, le=86400)

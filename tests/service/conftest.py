@@ -71,7 +71,8 @@ def serving(settings: Settings, engine: Engine | None = None) -> Iterator[httpx.
     try:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        reuse = httpx.Limits(keepalive_expiry=1)  # well before the server ends an idle connection, after 5 s
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=reuse) as client:
             wait_until(lambda: client.get("/readyz").status_code == 200)
             yield client
     finally:
