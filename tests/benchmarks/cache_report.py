@@ -41,7 +41,8 @@ def tables(results: Results) -> str:
         [
             "Microseconds for so many different rows, the fastest of several turns, Redis on the same machine "
             f"(`token_mps` of rank {results['ranks']['token_mps']}, `tt_matrix` of rank "
-            f"{results['ranks']['tt_matrix']}):",
+            f"{results['ranks']['tt_matrix']}; the machine's load average was {results['load_average'][0]:g} to "
+            f"{results['load_average'][1]:g}):",
             "",
             "| table | format | rows | contracted | from this process | from Redis |",
             "| --- | --- | ---: | ---: | ---: | ---: |",

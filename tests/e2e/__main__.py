@@ -6,6 +6,7 @@ the soak lasts, `--report` only writes the README anew. `make soak` builds both 
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def main() -> None:
 
 def measure(model: Path, table: Path, folder: Path, minutes: float) -> None:
     """Run every scenario and write its figures as soon as they are there."""
+    begin = os.getloadavg()[0]
     figures: dict[str, Any] = {"machine": describe(threads=2), "model": model.name, "table": table.name}
     scenarios: dict[str, Callable[[], dict[str, Any]]] = {
         "overload": lambda: pressure.overload(model, folder, seconds=30.0),
@@ -50,6 +52,7 @@ def measure(model: Path, table: Path, folder: Path, minutes: float) -> None:
     for name, scenario in scenarios.items():
         figures[name] = scenario()
         print(name, json.dumps(figures[name], indent=2), flush=True)
+    figures["load_average"] = [round(load, 1) for load in (begin, os.getloadavg()[0])]
     assert figures["soak"]["rss_mb_per_minute"] < LARGEST_SLOPE, figures["soak"]
     report.FAULTS.parent.mkdir(exist_ok=True)
     report.FAULTS.write_text(json.dumps(figures, indent=2) + "\n")
