@@ -48,7 +48,7 @@ def tables(results: Results) -> str:
             "| --- | --- | ---: | ---: | ---: | ---: |",
             *rows,
             "",
-            f"So Redis loses in {len(lost)} of {len(rows)} cases even without a network; there `auto` passes it by.",
+            f"Redis loses in {len(lost)} of {len(rows)} cases even without a network; there `auto` passes it by.",
             "What a replica with a `tt_matrix` head waits for its products and for timing its rows when it starts, in",
             "milliseconds:",
             "",
