@@ -13,6 +13,7 @@ from compressor.compress import Recipe
 from compressor.executor import HERE, Executor
 from compressor.experiment import RESULTS, Experiment, Workbench, experiments, result_of
 from compressor.plot import Point, draw
+from compressor.pretraining import report as pretraining
 from compressor.progress import Progress, silent
 
 PLOT = RESULTS / "footprint.svg"
@@ -32,7 +33,7 @@ def run_missing(
         progress: told of every long step in this process.
     """
     chosen = [experiment for experiment in experiments() if books or not experiment.books]
-    missing = [experiment for experiment in chosen if rerun or result_of(experiment) is None]
+    missing = [experiment for experiment in chosen if rerun or not _is_whole(experiment)]
     bench = Workbench(books, executor, progress)
     if not executor.in_process:
         bench.prepare(missing)
@@ -41,6 +42,12 @@ def run_missing(
     for experiment, result in zip(missing, executor.map(bench.run, missing), strict=True):
         (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
         yield experiment.name
+
+
+def _is_whole(experiment: Experiment) -> bool:
+    """Return whether there is an up-to-date result, judged on every text that it should be."""
+    result = result_of(experiment)
+    return result is not None and (not experiment.books or "valid" in result)
 
 
 def methods_table() -> str:
@@ -160,6 +167,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tensorgpt": tensorgpt_table,
     "budgets": partial(books_table, "all"),
     "embeddings": partial(books_table, "embedding"),
+    "pretraining": pretraining.runs_table,
+    "claims": pretraining.claims_table,
+    "ttm-layer": pretraining.layer_table,
 }
 
 
@@ -179,9 +189,10 @@ def refreshed(readme: str) -> str:
 
 
 def refresh_readme(path: Path) -> None:
-    """Rewrite the generated blocks of the README at `path`, and the plot that it shows."""
+    """Rewrite the generated blocks of the README at `path`, and the plots that it shows."""
     path.write_text(refreshed(path.read_text()))
     draw(points(), PLOT, results_sha256())
+    pretraining.draw()
 
 
 def results_sha256() -> str:
@@ -197,12 +208,15 @@ def points() -> list[Point]:
         healed = ", healed" if "heal" in result else ""
         rest = f", rest {plan.rest}" if isinstance(plan, Recipe) and plan.rest not in (None, "fp32") else ""
         method = plan.method if isinstance(plan, Recipe) else "budget"
-        curve = f"{method}{' (input only)' if experiment.untied else ''}{rest}{healed}"
         ratio = result["quality"]["perplexity_ratio"]
         if experiment.target == "embedding" and not rest:
+            curve = f"{method}{' (input only)' if experiment.untied else ''}{healed}"
             found.append(Point("embedding", curve, result["bytes"]["wte"]["disk"] / 1e6, ratio))
         else:
-            found.append(Point("whole model", curve, total_bytes(result, "disk") / 1e6, ratio))
+            part = "" if experiment.target in ("all", "none") else f" ({experiment.target})"
+            found.append(
+                Point("whole model", f"{method}{part}{rest}{healed}", total_bytes(result, "disk") / 1e6, ratio)
+            )
     return found
 
 

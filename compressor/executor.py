@@ -25,7 +25,7 @@ MAX_WORKERS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Executor:
-    """Runs tasks that need nothing of each other; the results do not depend on where.
+    """Runs tasks that need nothing of each other; with equal threads the results are the same everywhere.
 
     Attributes:
         kind: "local" is this machine; "ray" is the cluster at RAY_ADDRESS, or else the one that runs on this

@@ -20,6 +20,7 @@ from compressor.kv_cache import KVCache
 RowLookup = Callable[[Tensor], Tensor]  # ids to the token table's rows [*ids, D]
 Activation = Literal["gelu_new", "gelu", "relu"]
 Component = Literal["wte", "wpe", "attn", "mlp", "norm"]
+MOST_FP16 = torch.finfo(torch.float16).max  # beyond are infinities, which attention could not take back
 COMPONENTS: tuple[Component, ...] = ("wte", "wpe", "attn", "mlp", "norm")
 
 
@@ -208,6 +209,8 @@ class Attention(nn.Module):
     def _remember(self, cache: KVCache, step: _Step, keys: Tensor, values: Tensor) -> None:
         """Write keys and values [B, H, T, D / H] behind what their slots hold."""
         t = keys.shape[2]
+        if cache.dtype is torch.float16:
+            keys, values = keys.clamp(-MOST_FP16, MOST_FP16), values.clamp(-MOST_FP16, MOST_FP16)
         for b, (slot, used) in enumerate(zip(step.slots, step.used, strict=True)):
             cache.keys[self.layer, slot, :, used - t : used] = keys[b]
             cache.values[self.layer, slot, :, used - t : used] = values[b]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMATS = {False: "o", True: "*"}  # unhealed and healed
+MARKERS = {False: "o", True: "*"}  # unhealed and healed
+COLOURS = 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def draw(points: Sequence[Point], path: Path, description: str) -> None:
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys(point.panel for point in sorted(points, key=lambda p: p.panel, reverse=True)))
-    figure = Figure(figsize=(8, 5.5 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 5.5 * len(panels)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _panel(axes, [point for point in points if point.panel == panel])
         axes.set_title(f"gpt2-mini on validation.txt: {panel}")
@@ -52,8 +53,10 @@ def draw(points: Sequence[Point], path: Path, description: str) -> None:
 
 
 def _panel(axes: Any, points: Sequence[Point]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogFormatter
+    from matplotlib import colormaps
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    colours = colormaps[f"tab{COLOURS}"]
     curves = list(dict.fromkeys(point.curve for point in points))
     methods = list(dict.fromkeys(curve.removesuffix(", healed") for curve in curves))
     for curve in curves:
@@ -61,17 +64,18 @@ def _panel(axes: Any, points: Sequence[Point]) -> None:
         found = sorted((point.size_mb, point.ratio) for point in points if point.curve == curve)
         axes.plot(
             *zip(*found, strict=True),
-            marker=FORMATS[healed],
+            marker=MARKERS[healed],
             markersize=9 if healed else 5,
             linestyle="--" if healed else "-",
-            color=f"C{methods.index(curve.removesuffix(', healed')) % 10}",
+            color=colours(methods.index(curve.removesuffix(", healed")) % COLOURS),
             label=curve,
         )
     best = frontier([(point.size_mb, point.ratio) for point in points])
-    axes.plot(*zip(*best, strict=True), color="black", linestyle=":", label="frontier", zorder=0)
+    axes.plot(*zip(*best, strict=True), color="black", linewidth=9, alpha=0.15, label="frontier", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="weights, MB", ylabel="perplexity, times dense")
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import openai_routes, routes
-from service.allocator import settle
+from service.allocator import settle, unmap_idle_code
 from service.answer_cache import AnswerCache
 from service.contraction_cache import ContractionCache
 from service.engine import Engine
@@ -91,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models:
     torch.set_num_threads(settings.threads)
+    unmap_idle_code()
     models = load_all(settings.models, settings.default_model, engine.metrics.add_model, cache.attach)
     check_kv_budget(tuple(models), settings)
     for model in models:

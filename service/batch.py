@@ -26,7 +26,7 @@ from service.sampling import best_tokens, choose, log_probabilities
 from service.settings import Settings
 
 Share = tuple[Generation, int]  # and the most tokens of it that the model reads next
-KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Batch(Lane[Generation]):

@@ -15,6 +15,7 @@ from compressor.methods import (
     joint_qk,
     lpa,
     quantize,
+    residual,
     rotated_svd,
     sparse_low_rank,
     svd,
@@ -154,5 +155,6 @@ INEXACT_CASES: dict[str, tuple[Callable[..., Format], Config]] = {
     "gptq": (_calibrated(gptq.compress), gptq.Config(codec="int4-g8")),
     "gptq-int8": (_calibrated(gptq.compress), gptq.Config(codec="int8")),
     "rotated_svd": (_calibrated(rotated_svd.compress), rotated_svd.Config(rank=12, right_codec="int8")),
+    "residual": (_calibrated(residual.compress), residual.Config(rank=4, codec="int4-g8")),
     "gptq-act-order": (_calibrated(gptq.compress), gptq.Config(codec="int3", act_order=True)),
 }

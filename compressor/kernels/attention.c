@@ -24,8 +24,11 @@ INLINE void store(void *to, int64_t i, __m256 v, const int dtype)
         return;
     }
     __m128i half;
-    if (dtype == KV_FLOAT16)
+    if (dtype == KV_FLOAT16) { /* no infinities, which attention could not take back */
+        const __m256 largest = _mm256_set1_ps(65504.0f);
+        v = _mm256_max_ps(_mm256_min_ps(v, largest), _mm256_sub_ps(_mm256_setzero_ps(), largest));
         half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    }
     else { /* to nearest, ties to even */
         __m256i bits = _mm256_castps_si256(v);
         __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

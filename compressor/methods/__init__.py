@@ -7,6 +7,7 @@ from compressor.methods import (
     joint_qk,
     lpa,
     quantize,
+    residual,
     rotated_svd,
     sparse_low_rank,
     svd,
@@ -34,6 +35,7 @@ METHODS: dict[str, Method] = {
     "direction_ae": Method(config=direction_ae.Config, compress=direction_ae.compress, target="embedding"),
     "direction_svd": Method(config=direction_svd.Config, compress=direction_svd.compress, target="embedding"),
     "gptq": Method(config=gptq.Config, compress=gptq.compress, target="all", calibrated=True),
+    "residual": Method(config=residual.Config, compress=residual.compress, target="linears", calibrated=True),
     "lpa": Method(config=lpa.Config, compress=lpa.compress, target="attn", calibrated=True),
     "joint_qk": Method(config=joint_qk.Config, compress=joint_qk.compress, target="qkv", calibrated=True),
     "sparse_low_rank": Method(

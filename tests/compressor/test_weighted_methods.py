@@ -9,7 +9,18 @@ from torch import Tensor
 
 from compressor.codecs import codec_named
 from compressor.formats import Dense, LowRank, Stacked
-from compressor.methods import METHODS, direction_ae, direction_svd, gptq, lpa, quantize, rotated_svd, svd, whitened_svd
+from compressor.methods import (
+    METHODS,
+    direction_ae,
+    direction_svd,
+    gptq,
+    lpa,
+    quantize,
+    residual,
+    rotated_svd,
+    svd,
+    whitened_svd,
+)
 from compressor.methods.base import Statistics
 from compressor.progress import silent
 from tests.cases import INEXACT_CASES, statistics
@@ -88,14 +99,14 @@ def test_whitened_svd_damps_inputs_that_do_not_span_all_directions(weight: Tenso
     assert whitened_svd.compress(weight, damped, flat).dense().isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["whitened_svd", "rotated_svd", "gptq"])
+@pytest.mark.parametrize("name", ["whitened_svd", "rotated_svd", "gptq", "residual"])
 def test_missing_statistics_are_asked_for(name: str, weight: Tensor) -> None:
     assert METHODS[name].calibrated
     with pytest.raises(ValueError, match=r"needs statistics.*--calibration-text.*sampled"):
         METHODS[name].compress(weight, METHODS[name].config(), None, silent)
 
 
-@pytest.mark.parametrize("name", ["whitened_svd", "rotated_svd", "direction_svd", "lpa", "direction_ae"])
+@pytest.mark.parametrize("name", ["whitened_svd", "rotated_svd", "direction_svd", "lpa", "direction_ae", "residual"])
 def test_an_illegal_rank_is_refused(name: str, weight: Tensor) -> None:
     with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
         METHODS[name].config(rank=0)  # type: ignore[call-arg]
@@ -227,6 +238,36 @@ def test_gptq_in_blocks_is_gptq_column_by_column() -> None:
         rest[:, k : k + 1] = column
     # fp32 sums in another order may tip a value over to the next level, and then those after it.
     assert ((rest - rounded).abs() < step / 2).float().mean() > 0.95
+
+
+CORRECTED = residual.Config(rank=3, codec="int3-g8", factor_codec="fp32", rounds=1)
+
+
+def test_a_correction_leaves_the_smallest_singular_values_of_the_bases_error(weight: Tensor) -> None:
+    assert GIVEN.row_weights is not None
+    form = residual.compress(weight, dataclasses.replace(CORRECTED, damping=1e-9), GIVEN)
+    root = torch.linalg.cholesky(GIVEN.second_moment.double())
+    seen = GIVEN.row_weights.double().sqrt().unsqueeze(-1) * (weight - form.base.dense()).double() @ root
+    least = torch.linalg.svdvals(seen)[CORRECTED.rank :].square().sum()
+    assert weighted_error(form.dense() - weight, GIVEN) == pytest.approx(float(least), rel=1e-3)
+
+
+def test_a_correction_is_better_with_more_rank_and_never_worse_for_more_rounds(weight: Tensor) -> None:
+    def error(**changes: object) -> float:
+        form = residual.compress(weight, dataclasses.replace(CORRECTED, **changes), GIVEN)  # type: ignore[arg-type]
+        return weighted_error(form.dense() - weight, GIVEN)
+
+    by_rank = [error(rank=rank) for rank in (1, 3, 9, WIDTH)]
+    assert all(more < less for less, more in itertools.pairwise(by_rank))
+    by_rounds = [error(rounds=rounds, damping=1e-9) for rounds in (1, 2, 4)]
+    assert all(more <= less * (1 + EXACT) for less, more in itertools.pairwise(by_rounds))
+    base = gptq.compress(weight, gptq.Config(codec=CORRECTED.codec), GIVEN)
+    assert by_rank[0] < weighted_error(base.dense() - weight, GIVEN)
+
+
+def test_a_corrected_base_is_multiplied_as_the_base_alone_would_be(weight: Tensor) -> None:
+    paths = [residual.compress(weight, dataclasses.replace(CORRECTED, codec=c), GIVEN).path for c in ("int8", "int3")]
+    assert paths == ["stored", "dense"]
 
 
 def test_gptq_rounds_to_few_bits_only() -> None:

@@ -13,6 +13,7 @@ import uvicorn
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from service.app import create_app
+from service.bounded_head import BoundedHead
 from service.engine import Engine
 from service.generation import Generation, Prompt
 from service.metrics import Metrics
@@ -64,7 +65,7 @@ def generation(
 def serving(settings: Settings, engine: Engine | None = None) -> Iterator[httpx.Client]:
     """Run a real server in a thread until the block ends; its models are loaded."""
     app = create_app(settings, engine)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, http=BoundedHead, port=0, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
