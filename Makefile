@@ -1,6 +1,9 @@
 # make serve [MODEL=gpt2-mini] [PORT=8000]   build artefacts from MODEL if absent and serve them
 # make test                                  lint, types and every test that needs no root; what is left out, and why
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
+# make sizing                                how much memory a pod needs, for the README's table
+# make bench-cache                           what the cache of contractions saves
+# make soak                                  every fault, longer than in the tests, and ten minutes at full load
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
 MODEL ?= gpt2-mini
@@ -17,7 +20,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense tensorgpt-r2 tensorgpt-r3 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check bench monitoring clean
+.PHONY: serve models test check bench bench-cache sizing soak monitoring clean
 .DELETE_ON_ERROR:
 
 serve: models
@@ -36,7 +39,10 @@ $(PREFIX)-tensorgpt-r2/manifest.json: OPTIONS = --method tensorgpt --rank 2
 $(PREFIX)-tensorgpt-r3/manifest.json: OPTIONS = --method tensorgpt --rank 3
 $(PREFIX)-svd-r64/manifest.json: OPTIONS = --method svd --rank 64
 
-$(BUILT): | .venv/installed
+# A table that is contracted row by row, because the memory is too little for the dense one.
+$(PREFIX)-trains/manifest.json: OPTIONS = --method tensorgpt --rank 2 --memory-limit 24MB
+
+$(BUILT) $(PREFIX)-trains/manifest.json: | .venv/installed
 	$(BIN)/ttgpt compress $(MODEL) $(OPTIONS) --out $(@D) --force
 
 test: check
@@ -49,6 +55,15 @@ check: .venv/installed-$(EXTRAS)
 
 bench: .venv/installed-bench
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+sizing: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks.sizing
+
+bench-cache: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks.cache
+
+soak: .venv/installed-dev $(PREFIX)-int8/manifest.json $(PREFIX)-trains/manifest.json
+	$(BIN)/python -m tests.e2e $(PREFIX)-int8 $(PREFIX)-trains
 
 # What is generated for Grafana and the Prometheus operator.
 monitoring: .venv/installed-dev

@@ -359,6 +359,45 @@ def lm_eval_task(
     print(lm_eval_tasks.write(text or VALIDATION_TEXT, out))
 
 
+@app.command()
+def pretrain(
+    config: Annotated[str, typer.Option(metavar="FILE", help="What to train, or gpt2-mini for the recipe of that.")],
+    text: Annotated[list[Path], typer.Option(metavar="FILE", help="To train on: text, .xz, or a folder of them.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The artefact's folder; checkpoints are in DIR.run.")],
+    validation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="To measure on; by default the end of the text.")
+    ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Bytes of all matrices while serving; by default of fp32.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
+) -> None:
+    """Train a GPT-2 of any shape and format from scratch; goes on where an interrupted run stopped."""
+    from compressor.memory import keep_freed_memory
+    from compressor.pretraining import build
+    from compressor.pretraining.config import SHIPPED, read_config
+    from compressor.pretraining.display import shown
+
+    keep_freed_memory()
+    manifest = build.pretrain(
+        read_config(SHIPPED.get(config, Path(config))),
+        text,
+        out,
+        validation=validation,
+        memory_limit=None if memory_limit is None else _bytes("memory_limit", memory_limit),
+        force=force,
+        progress=bar,
+        watch=shown,
+        echo=lambda message: print(message, file=sys.stderr),
+    )
+    run, quality = manifest.provenance.config, manifest.quality
+    speed = f"{run['tokens_per_second']:,} tokens/s"
+    print(
+        f"{out}: {run['parameters']:,} parameters, {_mb(manifest.weight_bytes)}, {speed}; "
+        f"perplexity {quality.perplexity:.2f} on {quality.tokens:,} tokens of {quality.text}"
+    )
+
+
 vocab = typer.Typer(help="Edit single tokens of an artefact; all others keep their bytes.")
 app.add_typer(vocab, name="vocab")
 

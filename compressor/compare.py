@@ -13,6 +13,7 @@ from compressor.compress import Recipe
 from compressor.executor import HERE, Executor
 from compressor.experiment import RESULTS, Experiment, Workbench, experiments, result_of
 from compressor.plot import Point, draw
+from compressor.pretraining import report as pretraining
 from compressor.progress import Progress, silent
 
 PLOT = RESULTS / "footprint.svg"
@@ -166,6 +167,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tensorgpt": tensorgpt_table,
     "budgets": partial(books_table, "all"),
     "embeddings": partial(books_table, "embedding"),
+    "pretraining": pretraining.runs_table,
+    "claims": pretraining.claims_table,
+    "ttm-layer": pretraining.layer_table,
 }
 
 
@@ -185,9 +189,10 @@ def refreshed(readme: str) -> str:
 
 
 def refresh_readme(path: Path) -> None:
-    """Rewrite the generated blocks of the README at `path`, and the plot that it shows."""
+    """Rewrite the generated blocks of the README at `path`, and the plots that it shows."""
     path.write_text(refreshed(path.read_text()))
     draw(points(), PLOT, results_sha256())
+    pretraining.draw()
 
 
 def results_sha256() -> str:

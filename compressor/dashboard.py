@@ -26,6 +26,7 @@ class Model:
         dense: bytes of all components as dense fp32.
         quality: by metric; what was not measured is missing.
         kv_cache: bytes of the KV cache with every slot full.
+        contraction_seconds, contractions: all that were measured so far, by what was contracted: rows or head.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -33,11 +34,18 @@ class Model:
     dense: float = 0.0
     quality: dict[str, float] = field(default_factory=dict)
     kv_cache: float = 0.0
+    contraction_seconds: dict[str, float] = field(default_factory=dict)
+    contractions: dict[str, float] = field(default_factory=dict)
 
     @property
     def size(self) -> float:
         """Bytes of all weights on disk."""
         return sum(self.weights.values())
+
+    def contraction_ms(self, what: str) -> float:
+        """Mean time of contracting the rows of one step with the head, or rows of the token table; 0 before any."""
+        count = self.contractions.get(what, 0.0)
+        return 1e3 * self.contraction_seconds[what] / count if count else 0.0
 
 
 @dataclass
@@ -49,13 +57,15 @@ class Snapshot:
 
 
 def fetch(url: str) -> str:
-    """Return what a URL answers.
+    """Return what a URL answers; without a path, what /metrics there does.
 
     Raises:
         ValueError: if it is not one of HTTP, or does not answer with metrics.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"url must begin with http:// or https://, not {url!r}")
+    if urlsplit(url).path in ("", "/"):
+        url = f"{url.rstrip('/')}/metrics"
     try:
         with urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
             text: str = answer.read().decode()
@@ -83,7 +93,7 @@ def read(text: str) -> Snapshot:
             name = sample.name.removeprefix("ttgpt_")
             if name in _OF_A_MODEL:
                 _OF_A_MODEL[name](models[sample.labels["model_name"]], sample.labels, sample.value)
-            elif name == "memory_rss_bytes" or name.startswith("cgroup_memory"):
+            elif name in ("memory_rss_bytes", "core_cache_bytes") or name.startswith("cgroup_memory"):
                 memory[name.removesuffix("_bytes")] = sample.value
     if not models:
         raise ValueError("url: there is no model in these metrics; ask /metrics of a service that is ready")
@@ -109,16 +119,26 @@ def _add_kv_cache(model: Model, labels: dict[str, str], value: float) -> None:
     model.kv_cache = value
 
 
+def _add_contraction_seconds(model: Model, labels: dict[str, str], value: float) -> None:
+    model.contraction_seconds[labels["op"]] = value
+
+
+def _add_contractions(model: Model, labels: dict[str, str], value: float) -> None:
+    model.contractions[labels["op"]] = value
+
+
 _OF_A_MODEL = {
     "model_weight_bytes": _add_weights,
     "model_dense_equivalent_bytes": _add_dense,
     "model_quality": _add_quality,
     "kv_cache_bytes": _add_kv_cache,
+    "core_contraction_seconds_sum": _add_contraction_seconds,
+    "core_contraction_seconds_count": _add_contractions,
 }
 
 
 def draw(snapshot: Snapshot, path: Path) -> None:
-    """Draw three panels: bytes against perplexity, bytes per component, and the memory of the process.
+    """Draw four panels: bytes against perplexity, bytes per component, memory, and the time that contracting takes.
 
     The control group is drawn where it has a limit: elsewhere it may hold other processes.
 
@@ -126,14 +146,15 @@ def draw(snapshot: Snapshot, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    mosaic: list[Any] = [["points", "bars"], ["key", "memory"]]
-    axes = figure.subplot_mosaic(mosaic, width_ratios=[1, 1.15], height_ratios=[2.2, 1])
+    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    mosaic: list[Any] = [["points", "bars"], ["points", "memory"], ["key", "cost"]]
+    axes = figure.subplot_mosaic(mosaic, width_ratios=[1, 1.15], height_ratios=[2, 1, 1])
     _points(axes["points"], snapshot.models)
     axes["key"].axis("off")
     axes["key"].legend(*axes["points"].get_legend_handles_labels(), loc="center")
     _bars(axes["bars"], snapshot.models)
     _memory(axes["memory"], snapshot)
+    _cost(axes["cost"], snapshot.models)
     figure.suptitle("Footprint vs quality, as the service reports it")
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -187,6 +208,7 @@ def _memory(axes: Any, snapshot: Snapshot) -> None:
         "dense fp32 of all": sum(model.dense for model in snapshot.models.values()),
         "weights of all, resident": sum(model.resident for model in snapshot.models.values()),
         "KV caches, when full": sum(model.kv_cache for model in snapshot.models.values()),
+        "cache of contractions": snapshot.memory.get("core_cache"),
         "process (RSS)": snapshot.memory.get("memory_rss"),
     }
     if "cgroup_memory_limit" in snapshot.memory:
@@ -197,3 +219,19 @@ def _memory(axes: Any, snapshot: Snapshot) -> None:
     axes.bar_label(drawn, fmt="%.0f", padding=3)
     axes.set(xlabel="MB", title="Memory")
     axes.margins(x=0.12)
+
+
+def _cost(axes: Any, models: dict[str, Model]) -> None:
+    names = list(models)[::-1]
+    for what, label, offset in (("head", "head, a step", 0.2), ("rows", "rows, a look-up", -0.2)):
+        times = [models[name].contraction_ms(what) for name in names]
+        if not any(times):
+            continue
+        places = [index + offset for index in range(len(names))]
+        drawn = axes.barh(places, times, height=0.38, label=label)
+        axes.bar_label(drawn, labels=[f"{ms:.2f}" if ms else "" for ms in times], padding=3, fontsize="small")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="milliseconds, mean since the start", title="Contracting")
+    axes.margins(x=0.12)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small", loc="lower right")

@@ -6,6 +6,7 @@ The architecture is Radford et al., "Language Models are Unsupervised Multitask 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -16,8 +17,10 @@ from compressor import native
 from compressor.formats import Dense, Format, Path, prepared
 from compressor.kv_cache import KVCache
 
+RowLookup = Callable[[Tensor], Tensor]  # ids to the token table's rows [*ids, D]
 Activation = Literal["gelu_new", "gelu", "relu"]
 Component = Literal["wte", "wpe", "attn", "mlp", "norm"]
+MOST_FP16 = torch.finfo(torch.float16).max  # beyond are infinities, which attention could not take back
 COMPONENTS: tuple[Component, ...] = ("wte", "wpe", "attn", "mlp", "norm")
 
 
@@ -112,7 +115,7 @@ class _Step:
     cache: KVCache | None
     slots: list[int]  # [B]
     used: list[int]  # tokens per row with the new ones [B]
-    at: native.Slots | None  # where the kernels attend
+    at: native.Places | None  # where the kernels attend
 
     @property
     def fresh(self) -> bool:
@@ -131,6 +134,11 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.weight.matmul(x) + self.bias
 
+    @property
+    def codes(self) -> native.Codes | None:
+        """The weight for the kernels, or None where they cannot multiply by it."""
+        return self.weight.matrix.kernel if isinstance(self.weight, Dense) else None
+
     def within(
         self,
         x: Tensor,
@@ -140,7 +148,7 @@ class Linear(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         """Return residual + activation(self(norm(x))), in one pass where the kernels can."""
-        codes = self.weight.matrix.kernel if isinstance(self.weight, Dense) else None
+        codes = self.codes
         name = KERNEL_ACTIVATIONS.get(activation)
         if codes is not None and name is not None and native.takes(x):
             around = None if norm is None else (norm.weight, norm.bias, norm.epsilon)
@@ -201,6 +209,8 @@ class Attention(nn.Module):
     def _remember(self, cache: KVCache, step: _Step, keys: Tensor, values: Tensor) -> None:
         """Write keys and values [B, H, T, D / H] behind what their slots hold."""
         t = keys.shape[2]
+        if cache.dtype is torch.float16:
+            keys, values = keys.clamp(-MOST_FP16, MOST_FP16), values.clamp(-MOST_FP16, MOST_FP16)
         for b, (slot, used) in enumerate(zip(step.slots, step.used, strict=True)):
             cache.keys[self.layer, slot, :, used - t : used] = keys[b]
             cache.values[self.layer, slot, :, used - t : used] = values[b]
@@ -244,11 +254,23 @@ class Block(nn.Module):
         inner = self.mlp.c_fc.within(x, norm=self.ln_2, activation=self.mlp.name)
         return self.mlp.c_proj.within(inner, residual=x)
 
+    def for_kernels(self) -> native.Layer | None:
+        """Return this block for `native.Stack`, or None where the kernels cannot multiply by all its matrices."""
+        linears = (self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj)
+        pairs = [(codes, linear.bias) for linear in linears if (codes := linear.codes) is not None]
+        if len(pairs) < len(linears):
+            return None
+        norms = [(norm.weight, norm.bias) for norm in (self.ln_1, self.ln_2)]
+        return native.Layer(*pairs, *norms, scale=self.attn.scale)
+
 
 class GPT2(nn.Module):
     """The decoder. `forward` gives hidden states, `logits` multiplies them by the head.
 
     The head is tied to the token embedding unless the matrices contain `lm_head`.
+
+    Attributes:
+        embed: looks up the vectors of tokens.
     """
 
     def __init__(self, config: GPT2Config, matrices: Mapping[str, Format], vectors: Mapping[str, Tensor]) -> None:
@@ -285,6 +307,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList([block(i) for i in range(config.n_layer)])
         self.ln_f = norm("ln_f")
         self.lm_head = matrices.get("lm_head")
+        self.embed: RowLookup = self.wte.rows
 
     def matrices(self) -> dict[str, Format]:
         """Return every matrix by name."""
@@ -303,6 +326,12 @@ class GPT2(nn.Module):
     def with_matrices(self, matrices: Mapping[str, Format]) -> "GPT2":
         """Return a model in which these matrices replace those of the same name."""
         return GPT2(self.config, self.matrices() | dict(matrices), self.vectors())
+
+    def with_row_lookup(self, rows: RowLookup) -> "GPT2":
+        """Return the same model, which looks the vectors of its tokens up by `rows` instead of `wte.rows`."""
+        model = self.with_matrices({})
+        model.embed = rows
+        return model
 
     def prepared(self, path: Path | None = None) -> "GPT2":
         """Return the model in the form that is kept in memory to run; see `formats.prepared`.
@@ -350,13 +379,63 @@ class GPT2(nn.Module):
             ValueError: if a row would grow past its capacity or the context.
         """
         b, t = ids.shape
+        if cache is not None and self.packs(cache):
+            slots = torch.arange(b) if rows is None else rows
+            counts = torch.full((b,), t) if counts is None else counts
+            real = torch.arange(t) < counts.unsqueeze(1)  # [B, T]
+            hidden = torch.zeros(b, t, self.config.n_embd)
+            hidden[real] = self.packed(ids[real], cache, slots, counts)
+            return hidden
         step = self._step(b, t, cache, rows)
-        x = self.wte.rows(ids) + self.wpe.rows(step.positions)  # [B, T, D]
+        x = self.embed(ids) + self.wpe.rows(step.positions)  # [B, T, D]
         for block in self.h:
             x = block(x, step)
         if cache is not None:
             cache.lengths[step.slots] += t if counts is None else counts
         return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def packed(self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor) -> Tensor:
+        """Return the hidden states after the last LayerNorm [N, D] of tokens of several texts, one behind another.
+
+        Law: every row is bitwise the same, whatever else is computed with it.
+
+        Args:
+            ids: tokens [N], int64: counts[0] of the first text, counts[1] of the second and so on.
+            cache: what came before, for which `packs` is true; the new keys and values are added to it.
+            rows: the cache's slot of each text [B], all different.
+            counts: new tokens of each text [B]; their sum is N.
+
+        Raises:
+            ValueError: if a text would grow past the cache's capacity.
+        """
+        _check_rows(rows, cache)
+        start = cache.lengths[rows]
+        used = start + counts
+        if (longest := int(used.max())) > cache.capacity:
+            raise ValueError(f"{longest} tokens exceed the capacity of {cache.capacity}")
+        first = start - (counts.cumsum(0) - counts)  # of each text, were all N tokens its own
+        positions = torch.arange(len(ids)) + first.repeat_interleave(counts)
+        x = self.embed(ids) + self.wpe.rows(positions)  # [N, D]
+        at = native.Places(rows.repeat_interleave(counts), positions, longest - 1)
+        assert self._stack is not None  # noqa: S101 - `packs` says so
+        x = self._stack(x, cache.keys, cache.values, at)
+        cache.lengths[rows] = used
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def packs(self, cache: KVCache) -> bool:
+        """Return whether one kernel runs all blocks: any tokens may then be computed together, bit for bit as alone.
+
+        `forward` then spends nothing on padding. A model in training never does: its weights are not codes.
+        """
+        return native.attends(cache.keys.shape[-1], cache.dtype) and self._stack is not None
+
+    @cached_property
+    def _stack(self) -> native.Stack | None:
+        layers = [block.for_kernels() for block in self.h]
+        name = KERNEL_ACTIVATIONS.get(self.config.activation_function)
+        if name is None or None in layers:
+            return None
+        return native.Stack([layer for layer in layers if layer], name, self.config.layer_norm_epsilon)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of the next token [..., V] for hidden states [..., D]."""
@@ -365,10 +444,8 @@ class GPT2(nn.Module):
 
     def _step(self, b: int, t: int, cache: KVCache | None, rows: Tensor | None = None) -> _Step:
         slots = torch.arange(b) if rows is None else rows.to(torch.int64).contiguous()
-        if cache is not None and (int(slots.min()) < 0 or int(slots.max()) >= cache.slots):
-            raise ValueError(f"rows must lie in [0, {cache.slots}), not {slots.tolist()}")
-        if rows is not None and len(set(rows.tolist())) < b:
-            raise ValueError(f"rows must be different, not {rows.tolist()}")
+        if cache is not None:
+            _check_rows(slots, cache)
         start = torch.zeros(b, dtype=torch.int64) if cache is None else cache.lengths[slots]
         capacity = self.config.n_positions if cache is None else cache.capacity
         longest = int(start.max())
@@ -376,8 +453,16 @@ class GPT2(nn.Module):
             raise ValueError(f"{longest + t} tokens exceed the capacity of {capacity}")
         at = None
         if cache is not None and t == 1 and native.attends(cache.keys.shape[-1], cache.dtype):
-            at = native.Slots(slots, start, longest)
+            at = native.Places(slots, start, longest)
         return _Step(start.unsqueeze(1) + torch.arange(t), cache, slots.tolist(), (start + t).tolist(), at)
+
+
+def _check_rows(rows: Tensor, cache: KVCache) -> None:
+    slots = rows.tolist()
+    if min(slots) < 0 or max(slots) >= cache.slots:
+        raise ValueError(f"rows must lie in [0, {cache.slots}), not {slots}")
+    if len(set(slots)) < len(slots):
+        raise ValueError(f"rows must be different, not {slots}")
 
 
 def _gelu_new(x: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 They multiply by 8- and 4-bit codes as these are stored, so a memory-mapped artefact is never copied. Activations are
 rounded to 16 bits with one step per row, which is finer than bf16, and added up exactly: a row of the result is
-bitwise the same in any batch and with any number of threads.
+bitwise the same in any batch, with any number of threads and on any of these CPUs.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch  # first: it loads the OpenMP runtime whose threads the kernels share
@@ -13,16 +14,15 @@ from torch import Tensor
 try:
     from compressor import _kernels
 except ImportError:  # not built, or built for another platform
-    AVAILABLE = False
+    AVAILABLE, INSTRUCTIONS = False, 0
 else:
-    AVAILABLE = _kernels.supported()
+    AVAILABLE, INSTRUCTIONS = _kernels.supported(), _kernels.instructions()
 
 Activation = Literal["none", "relu", "gelu_new"]
 ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu_new": 2}
 KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 VECTOR = 16  # columns that a kernel multiplies at a time by 8-bit codes
 GROUP = 64  # and by 4-bit ones
-MOST_GROUPS = 512
 SERIAL = 1 << 16  # multiply-adds for which another thread is not worth waking
 Norm = tuple[Tensor, Tensor, float]
 
@@ -61,7 +61,7 @@ def codes4(codes: Tensor, scale: Tensor, columns: int) -> Codes | None:
 
 def takes4(columns: int, groups: int) -> bool:
     """Return whether the kernels take rows of `columns` 4-bit codes in `groups` groups of equal size."""
-    return columns > 0 and columns % (GROUP * groups) == 0 and groups <= MOST_GROUPS
+    return columns > 0 and columns % (GROUP * groups) == 0
 
 
 def takes(x: Tensor) -> bool:
@@ -77,6 +77,7 @@ def linear(
     norm: Norm | None = None,
     activation: Activation = "none",
     residual: Tensor | None = None,
+    instructions: int = INSTRUCTIONS,
 ) -> Tensor:
     """Return residual + activation(norm(x) W^T + bias) [..., n], fp32.
 
@@ -87,6 +88,7 @@ def linear(
         norm: weight [k], bias [k] and epsilon of a LayerNorm.
         activation: "none", "relu" or "gelu_new".
         residual: [..., n].
+        instructions: which multiply; 0 for AVX2, 1 for AVX-512 VNNI.
     """
     x = x.contiguous()
     rows = x.numel() // weight.k
@@ -97,35 +99,31 @@ def linear(
     threads = torch.get_num_threads() if rows * weight.n * weight.k > SERIAL else 1
     _kernels.linear(
         x.data_ptr(),
-        weight.codes.data_ptr(),
-        weight.scale.data_ptr(),
-        _address(bias),
+        *_matrix(weight, bias),
         _address(norm_weight),
         _address(norm_bias),
         _address(residual),
         out.data_ptr(),
         rows,
-        weight.n,
-        weight.k,
-        weight.groups,
         ACTIVATIONS[activation],
         threads,
+        instructions,
         epsilon,
     )
     return out
 
 
-class Slots(NamedTuple):
-    """Where the new tokens of one decode step stand; the same for all layers.
+class Places(NamedTuple):
+    """Where new tokens stand in a KV cache, contiguous; the same for all layers.
 
     Attributes:
-        slots: of the KV cache [B], int64.
-        lengths: tokens that each held before [B], int64.
-        longest: the largest of them.
+        slots: of the KV cache [N], int64.
+        positions: in the slot [N], int64; those of one slot ascend by one, from its length on.
+        longest: the largest position.
     """
 
     slots: Tensor
-    lengths: Tensor
+    positions: Tensor
     longest: int
 
 
@@ -134,36 +132,101 @@ def attends(size: int, dtype: torch.dtype) -> bool:
     return AVAILABLE and size % 8 == 0 and dtype in KV_DTYPES
 
 
-def attention(qkv: Tensor, keys: Tensor, values: Tensor, at: Slots, scale: float) -> Tensor:
-    """Append one token per row to its slot and return its attention to the slot [B, D], fp32.
+def attention(qkv: Tensor, keys: Tensor, values: Tensor, at: Places, scale: float) -> Tensor:
+    """Append new tokens to their slots and return their attention to these [N, D], fp32.
 
     Args:
-        qkv: query, key and value of the new tokens [B, 3 D], fp32 and contiguous.
+        qkv: query, key and value of the new tokens [N, 3 D], fp32 and contiguous.
         keys: of one layer [slots, H, capacity, D / H]; changed in place.
         values: likewise.
-        at: the rows' slots; distinct, and with room.
+        at: where the tokens stand; the slots have room.
         scale: of the scores.
     """
+    out = qkv.new_empty((qkv.shape[0], qkv.shape[1] // 3))
+    _kernels.attention(qkv.data_ptr(), out.data_ptr(), *_attention(keys, values, at), scale)
+    return out
+
+
+class Layer(NamedTuple):
+    """One block of a decoder: weight and bias of four matrices, weight and bias of two LayerNorms.
+
+    Attributes:
+        c_attn, c_proj, c_fc, mlp_c_proj: as in GPT-2.
+        ln_1, ln_2: likewise.
+        scale: of the attention's scores.
+    """
+
+    c_attn: tuple[Codes, Tensor]
+    c_proj: tuple[Codes, Tensor]
+    c_fc: tuple[Codes, Tensor]
+    mlp_c_proj: tuple[Codes, Tensor]
+    ln_1: tuple[Tensor, Tensor]
+    ln_2: tuple[Tensor, Tensor]
+    scale: float
+
+
+class Stack:
+    """All blocks of a decoder, run by one call."""
+
+    def __init__(self, layers: Sequence[Layer], activation: Activation, epsilon: float) -> None:
+        self._layers = tuple(layers)  # what the addresses point to must stay
+        self._activation = ACTIVATIONS[activation]
+        self._epsilon = epsilon
+        self._table = torch.tensor([self._numbers(layer) for layer in layers], dtype=torch.int64)
+        self._scales = torch.tensor([layer.scale for layer in layers], dtype=torch.float32)
+
+    @staticmethod
+    def _numbers(layer: Layer) -> list[int]:
+        matrices = (layer.c_attn, layer.c_proj, layer.c_fc, layer.mlp_c_proj)
+        numbers = [number for weight, bias in matrices for number in _matrix(weight, bias)]
+        return numbers + [tensor.data_ptr() for norm in (layer.ln_1, layer.ln_2) for tensor in norm]
+
+    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, at: Places) -> Tensor:
+        """Append new tokens to their slots and return what the last block makes of them [N, D], fp32.
+
+        Args:
+            x: the tokens' embeddings [N, D], fp32.
+            keys: of all layers [L, slots, H, capacity, D / H]; changed in place.
+            values: likewise.
+            at: where the tokens stand; the slots have room.
+        """
+        out = x.clone(memory_format=torch.contiguous_format)
+        if x.numel():
+            _kernels.stack(
+                self._table.data_ptr(),
+                len(self._layers),
+                self._scales.data_ptr(),
+                self._activation,
+                out.data_ptr(),
+                keys.stride(0) * keys.itemsize,
+                INSTRUCTIONS,
+                *_attention(keys[0], values[0], at),
+                self._epsilon,
+            )
+        return out
+
+
+def _matrix(weight: Codes, bias: Tensor | None) -> tuple[int, ...]:
+    codes, scale = weight.codes.data_ptr(), weight.scale.data_ptr()
+    return codes, scale, _address(bias), weight.n, weight.k, weight.groups
+
+
+def _attention(keys: Tensor, values: Tensor, at: Places) -> tuple[int, ...]:
     _, heads, capacity, size = keys.shape
-    rows = qkv.shape[0]
-    out = qkv.new_empty((rows, heads * size))
-    work = 2 * rows * heads * size * at.longest
-    _kernels.attention(
-        qkv.data_ptr(),
+    rows = len(at.slots)
+    work = 2 * rows * heads * size * (at.longest + heads * size)  # with the products around it
+    return (
         keys.data_ptr(),
         values.data_ptr(),
         at.slots.data_ptr(),
-        at.lengths.data_ptr(),
-        out.data_ptr(),
+        at.positions.data_ptr(),
         rows,
         heads,
         size,
         capacity,
         KV_DTYPES[keys.dtype],
         torch.get_num_threads() if work > SERIAL else 1,
-        scale,
     )
-    return out
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -6,8 +6,10 @@
 #   ... --build-arg MODEL=distilgpt2 --build-arg NAME=distilgpt2-int8 .                              a hub id
 #   ... --build-context checkpoint=my-gpt2 --build-arg MODEL=/checkpoint --build-arg NAME=mine .     a folder
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# The same Python with a C compiler, for the kernels; nothing of it but /opt/venv is kept.
+ARG BUILD_IMAGE=python:3.11-bookworm
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${BUILD_IMAGE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -21,7 +23,9 @@ RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb
 COPY LICENSE README.md ./
 COPY compressor compressor
 COPY service service
-RUN pip --python /opt/venv/bin/python install --no-deps .
+# Kernels that do not compile are no error for pip; here they are.
+RUN pip --python /opt/venv/bin/python install --no-deps . \
+ && /opt/venv/bin/python -I -c "import torch, compressor._kernels"
 
 FROM ${PYTHON_IMAGE} AS compressor
 ARG VERSION=0.1.0

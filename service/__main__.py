@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 
 from service.allocator import share_arenas
+from service.bounded_head import BoundedHead
 from service.front import Front
 from service.lean_torch import skip_meta_kernels
 from service.logs import configure_logs
@@ -69,6 +70,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     front = Front(partial(_make, settings, lambda: stop()), lambda: stop())
     config = uvicorn.Config(
         front,
+        http=BoundedHead,
         log_config=None,
         access_log=False,
         server_header=False,

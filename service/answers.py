@@ -13,12 +13,12 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
-from service.engine import Engine
 from service.errors import RequestFailedError, as_service_error
 from service.generation import Generation, Prompt, Token
 from service.jobs import Lookup, Mailbox
 from service.models import LoadedModel
 from service.schemas import Details, GenerateResponse, StreamDetails, StreamEvent, TokenInfo
+from service.state import Service
 
 
 @asynccontextmanager
@@ -114,10 +114,11 @@ def _token_info(token: Token) -> TokenInfo:
     return TokenInfo(id=token.id, text=token.text, logprob=token.logprob, special=token.special)
 
 
-async def vectors_of(request: Request, engine: Engine, model: LoadedModel, rows: list[list[int]]) -> Tensor:
+async def vectors_of(request: Request, service: Service, model: LoadedModel, rows: list[list[int]]) -> Tensor:
     """Return the vectors [M, D] of the M tokens of all rows."""
-    job = Lookup(model, [token_id for row in rows for token_id in row], engine.metrics)
-    engine.submit(job)
+    ids = [token_id for row in rows for token_id in row]
+    job = Lookup(model, ids, service.engine.metrics)
+    await service.submit(model, ids, [job])
     async with watched(request, job.mailbox):
         vectors: Tensor = await anext(job.mailbox.events())
     return vectors

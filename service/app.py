@@ -15,7 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import openai_routes, routes
-from service.allocator import settle
+from service.allocator import settle, unmap_idle_code
+from service.answer_cache import AnswerCache
+from service.contraction_cache import ContractionCache
 from service.engine import Engine
 from service.errors import ServiceError, as_service_error
 from service.kv_budget import check_kv_budget
@@ -30,19 +32,26 @@ from service.state import Service
 
 
 def create_app(
-    settings: Settings, engine: Engine | None = None, on_failure: Callable[[], None] = lambda: None
+    settings: Settings,
+    engine: Engine | None = None,
+    cache: ContractionCache | None = None,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Return the application; its lifespan starts the engine and loads the models in the background.
 
     Args:
         settings: all of them.
         engine: to compute with, a new one by default; the app reports to its metrics.
+        cache: what the models remember with, a new one by default.
         on_failure: called from another thread if the models cannot be loaded; `app.state.service.lifecycle`
             then has the reason.
     """
     engine = engine or Engine(settings, Metrics())
     engine.metrics.compute_threads.set(settings.threads)
-    service = Service(Lifecycle(partial(_load, settings, engine), on_failure), engine, settings)
+    cache = cache or ContractionCache(settings, engine.metrics)
+    answers = AnswerCache(cache, engine.metrics, settings) if settings.cache_answers else None
+    lifecycle = Lifecycle(partial(_load, settings, engine, cache), on_failure)
+    service = Service(lifecycle, engine, settings, cache, answers)
     app = FastAPI(title="ttgpt", version=version("ttgpt"), lifespan=_lifespan)
     app.state.service = service
     app.openapi = partial(described, app)  # type: ignore[method-assign]
@@ -69,6 +78,7 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
+    service.cache.open()
     service.engine.start()
     service.lifecycle.start()
     try:
@@ -76,11 +86,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await asyncio.to_thread(service.engine.close)
         await asyncio.to_thread(service.lifecycle.join)
+        await service.cache.close()
 
 
-def _load(settings: Settings, engine: Engine) -> Models:
+def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models:
     torch.set_num_threads(settings.threads)
-    models = load_all(settings.models, settings.default_model, engine.metrics.add_model)
+    unmap_idle_code()
+    models = load_all(settings.models, settings.default_model, engine.metrics.add_model, cache.attach)
     check_kv_budget(tuple(models), settings)
     for model in models:
         engine.prepare(model)

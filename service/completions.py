@@ -136,6 +136,7 @@ def _sampling(body: CompletionRequest, seed: int) -> Sampling:
         top_k=body.top_k,
         top_p=1.0 if body.top_p is None else body.top_p,
         repetition_penalty=penalty,
+        repeatable=body.seed is not None,
     )
 
 

@@ -77,6 +77,11 @@ class Engine:
         for request in requests:
             request.mailbox.expire_after(self._settings.request_seconds)
 
+    def check(self, requests: Sequence[Request[Any]]) -> None:
+        """Accept nothing; raises like `submit_all` if these requests would be refused now."""
+        with self._changed:
+            self._check(requests)
+
     def _check(self, requests: Sequence[Request[Any]]) -> None:
         if self._closing:
             raise DrainingError

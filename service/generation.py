@@ -1,6 +1,7 @@
 """Writing the continuation of one prompt: what a request knows, without the model's part of it."""
 
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -90,6 +91,7 @@ class Generation(Request[Token]):
         clock: when what happened.
         slot: its place in the KV cache, given by the engine.
         read: how many of its tokens are in the KV cache.
+        on_end: told all tokens at the end, if it comes to one.
 
     Law: the same prompt gives the same events, whatever else the engine does.
     """
@@ -113,6 +115,8 @@ class Generation(Request[Token]):
         self.slot = -1
         self.read = 0
         self.top = top
+        self.on_end: Callable[[Sequence[Token]], None] | None = None
+        self._taken: list[Token] = []
         self.clock = RequestClock(metrics, self.model_name)
         self._stream = TextStream(prompt.stops)
         self._text: list[str] = []
@@ -156,10 +160,24 @@ class Generation(Request[Token]):
             text += self._stream.finish()
         self._text.append(text)
         end = None if reason is None else self._end(reason)
-        self.mailbox.put(Token(token_id, text, logprob, token_id in words.special, end, top[: self.top]))
+        token = Token(token_id, text, logprob, token_id in words.special, end, top[: self.top])
+        self.mailbox.put(token)
+        if self.on_end is not None:
+            self._taken.append(token)
         if end is not None:
             self.mailbox.put(None)
+            if self.on_end is not None:
+                self.on_end(self._taken)
         return end is not None
+
+    def replay(self, tokens: Sequence[Token]) -> None:
+        """Take what the same prompt once gave, instead of going to the engine; for the event loop."""
+        for token in tokens:
+            self._ids.append(token.id)
+            self.mailbox.put(token)
+            if token.end is not None:
+                self.clock.replayed(FINISHED_REASON[token.end.reason])
+        self.mailbox.put(None)
 
     def abort(self) -> None:
         self.clock.aborted()

@@ -80,6 +80,7 @@ def sampling_of(parameters: Parameters) -> Sampling:
         top_k=parameters.top_k,
         top_p=top_p,
         repetition_penalty=1.0 if parameters.repetition_penalty is None else parameters.repetition_penalty,
+        repeatable=parameters.seed is not None or not drawn,
     )
 
 

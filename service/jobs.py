@@ -150,7 +150,7 @@ class Lookup(Job[Tensor]):
         self._metrics = metrics
 
     def step(self) -> bool:
-        self.mailbox.put(self._model.gpt2.wte.rows(torch.tensor(self._ids)).float())
+        self.mailbox.put(self._model.gpt2.embed(torch.tensor(self._ids)).float())
         self._metrics.prompt_tokens.labels(self.model_name).inc(len(self._ids))
         self.mailbox.put(None)
         return True

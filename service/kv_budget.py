@@ -23,11 +23,12 @@ def check_kv_budget(models: Sequence[LoadedModel], settings: Settings) -> None:
         return
     each = ", ".join(f"{model.name} {kv_row_bytes(model, settings):,}" for model in models)
     fitting = budget // row
-    lower = f"lower TTGPT_MAX_BATCH to {fitting} or less, " if fitting else "serve fewer models, "
+    lower = f"lower TTGPT_MAX_BATCH to {fitting} or less" if fitting else "serve fewer models"
+    halve = ", set TTGPT_KV_DTYPE=fp16" if settings.kv_dtype == "fp32" else ""
     raise ValueError(
         f"max_batch: KV caches of {settings.max_batch} slots (bytes per slot: {each}) take "
-        f"{row * settings.max_batch:,} bytes, more than the budget of {budget:,}; {lower}"
-        "set TTGPT_KV_DTYPE=bf16, or raise TTGPT_KV_BYTES"
+        f"{row * settings.max_batch:,} bytes, more than the budget of {budget:,}; "
+        f"{lower}{halve} or raise TTGPT_KV_BYTES"
     )
 
 

@@ -16,6 +16,9 @@ PRODUCTS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 QUALITY = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
 FINISHED = ("stop", "length", "abort")
+TIERS = ("local", "redis")
+RESULTS = ("hit", "miss", "error", "bypass")
+CONTRACTIONS = ("rows", "head")
 REJECTED = ("queue_full", "queue_tokens", "draining", "too_large", "invalid", "unauthorized")
 
 
@@ -34,6 +37,7 @@ class Metrics:
         self._add_request_metrics()
         self._add_latencies()
         self._add_engine_metrics()
+        self._add_cache_metrics()
         for reason in REJECTED:
             self.requests_rejected.labels(reason)
 
@@ -86,7 +90,37 @@ class Metrics:
         self.kv_cache_usage_ratio = self._gauge("kv_cache_usage_ratio", "Share of the KV cache in use.", per_model)
         self.compute_threads = self._gauge("compute_threads", "Threads of one matrix product.", [])
 
-        self.head = self._histogram("head_seconds", "Multiplying the rows of one step by the output matrix.", PRODUCTS)
+    def _add_cache_metrics(self) -> None:
+        self.core_contraction = Histogram(
+            "ttgpt_core_contraction_seconds",
+            "Contracting cores: rows of the token table that no cache had, and the rows of one step with the head.",
+            ["model_name", "op"],
+            registry=self.registry,
+            buckets=PRODUCTS,
+        )
+        results = ["tier", "result"]
+        self.core_cache_requests = self._counter(
+            "core_cache_requests", "Contracted values looked for in a tier of the cache, by result.", results
+        )
+        self.answer_cache_requests = self._counter(
+            "answer_cache_requests", "Answers looked for in a tier of the cache, by result.", results
+        )
+        self.core_cache_operation = Histogram(
+            "ttgpt_core_cache_operation_seconds",
+            "Operations of a tier of the cache, each of many values.",
+            ["tier", "op"],
+            registry=self.registry,
+            buckets=PRODUCTS,
+        )
+        self.core_cache_bytes = self._gauge("core_cache_bytes", "Bytes of the cache in this process.", [])
+        self.core_cache_breaker_open = self._gauge(
+            "core_cache_breaker_open", "1 while Redis is not asked because it does not answer.", []
+        )
+        for tier in TIERS:
+            self.core_cache_operation.labels(tier, "get")
+            for result in RESULTS:
+                self.core_cache_requests.labels(tier, result)
+                self.answer_cache_requests.labels(tier, result)
 
     def _add_latencies(self) -> None:
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token.")
@@ -123,6 +157,8 @@ class Metrics:
             self.request_success.labels(name, reason)
         for histogram in self._per_model:
             histogram.labels(name)
+        for op in CONTRACTIONS:
+            self.core_contraction.labels(name, op)
 
     def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
         return Gauge(f"ttgpt_{name}", text, labels, registry=self.registry)
@@ -174,6 +210,10 @@ class RequestClock:
         self._observe(metrics.request_generation_tokens, self._tokens)
         metrics.prompt_tokens.labels(self._model_name).inc(prompt_tokens)
         metrics.request_success.labels(self._model_name, reason).inc()
+
+    def replayed(self, reason: str) -> None:
+        """The answer was remembered: nothing was generated, and nothing took time."""
+        self._metrics.request_success.labels(self._model_name, reason).inc()
 
     @property
     def arrived_seconds(self) -> float:

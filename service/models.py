@@ -73,8 +73,26 @@ class Models:
         return self._by_name[name]
 
 
-def load_all(folders: Sequence[Path], default: str | None, on_loaded: Callable[[LoadedModel], None]) -> Models:
+Attach = Callable[[str, str, GPT2], GPT2]  # name, digest and model; returns one, bitwise the same, with a cache
+
+
+def _as_it_is(name: str, digest: str, gpt2: GPT2) -> GPT2:
+    return gpt2
+
+
+def load_all(
+    folders: Sequence[Path],
+    default: str | None,
+    on_loaded: Callable[[LoadedModel], None],
+    attach: Attach = _as_it_is,
+) -> Models:
     """Load every folder, the default model first, and report each as soon as it is ready.
+
+    Args:
+        folders: of the artefacts.
+        default: name of the default model, the first one's by default.
+        on_loaded: told of every model.
+        attach: gives each model its cache.
 
     Raises:
         ValueError: if two folders have the same name, or none has the default's.
@@ -87,12 +105,12 @@ def load_all(folders: Sequence[Path], default: str | None, on_loaded: Callable[[
         raise ValueError(f"default_model must be one of {', '.join(by_name)}, not {default}")
     models = []
     for name in sorted(by_name, key=lambda name: name != default):
-        models.append(load(by_name[name]))
+        models.append(load(by_name[name], attach))
         on_loaded(models[-1])
     return Models(models)
 
 
-def load(folder: Path) -> LoadedModel:
+def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
     """Load one artefact and make it reproduce its golden values.
 
     Raises:
@@ -102,7 +120,7 @@ def load(folder: Path) -> LoadedModel:
     try:
         artifact = read(folder)
         times.append(time.monotonic())
-        gpt2 = artifact.model.prepared()
+        gpt2 = attach(artifact.name, artifact.manifest.digest, artifact.model.prepared())
         artifact.tokenizer.no_truncation()
         artifact.tokenizer.no_padding()
         words = vocabulary(artifact.tokenizer, gpt2.config.vocab_size)

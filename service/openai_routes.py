@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ async def completions(
     model, engine = service.lifecycle.models.named(body.model), service.engine
     name = f"cmpl-{request_id(request.scope)}"
     order = await order_of(body, name, model, engine.metrics, service.settings.prefill_chunk)
-    engine.submit_all(order.jobs)
+    await service.submit(model, chain.from_iterable(order.prompts), order.jobs)
     if body.stream:
         return EventStream(openai_events(order), order.mailboxes)
     answer = await whole_completion(order, request)
@@ -63,7 +64,7 @@ async def embeddings(body: OpenAIEmbeddingRequest, request: Request, service: Se
     rows = await ids_of(body.input, model, "input")
     if not all(rows):
         raise InvalidRequestError("input: every input must have at least 1 token")
-    vectors = await vectors_of(request, service.engine, model, rows)
+    vectors = await vectors_of(request, service, model, rows)
     means = torch.stack([block.mean(0) for block in vectors.split([len(row) for row in rows])])  # [inputs, D]
     pieces = _embedding_json(means, model.name, len(vectors), encode=body.encoding_format == "base64")
     return StreamingResponse(pieces, media_type="application/json")

@@ -99,7 +99,7 @@ async def embeddings(body: EmbeddingRequest, request: Request, service: ServiceO
     """Look up the vector of every token."""
     model = service.lifecycle.models.named(body.model)
     rows = await ids_of(body.inputs, model)
-    vectors = await vectors_of(request, service.engine, model, rows)
+    vectors = await vectors_of(request, service, model, rows)
     pieces = embedding_json(model, rows, vectors, encode=body.encoding_format == "base64")
     return StreamingResponse(pieces, media_type="application/json")
 
@@ -166,7 +166,7 @@ async def _submit(body: Body, service: Service, *, streamed: bool) -> tuple[Gene
     prompt = await prompt_of(body.inputs, parameters, service.lifecycle.models.named(body.model))
     scored = streamed or bool(parameters.details)
     job = Generation(prompt, service.engine.metrics, streamed=streamed, scored=scored)
-    service.engine.submit(job)
+    await service.submit(prompt.model, prompt.ids, [job])
     return job, body.inputs if parameters.return_full_text else ""
 
 

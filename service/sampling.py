@@ -33,6 +33,7 @@ class Sampling:
         top_k: how many of the best tokens stay; None: all.
         top_p: the fewest best tokens stay whose probabilities add up to it, in (0, 1].
         repetition_penalty: see `penalise_repetition`; 1 is none.
+        repeatable: whether the client chose the seed, or none is needed; a seed that was drawn comes only once.
     """
 
     seed: int | None = None
@@ -40,6 +41,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    repeatable: bool = True
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.threads import compute_threads
@@ -32,6 +32,12 @@ class Settings(BaseSettings):
         kv_bytes: the most that all KV caches may occupy; half the memory limit by default.
         max_body_bytes: longest request body.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
+        cache: of contracted cores: "auto" passes a tier by where contracting is faster, "always" never does; or "off".
+        cache_bytes: what it may occupy in this process.
+        cache_answers: remember whole answers, too, if they are greedy or seeded; they stand in Redis as plain text.
+        redis_url: of the tier that replicas share; none by default.
+        cache_timeout_ms: how long a request may wait for Redis, once.
+        cache_ttl_seconds: after which Redis forgets a value.
         log_level: of the JSON logs on stderr; a request is logged at "debug".
     """
 
@@ -51,11 +57,26 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     prefill_chunk: int = Field(128, ge=1, le=65536)
     reproducible: bool = True
-    kv_dtype: Literal["fp32", "bf16"] = "fp32"
+    kv_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     kv_bytes: int | None = Field(None, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
     drain_seconds: int = Field(120, ge=0, le=86400)
+    cache: Literal["auto", "always", "off"] = "auto"
+    cache_bytes: int = Field(64 << 20, ge=0, le=1 << 40)
+    cache_answers: bool = False
+    redis_url: Annotated[str, Field(pattern="^(redis|rediss|unix)://")] | None = Field(None, repr=False)
+    cache_timeout_ms: int = Field(50, ge=1, le=10_000)
+    cache_ttl_seconds: int = Field(86400, ge=1, le=10 * 365 * 86400)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("cache_answers")
+    @classmethod
+    def _only_sure_answers(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("cache") == "off":
+            raise ValueError("needs TTGPT_CACHE auto or always")
+        if value and not info.data.get("reproducible", True):
+            raise ValueError("needs TTGPT_REPRODUCIBLE, without which an answer depends on the others in the batch")
+        return value
 
     @field_validator("models", mode="before")
     @classmethod

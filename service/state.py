@@ -1,13 +1,18 @@
 """What every route works with, and which failures it may answer."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
 
+from service.answer_cache import AnswerCache
+from service.contraction_cache import ContractionCache
 from service.engine import Engine
+from service.jobs import Request as EngineRequest
 from service.lifecycle import Lifecycle
+from service.models import LoadedModel
 from service.openai_schemas import OpenAIErrorBody
 from service.schemas import ErrorBody
 from service.settings import Settings
@@ -43,6 +48,21 @@ class Service:
     lifecycle: Lifecycle
     engine: Engine
     settings: Settings
+    cache: ContractionCache
+    answers: AnswerCache | None
+
+    async def submit(self, model: LoadedModel, ids: Iterable[int], requests: Sequence[EngineRequest[Any]]) -> None:
+        """Have the engine accept requests, after the cache was asked for the rows `ids` of the model's table.
+
+        Whoever would be refused anyway asks for nothing. Generations whose answer is remembered are answered from
+        that. Raises like `Engine.submit_all`.
+        """
+        self.engine.check(requests)
+        if self.answers is not None:
+            requests = await self.answers.answer(requests)
+        if requests:
+            await self.cache.prefetch(model.name, ids)
+            self.engine.submit_all(requests)
 
 
 def _service(request: Request) -> Service:

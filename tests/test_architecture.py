@@ -19,7 +19,7 @@ LAYERS = [
     {"gpt2"},
     {"methods", "artifact", "generate", "paths"},
     {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
-    {"budget", "corpus", "lm_eval_tasks"},
+    {"budget", "corpus", "lm_eval_tasks", "pretraining"},
     {"compress", "vocab"},
     {"experiment"},
     {"compare"},

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -9,13 +12,20 @@ import pytest
 def debian_program(name: str, package: str) -> str:
     """Return the path of a program from a Debian package.
 
-    Without it the test is skipped with a reason that `make test` prints; with TEST_EVERYTHING set, as in continuous
-    integration, it fails.
+    Without it the test is not run.
     """
-    path = shutil.which(name)
-    if path is not None:
-        return path
-    reason = f"not run: needs {name} from the Debian package {package}"
+    return shutil.which(name) or _not_run(f"{name} from the Debian package {package}")
+
+
+def python_headers() -> Path:
+    """Return the folder with Python.h, which compilers need; without it the test is not run."""
+    folder = Path(sysconfig.get_path("include"))
+    return folder if (folder / "Python.h").is_file() else _not_run("Python.h, on Debian from the package python3-dev")
+
+
+def _not_run(what: str) -> NoReturn:
+    """Skip with a reason that `make test` prints, or fail with it where TEST_EVERYTHING is set."""
+    reason = f"not run: needs {what}"
     if os.environ.get("TEST_EVERYTHING"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -19,6 +19,7 @@ from compressor.formats.base import Format, Layout, Path, Shape, check_ids
 
 BATCH_ROWS = 256  # rows of x contracted at a time, which bounds the intermediate products
 Modes = tuple[int, ...]
+Span = tuple[int, int]  # cores start .. stop - 1
 
 
 class TTMatrix(Format):
@@ -68,6 +69,7 @@ class TTMatrix(Format):
     ) -> None:
         super().__init__(shape, coded, options, path, **nested)
         self.in_modes, self.out_modes, self.ranks = (tuple(options[k]) for k in ("in_modes", "out_modes", "ranks"))
+        self._products: dict[Span, Tensor] = {}
         permutation = self._permutation()
         if permutation is not None and not torch.equal(permutation.sort().values, torch.arange(shape[0])):
             raise ValueError(f"permutation must be a permutation of 0 .. {shape[0] - 1}")
@@ -121,10 +123,56 @@ class TTMatrix(Format):
             return x @ self.dense().to(x.dtype).T
         flat = F.pad(x.reshape(-1, self.in_features), (0, prod(self.in_modes) - self.in_features))
         cores = self.cores(x.dtype)
-        y = torch.cat([self._product(block, cores) for block in flat.split(BATCH_ROWS)])  # [B, prod out_k]
+        known = self._products if x.dtype == torch.float32 else {}
+        y = torch.cat([self._product(block, cores, known) for block in flat.split(BATCH_ROWS)])  # [B, prod out_k]
         permutation = self._permutation()
         y = y[:, : self.out_features] if permutation is None else y[:, permutation]
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def product_shapes(self, rows: int) -> dict[Span, tuple[int, ...]]:
+        """Return the shapes of the products of neighbouring cores that make `matmul` cheap, by their span.
+
+        They do not depend on x, so that who has them once need not make them in every call. None has more than half
+        as many numbers as W.
+
+        Args:
+            rows: of x, at most.
+        """
+        if self.path == "dense":
+            return {}
+        shapes = {span: self._merged_shape(*span) for span in _spans(len(self.in_modes)) if span[1] - span[0] > 1}
+        small = frozenset(span for span, shape in shapes.items() if 2 * prod(shape) <= prod(self.shape))
+        classes = [1 << k for k in range((min(rows, BATCH_ROWS) - 1).bit_length() + 1)]
+        plans = [_plan(self.in_modes, self.out_modes, self.ranks, size, small) for size in classes]
+        return {span: shapes[span] for plan in plans if (span := (plan.start, plan.stop)) in small}
+
+    def product(self, span: Span) -> Tensor:
+        """Return the product of the cores start .. stop - 1 in fp32, the boundary ranks left out."""
+        modes = self.in_modes, self.out_modes, self.ranks
+        merge = _plan_through(*modes, 1, *span).merge
+        if merge is None:
+            raise ValueError(f"span must hold at least two cores, not {list(span)}")
+        return merge(*_without_ends(self.cores())[slice(*span)])
+
+    def with_products(self, products: Mapping[Span, Tensor]) -> "TTMatrix":
+        """Return the same matrix, which multiplies by these products of cores where that is cheaper.
+
+        It rounds otherwise than the matrix without them does.
+
+        Raises:
+            ValueError: if one is no product of these cores.
+        """
+        for span, found in products.items():
+            if tuple(found.shape) != (expected := self._merged_shape(*span)) or found.dtype != torch.float32:
+                raise ValueError(f"product {list(span)} must be fp32 {list(expected)}, not {list(found.shape)}")
+        copy = self.with_path(self.path)
+        copy._products = dict(products)
+        return copy
+
+    def _merged_shape(self, start: int, stop: int) -> tuple[int, ...]:
+        order = len(self.in_modes)
+        bonds = [self.ranks[start]] * (start > 0) + [self.ranks[stop]] * (stop < order)
+        return *bonds, *(side[k] for k in range(start, stop) for side in (self.in_modes, self.out_modes))
 
     def dense(self) -> Tensor:
         return self.rows(torch.arange(self.out_features))
@@ -166,12 +214,13 @@ class TTMatrix(Format):
             train = _extended(train, torch.searchsorted(parents, prefixes // mode), core, prefixes % mode)
         return train.reshape(-1, width)[:, : self.in_features]
 
-    def _product(self, x: Tensor, cores: list[Tensor]) -> Tensor:
-        """Return x [B, prod in_k] times the train [B, prod out_k]."""
+    def _product(self, x: Tensor, cores: list[Tensor], known: Mapping[Span, Tensor]) -> Tensor:
+        """Return x [B, prod in_k] times the train [B, prod out_k]; `known` products of cores need not be made."""
         batch = x.shape[0]
         size_class = 1 << max(0, batch - 1).bit_length()
-        operands = [x.reshape(batch, *self.in_modes), *(_without_ends(cores))]
-        return _plan(self.in_modes, self.out_modes, self.ranks, size_class)(operands).reshape(batch, -1)
+        plan = _plan(self.in_modes, self.out_modes, self.ranks, size_class, frozenset(known))
+        product = known.get((plan.start, plan.stop))
+        return plan(x.reshape(batch, *self.in_modes), _without_ends(cores), product).reshape(batch, -1)
 
 
 class _Contraction(NamedTuple):
@@ -197,20 +246,29 @@ class _Plan(NamedTuple):
     absorb: _Contraction
     finish: _Contraction | None
 
-    def __call__(self, operands: list[Tensor]) -> Tensor:
-        x, *cores = operands
-        merged = self.merge(*cores[self.start : self.stop]) if self.merge else cores[self.start]
+    def __call__(self, x: Tensor, cores: list[Tensor], merged: Tensor | None = None) -> Tensor:
+        """Return x [B, in_1 .. in_N] times the cores; `merged` is the product of the middle ones, if it is known."""
+        if merged is None:
+            merged = self.merge(*cores[self.start : self.stop]) if self.merge else cores[self.start]
         y = self.absorb(x, merged)
         return self.finish(y, *cores[: self.start], *cores[self.stop :]) if self.finish else y
 
 
 @lru_cache(maxsize=512)
-def _plan(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int) -> _Plan:
-    """Return the plan for one class of batch sizes."""
-    order = len(in_modes)
-    spans = [(a, b) for a in range(order) for b in range(a + 1, order + 1) if b - a < max(order, 2)]
-    plans = (_plan_through(in_modes, out_modes, ranks, batch, a, b) for a, b in spans)
-    return min(plans, key=lambda plan: (plan.multiply_adds, plan.start, plan.stop))
+def _plan(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int, known: frozenset[Span] = frozenset()) -> _Plan:
+    """Return the plan for one class of batch sizes; the products of the spans in `known` cost nothing."""
+    plans = [_plan_through(in_modes, out_modes, ranks, batch, *span) for span in _spans(len(in_modes))]
+
+    def cost(plan: _Plan) -> tuple[int, int, int]:
+        free = plan.merge.multiply_adds if plan.merge and (plan.start, plan.stop) in known else 0
+        return plan.multiply_adds - free, plan.start, plan.stop
+
+    return min(plans, key=cost)
+
+
+def _spans(order: int) -> list[Span]:
+    """Return the spans of cores that may be multiplied first: never all of several."""
+    return [(a, b) for a in range(order) for b in range(a + 1, order + 1) if b - a < max(order, 2)]
 
 
 def _plan_through(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int, start: int, stop: int) -> _Plan:

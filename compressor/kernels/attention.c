@@ -1,9 +1,8 @@
-/* Attention of one new token per row to the tokens in its slot of the KV cache. */
+/* Attention of new tokens to the tokens before them in their slots of the KV cache, and to themselves. */
 #include "kernels.h"
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #ifdef TTGPT_AVX2
 
@@ -25,8 +24,11 @@ INLINE void store(void *to, int64_t i, __m256 v, const int dtype)
         return;
     }
     __m128i half;
-    if (dtype == KV_FLOAT16)
+    if (dtype == KV_FLOAT16) { /* no infinities, which attention could not take back */
+        const __m256 largest = _mm256_set1_ps(65504.0f);
+        v = _mm256_max_ps(_mm256_min_ps(v, largest), _mm256_sub_ps(_mm256_setzero_ps(), largest));
         half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    }
     else { /* to nearest, ties to even */
         __m256i bits = _mm256_castps_si256(v);
         __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -94,47 +96,68 @@ INLINE void mix(const float *weight, float total, const void *values, int64_t us
     }
 }
 
-INLINE void head_of(const Attention *a, int64_t row, int64_t head, float *scores, const int dtype)
+/* Where a head of a row's slot begins in the keys and in the values. */
+static int64_t place(const Attention *a, int64_t row, int64_t head)
 {
-    const int64_t size = a->size, width = a->heads * size, used = a->lengths[row] + 1;
-    const int64_t bytes = dtype == KV_FLOAT32 ? 4 : 2;
-    const int64_t offset = (a->slots[row] * a->heads + head) * a->capacity * size * bytes;
-    char *keys = (char *)a->keys + offset, *values = (char *)a->values + offset;
-    const float *q = a->qkv + row * 3 * width + head * size;
-    for (int64_t i = 0; i < size; i += 8) {
-        store(keys, a->lengths[row] * size + i, _mm256_loadu_ps(q + width + i), dtype);
-        store(values, a->lengths[row] * size + i, _mm256_loadu_ps(q + 2 * width + i), dtype);
-    }
-    const float most = score(q, keys, used, size, a->scale, scores, dtype);
-    const float total = exponentials(scores, used, most);
-    mix(scores, total, values, used, size, a->out + row * width + head * size, dtype);
+    return (a->slots[row] * a->heads + head) * a->capacity * a->size * (a->dtype == KV_FLOAT32 ? 4 : 2);
 }
 
-KERNEL static void head32(const Attention *a, int64_t row, int64_t h, float *scores) { head_of(a, row, h, scores, KV_FLOAT32); }
-KERNEL static void head_b(const Attention *a, int64_t row, int64_t h, float *scores) { head_of(a, row, h, scores, KV_BFLOAT16); }
-KERNEL static void head_h(const Attention *a, int64_t row, int64_t h, float *scores) { head_of(a, row, h, scores, KV_FLOAT16); }
+/* Append the key and value of a row's head to its slot. */
+INLINE void remember(const Attention *a, int64_t row, int64_t head, const int dtype)
+{
+    const int64_t size = a->size, width = a->heads * size, at = place(a, row, head);
+    const float *key = a->qkv + row * 3 * width + width + head * size, *value = key + width;
+    for (int64_t i = 0; i < size; i += 8) {
+        store((char *)a->keys + at, a->positions[row] * size + i, _mm256_loadu_ps(key + i), dtype);
+        store((char *)a->values + at, a->positions[row] * size + i, _mm256_loadu_ps(value + i), dtype);
+    }
+}
+
+INLINE void attend(const Attention *a, int64_t row, int64_t head, float *scores, const int dtype)
+{
+    const int64_t size = a->size, width = a->heads * size, at = place(a, row, head), used = a->positions[row] + 1;
+    const float *q = a->qkv + row * 3 * width + head * size;
+    const float most = score(q, (char *)a->keys + at, used, size, a->scale, scores, dtype);
+    const float total = exponentials(scores, used, most);
+    mix(scores, total, (char *)a->values + at, used, size, a->out + row * width + head * size, dtype);
+}
+
+INLINE void heads_of_team(const Attention *a, float *scores, Team team, const int dtype)
+{
+    const int64_t all = a->rows * a->heads;
+    const int64_t from = all * team.thread / team.threads, to = all * (team.thread + 1) / team.threads;
+    for (int64_t i = from; i < to; i++)
+        remember(a, i / a->heads, i % a->heads, dtype);
+    wait_for_team(team);
+    for (int64_t i = team.thread; i < all; i += team.threads) /* later rows of a slot are longer: take turns */
+        attend(a, i / a->heads, i % a->heads, scores, dtype);
+    wait_for_team(team);
+}
+
+KERNEL static void heads32(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_FLOAT32); }
+KERNEL static void heads_b(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_BFLOAT16); }
+KERNEL static void heads_h(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_FLOAT16); }
+
+/* Bytes of one thread's scores. */
+static size_t score_bytes(const Attention *a) { return ((size_t)a->capacity + 15) / 16 * 64; }
+
+size_t attention_bytes(const Attention *a) { return score_bytes(a) * (size_t)a->threads; }
+
+void attention_in_team(const Attention *a, char *memory, Team team)
+{
+    float *scores = (float *)(memory + score_bytes(a) * (size_t)team.thread);
+    (a->dtype == KV_FLOAT32 ? heads32 : a->dtype == KV_BFLOAT16 ? heads_b : heads_h)(a, scores, team);
+}
 
 int attention(const Attention *a)
 {
-    const size_t stride = ((size_t)a->capacity + 15) / 16 * 16;
-    float *scores = aligned_alloc(64, stride * 4 * (size_t)a->threads);
-    if (!scores)
+    char *memory = aligned_alloc(64, attention_bytes(a));
+    if (!memory)
         return -1;
-#pragma omp parallel for num_threads((int)a->threads) schedule(static)
-    for (int64_t part = 0; part < a->threads; part++) {
-        float *mine = scores + stride * (size_t)part;
-        const int64_t all = a->rows * a->heads;
-        for (int64_t i = all * part / a->threads; i < all * (part + 1) / a->threads; i++) {
-            const int64_t row = i / a->heads, head = i % a->heads;
-            if (a->dtype == KV_FLOAT32)
-                head32(a, row, head, mine);
-            else if (a->dtype == KV_BFLOAT16)
-                head_b(a, row, head, mine);
-            else
-                head_h(a, row, head, mine);
-        }
-    }
-    free(scores);
+    Barrier barrier = { 0, 0 };
+#pragma omp parallel num_threads((int)a->threads)
+    attention_in_team(a, memory, my_team(&barrier));
+    free(memory);
     return 0;
 }
 #else

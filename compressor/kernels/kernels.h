@@ -2,6 +2,8 @@
 #ifndef TTGPT_KERNELS_H
 #define TTGPT_KERNELS_H
 
+#include <omp.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -13,36 +15,88 @@
 
 enum { ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_GELU_NEW };
 enum { KV_FLOAT32, KV_BFLOAT16, KV_FLOAT16 };
+enum { INSTRUCTIONS_AVX2, INSTRUCTIONS_VNNI }; /* which multiply; the results are bitwise the same */
 
-/* out [rows, n] = activation(norm(x) W^T + bias) + residual, W [n, k] in codes of 8 or 4 bits. */
+/* W [n, k] in codes of 8 or 4 bits, and what is added to its products. */
 typedef struct {
-    const float *x;               /* [rows, k] */
     const void *codes;            /* int8 [n, k], or [n, k / 2] bytes of two codes each */
     const uint16_t *scale;        /* bf16 [n, groups] */
     const float *bias;            /* [n] or NULL */
-    const float *norm_weight;     /* LayerNorm of x [k] or NULL for none */
-    const float *norm_bias;       /* [k] */
-    const float *residual;        /* [rows, n] or NULL */
-    float *out;                   /* [rows, n], apart from x */
-    int64_t rows, n, k, groups;   /* groups per row of 4-bit codes; 0 for 8 bits */
-    int64_t activation, threads;
+    int64_t n, k, groups;         /* groups per row of 4-bit codes; 0 for 8 bits */
+} Matrix;
+
+typedef struct {
+    const float *weight, *bias;   /* [k]; weight is NULL for none */
     float epsilon;
+} Norm;
+
+/* out [rows, n] = activation(norm(x) W^T + bias) + residual. */
+typedef struct {
+    const float *x;               /* [rows, k] */
+    Matrix w;
+    Norm norm;                    /* LayerNorm of x */
+    const float *residual;        /* [rows, n] or NULL */
+    float *out;                   /* [rows, n], apart from x and residual */
+    int64_t rows, activation, threads, instructions;
 } Linear;
 
-/* Attention of one new token per row to what its slot holds, itself included; keys and values are appended. */
+/* Causal attention of new tokens to what their slots hold, themselves included; keys and values are appended. */
 typedef struct {
     const float *qkv;             /* [rows, 3, heads, size] */
     void *keys, *values;          /* one layer [slots, heads, capacity, size] */
-    const int64_t *slots;         /* [rows] */
-    const int64_t *lengths;       /* tokens before the new one, per row [rows] */
+    const int64_t *slots;         /* of each token [rows] */
+    const int64_t *positions;     /* of each token in its slot [rows]; those of one slot are consecutive */
     float *out;                   /* [rows, heads, size] */
     int64_t rows, heads, size, capacity, dtype, threads;
     float scale;
 } Attention;
 
-/* Both return 0, or -1 if there is no memory for the intermediate results. */
+typedef struct {
+    Norm ln_1, ln_2;
+    Matrix c_attn, c_proj, c_fc, mlp_c_proj;
+    float scale;                  /* of the scores */
+} Block;
+
+/* All blocks of a decoder for new tokens, wherever these stand. */
+typedef struct {
+    const Block *blocks;
+    int64_t layers, activation;
+    float *x;                     /* [rows, heads * size], replaced by the result */
+    Attention attention;          /* of the first layer, without qkv, out and scale; the others' caches follow */
+    int64_t layer_bytes;          /* of one layer's keys */
+    int64_t instructions;
+} Stack;
+
+/* All return 0, or -1 if there is no memory for the intermediate results. */
 int linear(const Linear *task);
 int attention(const Attention *task);
+int stack(const Stack *task);
+
+/* Where threads wait for each other; zero at first. */
+typedef struct {
+    int64_t arrived, rounds;
+} Barrier;
+
+/* A thread's number in a team of threads that all call the same function; there may be fewer than were asked for. */
+typedef struct {
+    int64_t thread, threads;
+    Barrier *barrier;
+} Team;
+
+static inline Team my_team(Barrier *barrier)
+{
+    return (Team){ omp_get_thread_num(), omp_get_num_threads(), barrier };
+}
+
+/* Return once all threads of the team are here. OpenMP's barrier either spins for milliseconds, on a core that the
+ * others may need, or sleeps at once, which takes longer than the steps between barriers. */
+void wait_for_team(Team team);
+
+/* The same as above, as a team; `memory` has `*_bytes`, is aligned to 64 and shared. The results are there on return. */
+size_t linear_bytes(const Linear *task);
+void linear_in_team(const Linear *task, char *memory, Team team);
+size_t attention_bytes(const Attention *task);
+void attention_in_team(const Attention *task, char *memory, Team team);
 
 #ifdef TTGPT_AVX2
 /* Sum of 8 lanes, always in the same order. */

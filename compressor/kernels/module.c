@@ -27,21 +27,32 @@ static PyObject *result(int status)
 
 static PyObject *py_linear(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-    int64_t n[14];
+    int64_t n[15];
     float epsilon;
     int status;
-    if (!read_arguments(args, count, n, 14, &epsilon))
+    if (!read_arguments(args, count, n, 15, &epsilon))
         return NULL;
     const Linear task = {
-        .x = (const float *)n[0], .codes = (const void *)n[1], .scale = (const uint16_t *)n[2],
-        .bias = (const float *)n[3], .norm_weight = (const float *)n[4], .norm_bias = (const float *)n[5],
-        .residual = (const float *)n[6], .out = (float *)n[7], .rows = n[8], .n = n[9], .k = n[10],
-        .groups = n[11], .activation = n[12], .threads = n[13], .epsilon = epsilon,
+        .x = (const float *)n[0],
+        .w = { (const void *)n[1], (const uint16_t *)n[2], (const float *)n[3], n[4], n[5], n[6] },
+        .norm = { (const float *)n[7], (const float *)n[8], epsilon },
+        .residual = (const float *)n[9], .out = (float *)n[10], .rows = n[11], .activation = n[12],
+        .threads = n[13], .instructions = n[14],
     };
     Py_BEGIN_ALLOW_THREADS
     status = linear(&task);
     Py_END_ALLOW_THREADS
     return result(status);
+}
+
+/* The arguments that attention and a stack of blocks have in common. */
+static Attention attention_of(const int64_t n[10])
+{
+    return (Attention){
+        .keys = (void *)n[0], .values = (void *)n[1], .slots = (const int64_t *)n[2],
+        .positions = (const int64_t *)n[3], .rows = n[4], .heads = n[5], .size = n[6], .capacity = n[7],
+        .dtype = n[8], .threads = n[9],
+    };
 }
 
 static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -51,14 +62,53 @@ static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t 
     int status;
     if (!read_arguments(args, count, n, 12, &scale))
         return NULL;
-    const Attention task = {
-        .qkv = (const float *)n[0], .keys = (void *)n[1], .values = (void *)n[2], .slots = (const int64_t *)n[3],
-        .lengths = (const int64_t *)n[4], .out = (float *)n[5], .rows = n[6], .heads = n[7], .size = n[8],
-        .capacity = n[9], .dtype = n[10], .threads = n[11], .scale = scale,
-    };
+    Attention task = attention_of(n + 2);
+    task.qkv = (const float *)n[0];
+    task.out = (float *)n[1];
+    task.scale = scale;
     Py_BEGIN_ALLOW_THREADS
     status = attention(&task);
     Py_END_ALLOW_THREADS
+    return result(status);
+}
+
+/* Four matrices of six numbers each and two norms of two, per block; see Matrix and Norm in kernels.h. */
+enum { MATRIX_NUMBERS = 6, BLOCK_NUMBERS = 4 * MATRIX_NUMBERS + 2 * 2 };
+
+static Matrix matrix_of(const int64_t *n)
+{
+    return (Matrix){ (const void *)n[0], (const uint16_t *)n[1], (const float *)n[2], n[3], n[4], n[5] };
+}
+
+static PyObject *py_stack(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t n[17];
+    float epsilon;
+    int status;
+    if (!read_arguments(args, count, n, 17, &epsilon))
+        return NULL;
+    const int64_t layers = n[1];
+    Block *blocks = PyMem_Malloc((size_t)(layers ? layers : 1) * sizeof(Block));
+    if (!blocks)
+        return PyErr_NoMemory();
+    for (int64_t layer = 0; layer < layers; layer++) {
+        const int64_t *block = (const int64_t *)n[0] + layer * BLOCK_NUMBERS, *norms = block + 4 * MATRIX_NUMBERS;
+        blocks[layer] = (Block){
+            .ln_1 = { (const float *)norms[0], (const float *)norms[1], epsilon },
+            .ln_2 = { (const float *)norms[2], (const float *)norms[3], epsilon },
+            .c_attn = matrix_of(block), .c_proj = matrix_of(block + MATRIX_NUMBERS),
+            .c_fc = matrix_of(block + 2 * MATRIX_NUMBERS), .mlp_c_proj = matrix_of(block + 3 * MATRIX_NUMBERS),
+            .scale = ((const float *)n[2])[layer],
+        };
+    }
+    const Stack task = {
+        .blocks = blocks, .layers = layers, .activation = n[3], .x = (float *)n[4], .layer_bytes = n[5],
+        .instructions = n[6], .attention = attention_of(n + 7),
+    };
+    Py_BEGIN_ALLOW_THREADS
+    status = stack(&task);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(blocks);
     return result(status);
 }
 
@@ -71,10 +121,21 @@ static PyObject *py_supported(PyObject *self, PyObject *unused)
 #endif
 }
 
+static PyObject *py_instructions(PyObject *self, PyObject *unused)
+{
+#ifdef TTGPT_AVX2
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+        return PyLong_FromLong(INSTRUCTIONS_VNNI);
+#endif
+    return PyLong_FromLong(INSTRUCTIONS_AVX2);
+}
+
 static PyMethodDef methods[] = {
     { "linear", (PyCFunction)(void (*)(void))py_linear, METH_FASTCALL, "See Linear in kernels.h." },
     { "attention", (PyCFunction)(void (*)(void))py_attention, METH_FASTCALL, "See Attention in kernels.h." },
+    { "stack", (PyCFunction)(void (*)(void))py_stack, METH_FASTCALL, "See Stack in kernels.h." },
     { "supported", py_supported, METH_NOARGS, "Whether this CPU runs the kernels." },
+    { "instructions", py_instructions, METH_NOARGS, "The best set of instructions that this CPU has." },
     { NULL, NULL, 0, NULL },
 };
 

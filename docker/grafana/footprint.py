@@ -1,16 +1,19 @@
 """Footprint vs quality: what compression saved, and what it cost."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
-from panels import Text, board, grid, lines, number, scatter, stacked_bars
+from panels import POD_BYTES, Text, board, choice, grid, lines, number, scatter, stacked_bars
 
 M = 'model_name=~"$model"'
 COMPONENTS = "max by (model_name, component)"
 LOSS = ((None, "green"), (1.05, "yellow"), (1.5, "red"))
+POD = ((None, "green"), (POD_BYTES, "red"))
+VOLUME = ((None, "green"), (4 << 30, "red"))  # of artefacts, in k8s/
 
 
 def dashboard() -> Dashboard:
     """Return the dashboard."""
     made = board("Footprint vs quality", "ttgpt-footprint", "What compression saved, and what it cost.")
+    made.with_variable(choice("component", "Component", "label_values(ttgpt_model_weight_bytes, component)"))
     for part in (_models, _memory, _cost):
         part(made)
     return made
@@ -21,20 +24,45 @@ def _of_model(series: str) -> str:
     return f"max by (model_name) ({series}{{{M}}})"
 
 
+def _dense(expression: str) -> str:
+    """Return a number as a series of the model "dense fp32"."""
+    return f'label_replace({expression}, "model_name", "dense fp32", "", "")'
+
+
 def _models(made: Dashboard) -> None:
     size, loss = _of_model("model:ttgpt_weight_bytes:disk"), _of_model("model:ttgpt_perplexity_ratio:max")
     made.with_row(Row("Models"))
     text = Text(
         title="Bytes against perplexity",
-        description="One point per model. Down is better, left is smaller; 1 is the dense model's perplexity.",
+        description="One point per model, and one for the largest of them as dense fp32. Down is better, left is "
+        "smaller; 1 is the dense model's perplexity.",
         unit="short",
         steps=LOSS,
     )
-    made.with_panel(scatter(text, 12, ("weights", "decbytes", size), ("perplexity, times dense", "short", loss)))
+    dense = f"max(model:ttgpt_dense_equivalent_bytes:sum{{{M}}})"
+    made.with_panel(
+        scatter(
+            text,
+            12,
+            ("weights", "decbytes", f"{size} or {_dense(dense)}"),
+            ("perplexity, times dense", "short", f"{loss} or {_dense('vector(1)')}"),
+        )
+    )
+    text = Text(
+        title="Bytes of the chosen components against perplexity",
+        description="The same for the components chosen above, such as wte, the token table. Where one component alone "
+        "was compressed, this is what paid for it.",
+        unit="short",
+        steps=LOSS,
+    )
+    chosen = f'{COMPONENTS} (ttgpt_model_weight_bytes{{{M},component=~"$component",form="disk"}})'
+    part = f"sum by (model_name) ({chosen})"
+    made.with_panel(scatter(text, 12, ("weights", "decbytes", part), ("perplexity, times dense", "short", loss)))
     text = Text(
         title="Quality and size",
         description="As measured when each artefact was made, on the text that its manifest names.",
         unit="short",
+        steps=LOSS,
     )
     quality = {
         name: f'max by (model_name) (ttgpt_model_quality{{{M},metric="{metric}"}})'
@@ -53,18 +81,21 @@ def _models(made: Dashboard) -> None:
         ("KL, nats", "short", quality["KL, nats"]),
         ("top-1", "percentunit", quality["top-1"]),
     ]
-    made.with_panel(grid(text, 12, columns).height(12))
+    made.with_panel(grid(text, 24, columns, "times dense perplexity"))
     text = Text(
         title="Bytes per component",
-        description="Weights on disk by part of the model: token table, positions, attention, MLP, norms.",
+        description="Weights on disk by part of the model: token table, positions, attention, MLP, norms. Red is "
+        "the memory limit of the pods in k8s/.",
         unit="decbytes",
+        steps=POD,
     )
     weights = f'{COMPONENTS} (ttgpt_model_weight_bytes{{{M},form="disk"}})'
     made.with_panel(stacked_bars(text, 12, weights, "component"))
     text = Text(
         title="The same, dense",
-        description="What the same parts would take as dense fp32: compare the scale.",
+        description="What the same parts would take as dense fp32: compare the scale. Red as on the left.",
         unit="decbytes",
+        steps=POD,
     )
     dense = f"{COMPONENTS} (ttgpt_model_dense_equivalent_bytes{{{M}}})"
     made.with_panel(stacked_bars(text, 12, dense, "component"))
@@ -77,15 +108,17 @@ def _models(made: Dashboard) -> None:
     made.with_panel(number(text, 12, f"model:ttgpt_compression:ratio{{{M}}}", "{{model_name}}"))
     text = Text(
         title="Saved by this choice of models",
-        description="Dense fp32 bytes of all chosen models, less the bytes of their weights.",
+        description="Dense fp32 bytes of all chosen models, less the bytes of their weights; red is a loss.",
         unit="decbytes",
+        steps=((None, "red"), (0, "green")),
     )
     saved = f"sum(model:ttgpt_dense_equivalent_bytes:sum{{{M}}}) - sum(model:ttgpt_weight_bytes:disk{{{M}}})"
     made.with_panel(number(text, 6, saved))
     text = Text(
         title="Artefact",
-        description="All files: weights, tokenizer, configuration and manifest.",
+        description="All files: weights, tokenizer, configuration and manifest. Red does not fit the volume of k8s/.",
         unit="decbytes",
+        steps=VOLUME,
     )
     made.with_panel(number(text, 6, f"max by (model_name) (ttgpt_model_artifact_bytes{{{M}}})", "{{model_name}}"))
 
@@ -94,14 +127,16 @@ def _memory(made: Dashboard) -> None:
     made.with_row(Row("Memory"))
     text = Text(
         title="Memory against weights",
-        description="Resident memory of each process, and of that what weights and KV caches take. The rest is "
-        "interpreter, libraries and temporaries.",
+        description="Resident memory of each process, and of that what weights and caches take. The rest is "
+        "interpreter, libraries and temporaries. Red is the memory limit of the pods in k8s/.",
         unit="decbytes",
+        steps=POD,
     )
     queries = {
         "resident_memory__instance": "sum by (instance) (ttgpt_memory_rss_bytes)",
         "weights__instance": 'sum by (instance) (ttgpt_model_weight_bytes{form="resident"})',
         "KV_cache_when_full__instance": "sum by (instance) (ttgpt_kv_cache_bytes)",
+        "cache_of_contractions__instance": "sum by (instance) (ttgpt_core_cache_bytes)",
     }
     made.with_panel(lines(text, 12, **queries))
     text = Text(
@@ -113,16 +148,18 @@ def _memory(made: Dashboard) -> None:
     )
     made.with_panel(lines(text, 6, used__instance="instance:ttgpt_cgroup_memory:ratio"))
     text = Text(
-        title="Beyond weights and KV cache",
-        description="Resident memory less weights less KV caches; above 768 MB an alert fires.",
+        title="Beyond weights and caches",
+        description="Resident memory less weights, KV caches and the cache of contractions; above 400 MB an alert "
+        "fires.",
         unit="decbytes",
-        steps=((None, "green"), (768e6, "red")),
+        steps=((None, "green"), (400e6, "red")),
     )
     made.with_panel(lines(text, 6, overhead__instance="instance:ttgpt_memory_overhead:bytes"))
     text = Text(
         title="Control group",
-        description="Memory charged to the control group with its cached files, and its limit.",
-        unit="bytes",
+        description="Memory charged to the control group with its cached files, and its limit; red is that in k8s/.",
+        unit="decbytes",
+        steps=POD,
     )
     queries = {
         "current__instance": "ttgpt_cgroup_memory_current_bytes",
@@ -140,12 +177,13 @@ def _memory(made: Dashboard) -> None:
 
 def _cost(made: Dashboard) -> None:
     made.with_row(Row("What contraction costs"))
-    for metric, chosen, title, what in (
-        ("head", M, "Head, per step", "Multiplying the rows of one step by the output matrix, compressed or not."),
-        ("core_contraction", f'{M},op="rows"', "Contracting rows", "Making vectors of the token table of its cores."),
+    for op, title, what in (
+        ("head", "Head, per step", "Multiplying the rows of one step by the output matrix, compressed or not."),
+        ("rows", "Contracting rows", "Making those vectors of the token table of its cores that no cache has."),
     ):
         seconds, count, bucket = (
-            f"rate(ttgpt_{metric}_seconds_{kind}{{{chosen}}}[$__rate_interval])" for kind in ("sum", "count", "bucket")
+            f'rate(ttgpt_core_contraction_seconds_{kind}{{{M},op="{op}"}}[$__rate_interval])'
+            for kind in ("sum", "count", "bucket")
         )
         text = Text(
             title=title,

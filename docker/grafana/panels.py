@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models import xychart as xychart_models
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 Steps = Sequence[tuple[float | None, str]]
-CALM: Steps = ((None, "green"),)
+POD_BYTES = 512 << 20  # the memory limit of the pods in k8s/base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,30 @@ class Text:
         description: what is shown, and what to do about it.
         unit: Grafana's name of it.
         steps: from which value on which colour is shown; None is minus infinity.
+        bad: in the legends of those lines that any number of is bad; they are red.
     """
 
     title: str
     description: str
     unit: str
-    steps: Steps = CALM
+    steps: Steps
+    bad: str = ""
+
+
+def choice(name: str, label: str, query: str) -> QueryVariable:
+    """Return a variable of which any number of values can be chosen, at first all."""
+    return (
+        QueryVariable(name)
+        .label(label)
+        .datasource(SOURCE)
+        .query(query)
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(models.VariableOption(text="All", value="$__all", selected=True))
+    )
 
 
 def board(title: str, uid: str, description: str) -> Dashboard:
@@ -47,18 +65,7 @@ def board(title: str, uid: str, description: str) -> Dashboard:
         .timezone("browser")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
-        .with_variable(
-            QueryVariable("model")
-            .label("Model")
-            .datasource(SOURCE)
-            .query("label_values(ttgpt_model_info, model_name)")
-            .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
-            .sort(models.VariableSort.ALPHABETICAL_ASC)
-            .multi(True)
-            .include_all(True)
-            .all_value(".*")
-            .current(models.VariableOption(text="All", value="$__all", selected=True))
-        )
+        .with_variable(choice("model", "Model", "label_values(ttgpt_model_info, model_name)"))
     )
 
 
@@ -72,9 +79,11 @@ def lines(text: Text, width: int, **queries: str) -> timeseries.Panel:
         .calcs(["lastNotNull", "max"])
     )
     panel = panel.fill_opacity(8).line_width(1).show_points(common_models.VisibilityMode.NEVER).min(0)
-    if len(text.steps) > 1:
-        style = common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
-        panel = panel.thresholds_style(style)
+    style = common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
+    panel = panel.thresholds_style(style)
+    if text.bad:
+        red = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": "red"})
+        panel = panel.override_by_regexp(f"/{text.bad}/", [red])
     for index, (legend, expression) in enumerate(queries.items()):
         panel = panel.with_target(_query(index, expression).range().legend_format(_legend(legend)))
     return panel
@@ -101,11 +110,12 @@ def stacked_bars(text: Text, width: int, expression: str, by: str) -> barchart.P
     )
 
 
-def grid(text: Text, width: int, columns: Sequence[tuple[str, str, str]]) -> table.Panel:
-    """Return a row per model; columns are title, unit and expression."""
+def grid(text: Text, width: int, columns: Sequence[tuple[str, str, str]], coloured: str) -> table.Panel:
+    """Return a row per model; columns are title, unit and expression; the steps hold for the coloured one."""
     panel = _described(table.Panel(), text, width)
     for name, unit, _ in columns:
-        panel = panel.override_by_name(name, [models.DynamicConfigValue(id_val="unit", value=unit)])
+        properties = {"unit": unit} | ({"custom.cellOptions": {"type": "color-text"}} if name == coloured else {})
+        panel = panel.override_by_name(name, [models.DynamicConfigValue(i, v) for i, v in properties.items()])
     for index, (_, _, expression) in enumerate(columns):
         panel = panel.with_target(_table_query(index, expression))
     for transformation in _joined([name for name, _, _ in columns]):

@@ -4,6 +4,8 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from panels import Text, board, lines, number
 
 M = 'model_name=~"$model"'
+ANY_IS_BAD = ((None, "green"), (0.001, "red"))
+SOME_IS_GOOD = ((None, "yellow"), (1, "green"))
 RATE = "[$__rate_interval]"
 
 
@@ -24,7 +26,12 @@ def _overview(made: Dashboard) -> None:
         title="Replicas", description="That answer Prometheus.", unit="short", steps=((None, "red"), (1, "green"))
     )
     made.with_panel(number(replicas, 6, 'sum(up{job="ttgpt"})'))
-    tokens = Text(title="Tokens per second", description="Generated, by all chosen models.", unit="short")
+    tokens = Text(
+        title="Tokens per second",
+        description="Generated, by all chosen models; yellow is idle.",
+        unit="short",
+        steps=SOME_IS_GOOD,
+    )
     made.with_panel(number(tokens, 6, f"sum(rate(ttgpt_generation_tokens_total{{{M}}}{RATE}))"))
     waiting = Text(
         title="Waiting",
@@ -44,10 +51,18 @@ def _overview(made: Dashboard) -> None:
 
 def _rates(made: Dashboard) -> None:
     made.with_row(Row("Rates"))
-    text = Text(title="Requests", description="Answers per second by route and class of status.", unit="reqps")
+    text = Text(
+        title="Requests",
+        description="Answers per second by route and class of status. Red are our failures; above 1 % an alert fires.",
+        unit="reqps",
+        steps=ANY_IS_BAD,
+        bad="5xx",
+    )
     by_route = f"sum by (handler, status) (rate(ttgpt_http_requests_total{RATE}))"
     made.with_panel(lines(text, 8, __handler__status=by_route))
-    text = Text(title="Tokens", description="Read (prompts) and generated per second.", unit="short")
+    text = Text(
+        title="Tokens", description="Read (prompts) and generated per second.", unit="short", steps=SOME_IS_GOOD
+    )
     made.with_panel(
         lines(
             text,
@@ -58,8 +73,10 @@ def _rates(made: Dashboard) -> None:
     )
     text = Text(
         title="How generations end",
-        description="stop: the text was over; length: the bound on tokens; abort: the client went away.",
+        description="stop: the text was over; length: the bound on tokens; abort: the client went away (red).",
         unit="reqps",
+        steps=ANY_IS_BAD,
+        bad="abort",
     )
     ended = _per_model("request_success_total", "model_name, finished_reason")
     made.with_panel(lines(text, 8, __model_name__finished_reason=ended))
@@ -85,8 +102,10 @@ def _queue(made: Dashboard) -> None:
     made.with_row(Row("Queue and batch"))
     text = Text(
         title="Requests",
-        description="Being worked on, and waiting for a slot; waiting for five minutes fires an alert.",
+        description="Being worked on, and waiting for a slot; waiting for five minutes fires an alert. Yellow is "
+        "TTGPT_MAX_BATCH, red TTGPT_MAX_WAITING, at their defaults.",
         unit="short",
+        steps=((None, "green"), (8, "yellow"), (128, "red")),
     )
     made.with_panel(
         lines(
@@ -98,8 +117,9 @@ def _queue(made: Dashboard) -> None:
     )
     text = Text(
         title="Tokens per step",
-        description="Requests that share a step, on average: near TTGPT_MAX_BATCH the batch is full.",
+        description="Requests that share a step, on average: near TTGPT_MAX_BATCH (8 by default) the batch is full.",
         unit="short",
+        steps=((None, "green"), (8, "yellow")),
     )
     steps = _per_model("decode_steps_total")
     mean = f"{_per_model('generation_tokens_total')} / ({steps} > 0)"
@@ -107,8 +127,11 @@ def _queue(made: Dashboard) -> None:
     made.with_panel(lines(text, 8, mean__model_name=mean, latest__model_name=latest))
     text = Text(
         title="Refused",
-        description="queue_*: overload. invalid, too_large, unauthorized: the client's mistake. draining: stopping.",
+        description="queue_*: overload. invalid, too_large, unauthorized: the client's mistake. draining: stopping. "
+        "Red are those for lack of room.",
         unit="reqps",
+        steps=ANY_IS_BAD,
+        bad="queue_",
     )
     refused = f"sum by (reason) (rate(ttgpt_requests_rejected_total{RATE}))"
     made.with_panel(lines(text, 8, __reason=refused))
@@ -121,7 +144,11 @@ def _queue(made: Dashboard) -> None:
     made.with_panel(lines(text, 8, __model_name=f"max by (model_name) (ttgpt_kv_cache_usage_ratio{{{M}}})"))
     for metric, title in (("prompt", "Length of prompts"), ("generation", "Length of continuations")):
         text = Text(
-            title=title, description="Half of the requests have at most so many tokens, 95 % at most.", unit="short"
+            title=title,
+            description="Half of the requests have at most so many tokens, 95 % at most. Yellow is the context of "
+            "gpt2-mini, red that of GPT-2.",
+            unit="short",
+            steps=((None, "green"), (512, "yellow"), (1024, "red")),
         )
         buckets = _per_model(f"request_{metric}_tokens_bucket", "model_name, le")
         quantiles = {f"p{share}__model_name": f"histogram_quantile(0.{share}, {buckets})" for share in (50, 95)}
@@ -131,12 +158,24 @@ def _queue(made: Dashboard) -> None:
 def _cache(made: Dashboard) -> None:
     made.with_row(Row("Cache of contractions"))
     text = Text(
-        title="Asked",
-        description="Look-ups per second by tier and result. bypass: contracting was measured to be faster.",
+        title="Values asked for",
+        description="Contracted values looked for per second, by tier and result. bypass: contracting is "
+        "faster, as measured; error (red): it was contracted instead.",
         unit="reqps",
+        steps=ANY_IS_BAD,
+        bad="error",
     )
     asked = f"sum by (tier, result) (rate(ttgpt_core_cache_requests_total{RATE}))"
-    made.with_panel(lines(text, 8, __tier__result=asked))
+    made.with_panel(lines(text, 6, __tier__result=asked))
+    text = Text(
+        title="Answers asked for",
+        description="Whole answers looked for per second, where TTGPT_CACHE_ANSWERS is on. Red are failures of Redis.",
+        unit="reqps",
+        steps=ANY_IS_BAD,
+        bad="error",
+    )
+    answers = f"sum by (tier, result) (rate(ttgpt_answer_cache_requests_total{RATE}))"
+    made.with_panel(lines(text, 6, __tier__result=answers))
     text = Text(
         title="How long it takes",
         description="Mean time by tier and operation; Redis is given up after 50 ms.",
@@ -145,16 +184,21 @@ def _cache(made: Dashboard) -> None:
     )
     seconds = f"sum by (tier, op) (rate(ttgpt_core_cache_operation_seconds_sum{RATE}))"
     count = f"sum by (tier, op) (rate(ttgpt_core_cache_operation_seconds_count{RATE}))"
-    made.with_panel(lines(text, 8, __tier__op=f"{seconds} / {count}"))
-    text = Text(title="Size", description="Bytes in the process's own tier.", unit="decbytes")
-    made.with_panel(lines(text, 4, __instance="sum by (instance) (ttgpt_core_cache_bytes)"))
+    made.with_panel(lines(text, 6, __tier__op=f"{seconds} / {count}"))
+    text = Text(
+        title="Size",
+        description="Bytes in the process's own tier; yellow is TTGPT_CACHE_BYTES at its default.",
+        unit="decbytes",
+        steps=((None, "green"), (64 << 20, "yellow")),
+    )
+    made.with_panel(lines(text, 3, __instance="sum by (instance) (ttgpt_core_cache_bytes)"))
     text = Text(
         title="Breaker",
         description="1: Redis is not asked, because it failed; every replica contracts for itself.",
         unit="short",
         steps=((None, "green"), (1, "red")),
     )
-    made.with_panel(number(text, 4, "max by (instance) (ttgpt_core_cache_breaker_open)", "{{instance}}").height(8))
+    made.with_panel(number(text, 3, "max by (instance) (ttgpt_core_cache_breaker_open)", "{{instance}}").height(8))
 
 
 def _cpu(made: Dashboard) -> None:
@@ -163,6 +207,7 @@ def _cpu(made: Dashboard) -> None:
         title="Threads",
         description="Of one matrix product: the cores of the quota, rounded down.",
         unit="short",
+        steps=((None, "red"), (1, "green")),
     )
     made.with_panel(lines(text, 12, __instance="ttgpt_compute_threads"))
     text = Text(

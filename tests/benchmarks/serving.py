@@ -91,11 +91,11 @@ def body(new_tokens: int, **parameters: object) -> str:
     return json.dumps({"inputs": PROMPT, "parameters": {"max_new_tokens": new_tokens, **parameters}})
 
 
-def ask(url: str, content: str) -> dict[str, Any]:
-    """Return the answer to one request."""
+def ask(url: str, content: str, seconds: float = 300) -> dict[str, Any]:
+    """Return the answer to one request, which may take so long."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/generate", content.encode(), headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
         result: dict[str, Any] = json.load(answer)
     return result
 

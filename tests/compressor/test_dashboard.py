@@ -25,6 +25,13 @@ ttgpt_model_quality{model_name="small",metric="perplexity_ratio",text="a.txt"} 1
 ttgpt_model_quality{model_name="edited",metric="perplexity",text="a.txt"} 30
 # TYPE ttgpt_kv_cache_bytes gauge
 ttgpt_kv_cache_bytes{model_name="small"} 7e6
+# TYPE ttgpt_core_contraction_seconds histogram
+ttgpt_core_contraction_seconds_count{model_name="small",op="head"} 4
+ttgpt_core_contraction_seconds_sum{model_name="small",op="head"} 0.002
+ttgpt_core_contraction_seconds_count{model_name="small",op="rows"} 0
+ttgpt_core_contraction_seconds_sum{model_name="small",op="rows"} 0
+# TYPE ttgpt_core_cache_bytes gauge
+ttgpt_core_cache_bytes 3e6
 # TYPE ttgpt_memory_rss_bytes gauge
 ttgpt_memory_rss_bytes 9e7
 """
@@ -58,7 +65,9 @@ def test_what_the_metrics_say() -> None:
     small = snapshot.models["small"]
     assert (small.size, small.resident, small.dense, small.kv_cache) == (3e6, 4e6, 12e6, 7e6)
     assert small.quality == {"perplexity_ratio": 1.25}
-    assert snapshot.memory == {"memory_rss": 9e7}
+    assert (small.contraction_ms("head"), small.contraction_ms("rows")) == (0.5, 0)
+    assert snapshot.models["edited"].contraction_ms("head") == 0
+    assert snapshot.memory == {"memory_rss": 9e7, "core_cache": 3e6}
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
@@ -93,6 +102,10 @@ def test_metrics_of_somebody_else(text: str, hint: str) -> None:
 def test_urls_that_do_not_lead_to_metrics(url: str) -> None:
     with pytest.raises(ValueError, match="url"):
         fetch(url)
+
+
+def test_the_address_of_a_service_will_do(url: str) -> None:
+    assert fetch(url.removesuffix("/metrics")) == fetch(url.removesuffix("metrics")) == TEXT
 
 
 def test_the_command(url: str, tmp_path: Path) -> None:

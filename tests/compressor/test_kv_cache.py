@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from compressor.kv_cache import KV_DTYPES, KVCache
 from tests.conftest import TINY, tiny_model
@@ -55,6 +56,18 @@ def test_keys_and_values_are_rounded_to_the_caches_dtype_and_no_further(model: G
     found = torch.cat([model(chunk, cache) for chunk in ids.split([4, 1, 1, 6], 1)], 1)
     expected = model(ids)
     assert (found - expected).norm() <= KV_CACHE[dtype] * expected.norm()
+
+
+@torch.inference_mode()
+def test_what_fp16_cannot_hold_is_held_as_its_largest_number(model: GPT2) -> None:
+    name = "h.0.attn.c_attn"
+    codecs = ("fp32", "int8")
+    for codec in codecs:
+        huge = Dense.of(1e6 * model.matrices()[name].dense(), codec)
+        cache = model.new_cache(rows=1, capacity=4, dtype=torch.float16)
+        hidden = model.with_matrices({name: huge})(_ids(1, 3), cache)
+        assert torch.isfinite(hidden).all()
+        assert cache.keys[0, :, :, :3].abs().max() == torch.finfo(torch.float16).max
 
 
 def test_the_bytes_of_a_token_are_known_before_the_cache_is_made(model: GPT2) -> None:

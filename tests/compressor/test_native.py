@@ -72,6 +72,16 @@ def test_a_row_is_bitwise_the_same_in_any_batch_and_with_any_number_of_threads(
 
 
 @needs_kernels
+@pytest.mark.skipif(native.INSTRUCTIONS == 0, reason="this CPU has no AVX-512 VNNI to compare AVX2 with")
+@pytest.mark.parametrize(("codec", "out", "columns"), CASES)
+@pytest.mark.parametrize("rows", [1, 3, 4, 6])
+def test_every_set_of_instructions_gives_bitwise_the_same(codec: str, out: int, columns: int, rows: int) -> None:
+    _, codes = _coded(codec, out, columns)
+    x = _normal(rows, columns, seed=1)
+    assert torch.equal(native.linear(x, codes, instructions=0), native.linear(x, codes))
+
+
+@needs_kernels
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu_new"])
 def test_what_surrounds_a_product_is_what_torch_computes(activation: native.Activation) -> None:
     coded, codes = _coded("int8", 50, 96)
@@ -139,6 +149,25 @@ def test_a_step_is_bitwise_the_same_alone_and_in_any_batch(model: GPT2, dtype: t
             at = int(cache.lengths[places[slot]] - lengths[slot]) - 1
             if at == t:  # it has had the same tokens as alone
                 assert torch.equal(logits[row], alone[slot][at][0])
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_a_text_is_bitwise_the_same_however_it_is_cut_and_whatever_is_read_beside_it(model: GPT2) -> None:
+    model = model.prepared("stored")
+    texts = torch.randint(TINY.vocab_size, (3, 24), generator=torch.Generator().manual_seed(0))
+    whole = [model(text.unsqueeze(0), model.new_cache(1, 24))[0] for text in texts]
+    cache = model.new_cache(4, 24)
+    slots = torch.tensor([2, 0, 3])
+    for cuts in ([1, 9, 4], [6, 1, 0], [17, 14, 20]):
+        counts, before = torch.tensor(cuts), cache.lengths[slots].tolist()
+        parts = [text[b : b + n] for text, b, n in zip(texts, before, cuts, strict=True)]
+        found = model.packed(torch.cat(parts), cache, slots, counts).split(cuts)
+        for hidden, b, n, expected in zip(found, before, cuts, whole, strict=True):
+            assert torch.equal(hidden, expected[b : b + n])
+    assert cache.lengths[slots].tolist() == [24, 24, 24]
+    with pytest.raises(ValueError, match="25 tokens exceed the capacity of 24"):
+        model.packed(torch.tensor([1]), cache, slots[:1], torch.tensor([1]))
 
 
 @torch.inference_mode()

@@ -240,3 +240,40 @@ def test_the_outer_formats_path_decides() -> None:
     ready = prepared(form.recoded("int8").with_path("factors"))
     assert {coded.codec.name for coded in ready.coded().values()} == {"fp32"}
     assert "base.1.core_0" in ready.coded()
+
+
+def _factors(permute: bool = True) -> TTMatrix:
+    return compress(tiny_model().wte.dense(), Config(rank=8, permute=permute)).recoded("fp32").with_path("factors")
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+def test_given_products_of_cores_change_nothing_but_the_rounding(permuted: bool) -> None:
+    form = _factors(permuted)
+    shapes = form.product_shapes(300)
+    assert shapes
+    products = {span: form.product(span) for span in shapes}
+    assert {span: tuple(product.shape) for span, product in products.items()} == shapes
+    quick = form.with_products(products)
+    for rows in (1, 2, 3, 8, 9, 64, 300):
+        x = torch.randn(rows, form.in_features, generator=torch.Generator().manual_seed(rows))
+        expected = form.matmul(x)
+        assert (quick.matmul(x) - expected).norm() <= ROUNDING * expected.norm()
+        assert torch.equal(quick.matmul(x.double()), form.matmul(x.double()))  # the products are fp32: not for this
+
+
+def test_given_products_are_used_instead_of_the_cores() -> None:
+    form = _factors()
+    zero = form.with_products({span: torch.zeros(shape) for span, shape in form.product_shapes(1).items()})
+    assert not zero.matmul(torch.ones(1, form.in_features)).any()
+
+
+def test_products_of_other_cores_are_refused() -> None:
+    form = _factors()
+    (span, shape), *_ = form.product_shapes(1).items()
+    with pytest.raises(ValueError, match="product"):
+        form.with_products({span: torch.zeros(*shape[:-1], shape[-1] + 1)})
+    with pytest.raises(ValueError, match="fp32"):
+        form.with_products({span: torch.zeros(shape, dtype=torch.float64)})
+    with pytest.raises(ValueError, match="at least two"):
+        form.product((0, 1))
+    assert form.with_path("dense").product_shapes(8) == {}

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tests.deploy.manifests import ROOT
@@ -63,6 +64,12 @@ def stages(name: str) -> dict[str, Stage]:
         else:
             current.instructions.append((word, argument.strip()))
     return found | {"": current}
+
+
+def ignored(folder: str, names: list[str]) -> set[str]:
+    """Return which names in a folder never reach a build, by the patterns of .dockerignore for any depth."""
+    patterns = re.findall(r"^\*\*/(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    return {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
 
 
 def dockerfiles() -> list[Path]:

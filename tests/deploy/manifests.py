@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("base", "overlays/dev", "overlays/prod")
-COMPONENTS = ("image-volume", "artifact-volume", "queue-autoscaling", "monitoring")
+COMPONENTS = ("image-volume", "queue-autoscaling", "monitoring")
 
 Manifest = dict[str, Any]
 

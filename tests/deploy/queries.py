@@ -17,7 +17,7 @@ RULES: list[dict[str, Any]] = [
 ]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 # What Grafana would put in: all models, and a window of a few scrapes.
-VARIABLES = {"$model": ".*", "$__rate_interval": "15s"}
+VARIABLES = {"$model": ".*", "$component": ".*", "$__rate_interval": "15s"}
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:

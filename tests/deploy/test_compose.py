@@ -11,6 +11,7 @@ import yaml
 
 from service.app import create_app
 from service.settings import Settings
+from tests.deploy.build_script import run_twice
 from tests.deploy.dockerfile import stages
 from tests.deploy.manifests import ROOT
 from tests.tools import debian_program
@@ -49,8 +50,7 @@ def test_the_settings_are_valid() -> None:
 
 
 def test_the_cache_is_found_by_the_setting_for_it() -> None:
-    for name in (name for name in Settings.model_fields if "redis" in name and "url" in name):
-        assert "redis:6379" in _variables("service")[f"TTGPT_{name.upper()}"]
+    assert _variables("service")["TTGPT_REDIS_URL"].startswith("redis://redis:6379")
 
 
 def test_both_see_the_same_models() -> None:
@@ -59,6 +59,12 @@ def test_both_see_the_same_models() -> None:
     assert "models:/models:ro" in SERVICES["service"]["volumes"]
     assert "models" in COMPOSE["volumes"]
     assert SERVICES["service"]["depends_on"]["compressor"]["condition"] == "service_completed_successfully"
+
+
+def test_it_compresses_once(tmp_path: Path) -> None:
+    command = [word.replace("$$", "$") for word in SERVICES["compressor"]["entrypoint"]]
+    told, out = run_twice(command, _variables("compressor"), tmp_path)
+    assert told == [f"compress gpt2-mini --method quantize --out {out}", ""]
 
 
 @pytest.mark.parametrize("name", ["compressor", "service"])

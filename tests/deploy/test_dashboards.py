@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.manifests import ROOT
+from tests.deploy.manifests import ROOT, container, rendered
 from tests.deploy.queries import DASHBOARDS, RECORDED, panels, recorded, shown
 
 PANELS = [(name, panel) for name, board in DASHBOARDS.items() for panel in panels(board)]
@@ -39,7 +39,11 @@ def test_every_panel_explains_itself(name: str, panel: dict[str, Any]) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     assert len(panel["description"]) > 10
     assert defaults["unit"]
-    assert defaults["thresholds"]["steps"][0]["value"] is None
+    first, *others = [step["value"] for step in defaults["thresholds"]["steps"]]
+    assert first is None
+    assert others
+    assert others == sorted(others)
+    assert panel.get("options", {}).get("legend", {"showLegend": True})["showLegend"] is True
     assert panel["datasource"]["uid"] == "${datasource}"
     assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
     for target in panel["targets"]:
@@ -55,3 +59,9 @@ def test_no_two_panels_of_a_dashboard_have_one_title_and_place() -> None:
 
 def test_what_rules_record_is_what_dashboards_ask_for() -> None:
     assert {name for expression in shown() for name in recorded(expression)} <= RECORDED
+
+
+def test_the_memory_limit_that_is_drawn_is_the_pods() -> None:
+    memory = container(rendered("base"))["resources"]["limits"]["memory"]
+    steps = {panel["title"]: panel["fieldConfig"]["defaults"]["thresholds"]["steps"] for _, panel in PANELS}
+    assert steps["Memory against weights"][1]["value"] == int(memory.removesuffix("Mi")) << 20

@@ -75,6 +75,18 @@ def _closure(lines: list[str]) -> set[str]:
     return {name for name, _ in seen}
 
 
+@pytest.mark.parametrize("name", ["service", "compressor"])
+def test_the_compiler_stays_in_the_build_stage(name: str) -> None:
+    found = stages(name)
+    assert "slim" not in found["build"].image  # the slim image has no compiler
+    assert {stage.image for stage in found.values() if stage.parent is None and "python" in stage.image} == {
+        found["build"].image,
+        found[name].image,
+    }
+    assert "slim" in found[name].image
+    assert any("import torch, compressor._kernels" in run for run in found["build"].every("RUN"))
+
+
 @BOTH
 def test_the_final_stage_installs_nothing(stage: Stage) -> None:
     assert not [run for run in stage.every("RUN") if re.search(r"\b(apt-get|pip|apk|gcc)\b", run)]

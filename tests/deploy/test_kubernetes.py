@@ -10,11 +10,13 @@ import pytest
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
+from tests.benchmarks import sizing
+from tests.deploy.build_script import run_twice
 from tests.deploy.dockerfile import stages
-from tests.deploy.manifests import ROOT, Manifest, combined, container, one, pod, pods, rendered, settings_map
+from tests.deploy.manifests import ROOT, combined, container, one, pod, pods, rendered, settings_map
 
 OVERLAYS = pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/prod"])
-START_SECONDS = 4  # measured with gpt2-mini in int8 on a busy machine of two cores
+(MEASURED,) = (row for row in sizing.read()["rows"] if (row["model"], row["preset"]) == ("gpt2-mini", "int8"))
 
 
 def _settings(overlay: str) -> Settings:
@@ -39,9 +41,8 @@ def test_no_secret_is_a_plain_setting(overlay: str) -> None:
 @OVERLAYS
 def test_the_cache_is_found_by_the_setting_for_it(overlay: str) -> None:
     redis = one(rendered(overlay), "Service", "redis")
-    address = f"redis:{redis['spec']['ports'][0]['port']}"
-    for name in (name for name in Settings.model_fields if "redis" in name and "url" in name):
-        assert address in settings_map(rendered(overlay))[f"TTGPT_{name.upper()}"]
+    address = f"redis://{redis['metadata']['name']}:{redis['spec']['ports'][0]['port']}"
+    assert settings_map(rendered(overlay))["TTGPT_REDIS_URL"].startswith(address)
 
 
 @OVERLAYS
@@ -68,7 +69,7 @@ def test_the_probes_ask_routes_that_exist(overlay: str, tiny_artifact: Path) -> 
     for probe in probes.values():
         assert "get" in routes[probe["httpGet"]["path"]]
         assert probe["httpGet"]["port"] == service["ports"][0]["name"]
-    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * START_SECONDS
+    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * MEASURED["start_seconds"]
     assert probes["readiness"]["failureThreshold"] == 1  # a draining pod gets no more requests at once
 
 
@@ -77,6 +78,19 @@ def test_draining_fits_into_the_grace_period(overlay: str) -> None:
     pre_stop = container(rendered(overlay))["lifecycle"]["preStop"]["sleep"]["seconds"]
     grace = pod(rendered(overlay))["terminationGracePeriodSeconds"]
     assert grace >= math.ceil(1.5 * (_settings(overlay).drain_seconds + pre_stop))
+
+
+@OVERLAYS
+def test_what_was_measured_fits(overlay: str) -> None:
+    memory = container(rendered(overlay))["resources"]["limits"]["memory"]
+    assert memory == f"{sizing.request_mib(MEASURED)}Mi"
+    assert MEASURED["drain_seconds"] < _settings(overlay).drain_seconds
+
+
+def test_compressing_fits_into_the_job() -> None:
+    (writer,) = one(rendered("base"), "Job", "ttgpt-compress")["spec"]["template"]["spec"]["containers"]
+    peaks = [row["compress_bytes"] for row in sizing.read()["rows"] if row["compress_bytes"]]
+    assert int(writer["resources"]["limits"]["memory"].removesuffix("Gi")) << 30 >= max(peaks)
 
 
 @OVERLAYS
@@ -95,13 +109,46 @@ def test_the_artefact_is_put_where_the_service_looks(overlay: str) -> None:
     (mount,) = (m for m in container(rendered(overlay))["volumeMounts"] if m["name"] == "models")
     assert models.parent == Path(mount["mountPath"])
     assert mount["readOnly"] is True
-    (init,) = pod(rendered(overlay))["initContainers"]
+
+
+def test_production_copies_the_artefact_out_of_its_image() -> None:
+    manifests = rendered("overlays/prod")
+    (init,) = pod(manifests)["initContainers"]
     (target,) = (m["mountPath"] for m in init["volumeMounts"] if m["name"] == "models")
-    if overlay == "overlays/dev":
-        assert f"{target}/{models.name}" in init["command"]
-    else:
-        assert init["command"][-1] == target
-        assert f"NAME={models.name}" in stages("compressor")["artifact"].every("ARG")
+    (models,) = _settings("overlays/prod").models
+    assert init["image"].startswith("ttgpt-artifact:")
+    assert init["command"][-2:] == ["/models/.", target]
+    assert f"NAME={models.name}" in stages("compressor")["artifact"].every("ARG")
+    assert not {"Job", "PersistentVolumeClaim"} & {m["kind"] for m in manifests}
+
+
+@pytest.mark.parametrize("overlay", ["base", "overlays/dev"])
+def test_the_job_writes_what_the_pods_wait_for_and_read(overlay: str) -> None:
+    manifests = rendered(overlay)
+    (config,) = (
+        source["configMapRef"]["name"] for source in container(manifests)["envFrom"] if "configMapRef" in source
+    )
+    (waiting,) = pod(manifests)["initContainers"]
+    assert waiting["envFrom"] == [{"configMapRef": {"name": config}}]
+    assert "$TTGPT_MODELS/manifest.json" in waiting["command"][-1]
+    job = one(manifests, "Job", "ttgpt-compress")["spec"]
+    (writer,) = job["template"]["spec"]["containers"]
+    (out,) = (variable["valueFrom"] for variable in writer["env"] if variable["name"] == "OUT")
+    assert out == {"configMapKeyRef": {"name": config, "key": "TTGPT_MODELS"}}
+    assert job["ttlSecondsAfterFinished"] > 0  # its template cannot be changed while it is there
+    claim = one(manifests, "PersistentVolumeClaim", "ttgpt-models")["metadata"]["name"]
+    for spec in (job["template"]["spec"], pod(manifests)):
+        (volume,) = (v for v in spec["volumes"] if v["name"] == "models")
+        assert volume["persistentVolumeClaim"]["claimName"] == claim
+    places = {c["volumeMounts"][0]["mountPath"] for c in (writer, waiting, container(manifests))}
+    assert places == {str(_settings(overlay).models[0].parent)}
+
+
+def test_the_job_compresses_once(tmp_path: Path) -> None:
+    (writer,) = one(rendered("base"), "Job", "ttgpt-compress")["spec"]["template"]["spec"]["containers"]
+    given = {variable["name"]: variable["value"] for variable in writer["env"] if "value" in variable}
+    told, out = run_twice(writer["command"], given, tmp_path)
+    assert told == [f"compress gpt2-mini --method quantize --out {out}", ""]
 
 
 @OVERLAYS
@@ -159,6 +206,7 @@ def test_production_has_three_replicas_that_scale_and_spread() -> None:
 def test_development_has_one_replica_that_does_not_scale() -> None:
     manifests = rendered("overlays/dev")
     assert one(manifests, "Deployment")["spec"]["replicas"] == 1
+    assert one(manifests, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}  # one node mounts the volume
     assert "HorizontalPodAutoscaler" not in {m["kind"] for m in manifests}
 
 
@@ -167,9 +215,6 @@ def test_a_component_follows_the_images_of_its_overlay(tmp_path: Path) -> None:
     spec = pod(combined(tmp_path, "image-volume", images))
     assert "initContainers" not in spec
     assert spec["volumes"][0]["image"]["reference"] == "elsewhere/artifact:7"
-    images = "images: [{name: ttgpt-service, newName: elsewhere/service, newTag: '7'}]\n"
-    spec = pod(combined(tmp_path, "artifact-volume", images))
-    assert {c["image"] for c in [*spec["initContainers"], *spec["containers"]]} == {"elsewhere/service:7"}
 
 
 def test_an_image_volume_is_mounted_by_the_folder_of_the_image(tmp_path: Path) -> None:
@@ -178,22 +223,6 @@ def test_an_image_volume_is_mounted_by_the_folder_of_the_image(tmp_path: Path) -
     assert stages("compressor")[""].every("COPY") == [
         f"--from=artifact-build {mount['mountPath']} {mount['mountPath']}"
     ]
-
-
-def test_the_job_writes_what_the_pods_wait_for_and_read(tmp_path: Path) -> None:
-    manifests = combined(tmp_path, "artifact-volume")
-    (out,) = (v["value"] for v in _job(manifests)["containers"][0]["env"] if v["name"] == "OUT")
-    assert out == settings_map(manifests)["TTGPT_MODELS"]
-    waiting = pod(manifests)["initContainers"][0]
-    assert f"{waiting['volumeMounts'][0]['mountPath']}/{Path(out).name}/manifest.json" in waiting["command"][-1]
-    claim = one(manifests, "PersistentVolumeClaim", "ttgpt-models")["metadata"]["name"]
-    volumes = [*pod(manifests)["volumes"], *_job(manifests)["volumes"]]
-    assert [v["persistentVolumeClaim"]["claimName"] for v in volumes if v["name"] == "models"] == [claim, claim]
-
-
-def _job(manifests: tuple[Manifest, ...]) -> Manifest:
-    spec: Manifest = one(manifests, "Job", "ttgpt-compress")["spec"]["template"]["spec"]
-    return spec
 
 
 def test_the_queue_scales_in_place_of_the_cpu_alone(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import re
 
-from tests.deploy.manifests import COMPONENTS, OVERLAYS, ROOT
+from service.settings import Settings
+from tests.deploy.manifests import COMPONENTS, OVERLAYS, ROOT, container, one, rendered
 
 README = (ROOT / "README.md").read_text()
-DEPLOY, WATCH = (README.partition(f"## {title}\n")[2].partition("\n## ")[0] for title in ("Deploy", "Watch"))
+DEPLOY, OPERATE = (README.partition(f"## {title}\n")[2].partition("\n## ")[0] for title in ("Deploy", "Operate"))
 
 
 def test_every_file_it_names_exists() -> None:
@@ -14,8 +15,8 @@ def test_every_file_it_names_exists() -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_every_file_of_watching_exists() -> None:
-    named = re.findall(r"\b(?:docker)/[\w./-]*\w", WATCH)
+def test_every_file_of_operating_exists() -> None:
+    named = re.findall(r"\b(?:docker)/[\w./-]*\w", OPERATE)
     assert len(named) >= 3
     assert [path for path in named if not (ROOT / path).exists()] == []
 
@@ -23,3 +24,11 @@ def test_every_file_of_watching_exists() -> None:
 def test_every_overlay_and_component_is_named() -> None:
     folders = [overlay for overlay in OVERLAYS if overlay != "base"] + [f"components/{name}" for name in COMPONENTS]
     assert [folder for folder in folders if f"| `{folder}` |" not in DEPLOY] == []
+
+
+def test_the_secret_is_the_one_that_the_pods_read() -> None:
+    (name, space, variable) = re.findall(r"secret generic (\S+) --namespace (\S+) --from-literal=(\w+)=", DEPLOY)[0]
+    manifests = rendered("overlays/prod")
+    (secret,) = (source["secretRef"]["name"] for source in container(manifests)["envFrom"] if "secretRef" in source)
+    assert (name, space) == (secret, one(manifests, "Deployment")["metadata"]["namespace"])
+    assert variable.removeprefix("TTGPT_").lower() in Settings.model_fields

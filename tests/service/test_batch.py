@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor import native
 from compressor.formats import Dense
-from service.batch import fewest_rows
+from service.batch import fewest_rows, kv_row_bytes
 from service.engine import Engine
 from service.errors import ClientGoneError, RequestFailedError
 from service.generation import Generation, Prompt, Token
@@ -29,6 +30,8 @@ from service.settings import Settings
 from tests.service.conftest import generation
 
 CLIFF = 20
+PATIENCE_SECONDS = 60  # of the engine with a test that has failed in the middle of a round
+needs_kernels = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels are not built, or this CPU has no AVX2")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +50,7 @@ class Rounds(Job[int]):
 
     def step(self) -> bool:
         self._done.release()
-        self._go.acquire()
+        self.ended |= not self._go.acquire(timeout=PATIENCE_SECONDS)
         if self.ended:
             self.mailbox.put(None)
         return self.ended
@@ -147,7 +150,7 @@ def test_batches_from_the_fewest_rows_on_round_alike(both: list[LoadedModel]) ->
 
 
 def test_all_write_while_one_reads_a_long_prompt(settings: Settings, tiny: LoadedModel) -> None:
-    """Each round reads one chunk of 8, begun at multiples of 8, and writes a token for everybody else."""
+    """Each round reads one chunk of 8 and writes a token for everybody else."""
 
     async def test() -> None:
         async with running(settings, prefill_chunk=8) as engine:
@@ -171,6 +174,35 @@ def test_all_write_while_one_reads_a_long_prompt(settings: Settings, tiny: Loade
             rounds.end()
             assert len([token async for token in reader.mailbox.events()]) == 1
             assert len([token async for token in writer.mailbox.events()]) == 30
+
+    run(test)
+
+
+@needs_kernels
+def test_prompts_share_a_chunk_where_tokens_are_computed_side_by_side(
+    settings: Settings, both: list[LoadedModel]
+) -> None:
+    async def test() -> None:
+        async with running(settings, prefill_chunk=8) as engine:
+            rounds = Rounds()
+            engine.submit(rounds)
+            await rounds.begin()
+            jobs = [generation(both[1], engine.metrics, prompt=n, new=3) for n in (3, 4, 20)]
+            for job in jobs:
+                engine.submit(job)
+            await rounds.let()  # all have joined
+            seen = []
+            for _ in range(4):
+                await rounds.let()
+                seen.append([(job.read, job.generated) for job in jobs])
+            assert seen == [
+                [(3, 1), (4, 1), (1, 0)],
+                [(4, 2), (5, 2), (9, 0)],
+                [(5, 3), (6, 3), (17, 0)],
+                [(5, 3), (6, 3), (20, 1)],
+            ]
+            rounds.end()
+            assert [len([token async for token in job.mailbox.events()]) for job in jobs] == [3, 3, 3]
 
     run(test)
 
@@ -249,7 +281,7 @@ def test_metrics_of_a_batch(settings: Settings, tiny: LoadedModel) -> None:
             assert value(engine, "batch_size") == 3
             assert value(engine, "num_requests_running") == 3 + 1
             assert value(engine, "kv_cache_usage_ratio") == held / (4 * tiny.context)
-            assert value(engine, "kv_cache_bytes") == 4 * tiny.context * tiny.gpt2.config.kv_bytes_per_token()
+            assert value(engine, "kv_cache_bytes") == 4 * kv_row_bytes(tiny, settings)
             rounds.end()
             for job in jobs:
                 assert [token async for token in job.mailbox.events()]
@@ -262,10 +294,12 @@ def test_metrics_of_a_batch(settings: Settings, tiny: LoadedModel) -> None:
 
 def test_kv_caches_beyond_the_budget_are_refused_with_the_numbers(settings: Settings, tiny: LoadedModel) -> None:
     row = tiny.context * tiny.gpt2.config.kv_bytes_per_token()
-    fitting = settings.model_copy(update={"max_batch": 3, "kv_bytes": 3 * row})
+    fitting = settings.model_copy(update={"max_batch": 3, "kv_bytes": 3 * row, "kv_dtype": "fp32"})
     check_kv_budget([tiny], fitting)
-    check_kv_budget([tiny, tiny], fitting.model_copy(update={"kv_dtype": "bf16"}))
-    with pytest.raises(ValueError, match=f"max_batch: .*{8 * row:,} bytes.*{3 * row:,}; lower TTGPT_MAX_BATCH to 3"):
+    check_kv_budget([tiny, tiny], fitting.model_copy(update={"kv_dtype": "fp16"}))
+    with pytest.raises(
+        ValueError, match=f"max_batch: .*{8 * row:,} bytes.*{3 * row:,}; lower TTGPT_MAX_BATCH to 3.*fp16 or"
+    ):
         check_kv_budget([tiny], fitting.model_copy(update={"max_batch": 8}))
     with pytest.raises(ValueError, match="serve fewer models"):
         check_kv_budget([tiny], fitting.model_copy(update={"kv_bytes": 1}))

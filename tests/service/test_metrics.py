@@ -21,7 +21,7 @@ NAMES = {
     *("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds"),
     *("request_prompt_tokens", "request_generation_tokens"),
     *("model_info", "model_weight_bytes", "model_dense_equivalent_bytes", "model_artifact_bytes", "model_quality"),
-    *("model_load_seconds", "head_seconds", "kv_cache_bytes", "memory_rss_bytes", "compute_threads"),
+    *("model_load_seconds", "core_contraction_seconds", "kv_cache_bytes", "memory_rss_bytes", "compute_threads"),
 }
 REASONS = {"queue_full", "queue_tokens", "draining", "too_large", "invalid", "unauthorized"}
 
@@ -54,7 +54,7 @@ def test_every_counter_begins_at_0(client: httpx.Client) -> None:
     assert {f'ttgpt_requests_rejected_total{{reason="{reason}"}}' for reason in REASONS} <= found
     for name in ("tiny-fp32", "tiny-int8"):
         assert f'ttgpt_time_to_first_token_seconds_count{{model_name="{name}"}}' in found
-        assert f'ttgpt_head_seconds_count{{model_name="{name}"}}' in found
+        assert f'ttgpt_core_contraction_seconds_count{{model_name="{name}",op="head"}}' in found
 
 
 def _scan(client: httpx.Client, seed: int) -> None:
@@ -76,9 +76,9 @@ def test_a_scanner_makes_no_new_series(client: httpx.Client) -> None:
 
 
 def test_the_head_is_timed_in_every_step(client: httpx.Client) -> None:
-    before = sample(client, "ttgpt_head_seconds_count", model_name="tiny-int8")
+    before = sample(client, "ttgpt_core_contraction_seconds_count", model_name="tiny-int8", op="head")
     client.post("/generate", json={"inputs": "x", "model": "tiny-int8", "parameters": {"max_new_tokens": 3}})
-    assert sample(client, "ttgpt_head_seconds_count", model_name="tiny-int8") == before + 3
+    assert sample(client, "ttgpt_core_contraction_seconds_count", model_name="tiny-int8", op="head") == before + 3
 
 
 @pytest.mark.parametrize("known", [True, False])

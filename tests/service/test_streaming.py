@@ -70,3 +70,22 @@ def test_special_tokens_have_no_text(tiny: LoadedModel) -> None:
     assert tiny.vocabulary.special == {tiny.eos_id}
     assert tiny.vocabulary.bytes[tiny.eos_id] == b""
     assert len(tiny.vocabulary.bytes) == tiny.gpt2.config.vocab_size
+
+
+@pytest.mark.parametrize("text", ["🙂🙃 👩‍👩‍👧‍👦 ends", "漢字かな交じり文。", "naïve Zürich 한국어 🇺🇳"])
+@pytest.mark.parametrize("stop", [None, "ends", "かな", "国", "語", "\u200d", "🇳"])
+def test_tokens_of_emoji_and_cjk(tiny: LoadedModel, text: str, stop: str | None) -> None:
+    """Through the byte-level tokenizer, most of whose tokens are parts of such characters."""
+    ids = tiny.encode(text)
+    split = 0
+    stream = TextStream([stop] if stop else [])
+    pieces = []
+    for token_id in ids:
+        data = tiny.vocabulary.bytes[token_id]
+        split += "\ufffd" in data.decode(errors="replace")
+        pieces.append(stream.push(data))
+    pieces.append(stream.finish())
+    assert split > 0
+    assert "".join(pieces) == (text.partition(stop)[0] if stop else text)
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert not stop or not any(stop in "".join(pieces[:k]) for k in range(len(pieces) + 1))

@@ -8,6 +8,8 @@ from compressor import artifact
 from compressor.formats import resident_bytes
 from compressor.gpt2 import GPT2
 
+KV_DTYPE = torch.float16  # the service's default
+
 
 class TTGPT:
     """An artefact in the form that the service runs."""
@@ -19,7 +21,7 @@ class TTGPT:
             del read["wte"]  # then only rows of it are read
         self.weight_bytes = sum(resident_bytes(form) for form in read.values())
         self.weight_bytes += sum(vector.nbytes for vector in model.vectors().values())
-        self.kv_bytes_per_token = model.new_cache(1, 1).num_bytes
+        self.kv_bytes_per_token = model.new_cache(1, 1, KV_DTYPE).num_bytes
 
     def reserve(self, batch: int, capacity: int) -> None:
         pass
@@ -27,7 +29,7 @@ class TTGPT:
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], count: int) -> list[list[int]]:
         unread = torch.tensor(prompts)  # [B, T]
-        cache = self._model.new_cache(len(prompts), unread.shape[1] + count - 1)  # the last one is never read
+        cache = self._model.new_cache(len(prompts), unread.shape[1] + count - 1, KV_DTYPE)  # the last is never read
         written = []
         for _ in range(count):
             logits = self._model.logits(self._model(unread, cache)[:, -1])  # [B, V]

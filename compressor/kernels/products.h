@@ -1,0 +1,142 @@
+/* Products of codes and rounded activations; linear.c includes this once per set of instructions.
+ *
+ * TARGET is the attribute, NAMED(x) the name of a function and DOT(sum, a, b) adds the products of 16 pairs of 16-bit
+ * integers to 8 sums of 32 bits. WIDE4 says whether there are registers for 2 x 4 tiles of 4-bit codes. All integers
+ * add up exactly and all floats in the same order, so that both sets give bitwise the same result.
+ */
+#define INLINED TARGET static inline __attribute__((always_inline))
+
+/* total[r][c] += 8 parts of row n + r of the codes times row c of x; fetches codes `ahead` bytes further, if not 0. */
+INLINED void NAMED(tile8)(const Matrix *m, const int16_t *x, int64_t n, int64_t ahead, const int R, const int C,
+                          __m256 total[2][4])
+{
+    const int8_t *w = (const int8_t *)m->codes + n * m->k;
+    for (int64_t start = 0; start < m->k; start += SPAN) {
+        const int64_t end = start + SPAN < m->k ? start + SPAN : m->k;
+        __m256i part[2][4];
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++)
+                part[r][c] = _mm256_setzero_si256();
+        for (int64_t i = start; i < end; i += 16) {
+            if (ahead && i % 64 == 0)
+                for (int r = 0; r < R; r++)
+                    _mm_prefetch((const char *)(w + r * m->k + i + ahead), _MM_HINT_T1);
+            __m256i codes[2];
+            for (int r = 0; r < R; r++)
+                codes[r] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + r * m->k + i)));
+            for (int c = 0; c < C; c++) {
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(x + c * m->k + i));
+                for (int r = 0; r < R; r++)
+                    part[r][c] = DOT(part[r][c], codes[r], v);
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++)
+                total[r][c] = _mm256_add_ps(total[r][c], _mm256_cvtepi32_ps(part[r][c]));
+    }
+}
+
+/* The same for 4-bit codes and with their scales, of which every `span` vectors have one. */
+INLINED void NAMED(tile4)(const Matrix *m, const int16_t *x, const int32_t *offset, int64_t n, int64_t ahead,
+                          const int R, const int C, __m256 total[2][4])
+{
+    const int64_t vectors = m->k / GROUP, span = vectors / m->groups;
+    const __m256i *w = (const __m256i *)((const uint8_t *)m->codes + n * (m->k / 2));
+    const __m256i nibble = _mm256_set1_epi16(15);
+    const uint16_t *scales = m->scale + n * m->groups;
+    for (int64_t g = 0; g < vectors; g++) {
+        __m256i codes[2][4];
+        __m256 scale[2];
+        for (int r = 0; r < R; r++) {
+            if (ahead && g % 2 == 0)
+                _mm_prefetch((const char *)(w + r * vectors + g) + ahead, _MM_HINT_T1);
+            const __m256i packed = _mm256_loadu_si256(w + r * vectors + g);
+            codes[r][0] = _mm256_and_si256(packed, nibble);
+            codes[r][1] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
+            codes[r][2] = _mm256_and_si256(_mm256_srli_epi16(packed, 8), nibble);
+            codes[r][3] = _mm256_srli_epi16(packed, 12);
+            const int16_t bits = (int16_t)scales[r * m->groups + (span == 1 ? g : g / span)];
+            scale[r] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(bits), 16)); /* bf16 */
+        }
+        for (int c = 0; c < C; c++) {
+            const __m256i *v = (const __m256i *)(x + c * m->k + g * GROUP);
+            const __m256i origin = _mm256_loadu_si256((const __m256i *)(offset + (c * vectors + g) * 8));
+            __m256i part[2] = { origin, origin };
+            for (int j = 0; j < 4; j++)
+                for (int r = 0; r < R; r++)
+                    part[r] = DOT(part[r], codes[r][j], _mm256_loadu_si256(v + j));
+            for (int r = 0; r < R; r++)
+                total[r][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[r]), scale[r], total[r][c]);
+        }
+    }
+}
+
+/* C rows of x from `row` on times R rows of W from n on. */
+INLINED void NAMED(tile)(const Linear *t, const Rounded *of, int64_t row, int64_t n, int64_t ahead, const int R,
+                         const int C)
+{
+    const Matrix *m = &t->w;
+    const int16_t *x = of->x + row * m->k;
+    __m256 total[2][4];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 4; c++)
+            total[r][c] = _mm256_setzero_ps();
+    if (m->groups)
+        NAMED(tile4)(m, x, of->offset + row * (m->k / GROUP) * 8, n, ahead, R, C, total);
+    else
+        NAMED(tile8)(m, x, n, ahead, R, C, total);
+    for (int r = 0; r < R; r++) {
+        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(total[r][0], total[r][1]), _mm256_hadd_ps(total[r][2], total[r][3]));
+        __m128 sum = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+        sum = _mm_mul_ps(sum, _mm_loadu_ps(of->step + row));
+        if (!m->groups)
+            sum = _mm_mul_ps(sum, _mm_set1_ps(bf16(m->scale[n + r])));
+        sum = _mm_add_ps(sum, _mm_set1_ps(m->bias ? m->bias[n + r] : 0));
+        float lane[4];
+        _mm_storeu_ps(lane, sum);
+        for (int c = 0; c < C; c++)
+            t->out[(row + c) * m->n + n + r] = lane[c];
+    }
+}
+
+/* C rows of x from `row` on times rows from .. to - 1 of W. Every strip fetches its share of the codes `ahead`. */
+INLINED void NAMED(strip)(const Linear *t, const Rounded *of, int64_t row, int64_t from, int64_t to, int64_t ahead,
+                          const int C)
+{
+    const int R = t->w.groups ? (C == 1 || WIDE4 ? 2 : 1) : (C == 1 ? 1 : 2); /* one row of 8 bits is one stream */
+    const int64_t strips = (t->rows + 3) / 4;
+    int64_t turn = row / 4;
+    for (; from + R <= to; from += R, turn++) {
+        const int64_t mine = turn % strips ? 0 : ahead;
+        if (R == 2)
+            NAMED(tile)(t, of, row, from, mine, 2, C);
+        else
+            NAMED(tile)(t, of, row, from, mine, 1, C);
+    }
+    if (from < to)
+        NAMED(tile)(t, of, row, from, 0, 1, C);
+}
+
+/* Columns from .. to - 1 of all products. */
+TARGET static void NAMED(products)(const Linear *t, const Rounded *of, int64_t from, int64_t to)
+{
+    const int64_t row_bytes = t->w.groups ? t->w.k / 2 : t->w.k;
+    const int64_t block = CACHE_BYTES / row_bytes > 2 ? CACHE_BYTES / row_bytes / 2 * 2 : 2;
+    for (int64_t first = from; first < to; first += block) {
+        const int64_t last = first + block < to ? first + block : to, ahead = block * row_bytes;
+        int64_t row = 0;
+        for (; row + 4 <= t->rows; row += 4)
+            NAMED(strip)(t, of, row, first, last, ahead, 4);
+        switch (t->rows - row) {
+        case 3: NAMED(strip)(t, of, row, first, last, ahead, 3); break;
+        case 2: NAMED(strip)(t, of, row, first, last, ahead, 2); break;
+        case 1: NAMED(strip)(t, of, row, first, last, ahead, 1); break;
+        }
+    }
+}
+
+#undef INLINED
+#undef TARGET
+#undef NAMED
+#undef DOT
+#undef WIDE4

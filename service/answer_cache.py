@@ -1,0 +1,91 @@
+"""Answers that need not be computed again: those of greedy and of seeded requests, which nothing else changes.
+
+They share the tiers of the contraction cache. A key is the artefact's digest and a hash of all that decides the
+answer; the prompt itself stands nowhere, but the answer does.
+"""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from math import isnan, nan
+from typing import Any
+
+from service.cache_value import Layout
+from service.contraction_cache import SCHEMA, ContractionCache
+from service.generation import End, Generation, Token
+from service.jobs import Request
+from service.metrics import Metrics
+from service.settings import Settings
+
+ANSWER = Layout("json")
+
+
+class AnswerCache:
+    """Answers of all models."""
+
+    def __init__(self, cache: ContractionCache, metrics: Metrics, settings: Settings) -> None:
+        """Keep answers where `cache` keeps its values."""
+        self._local, self._redis = cache.local, cache.redis
+        self._results, self._operation = metrics.answer_cache_requests, metrics.core_cache_operation
+        self._decides = [settings.kv_dtype, settings.prefill_chunk]
+
+    async def answer(self, requests: Sequence[Request[Any]]) -> list[Request[Any]]:
+        """Answer those that are remembered, and have the others remembered; return the others."""
+        keys = {self._key(r): r for r in requests if isinstance(r, Generation) and r.prompt.sampling.repeatable}
+        found = await self._found(list(keys))
+        for key, request in keys.items():
+            if key in found:
+                request.replay(_tokens(found[key]))
+            else:
+                request.on_end = self._remember_as(key)
+        answered = {id(keys[key]) for key in found}
+        return [request for request in requests if id(request) not in answered]
+
+    async def _found(self, keys: Sequence[str]) -> dict[str, bytes]:
+        with self._operation.labels("local", "get_answer").time():
+            found = {k: v for k, v in zip(keys, self._local.get_many(keys), strict=True) if v is not None}
+        missing = [key for key in keys if key not in found]
+        self._results.labels("local", "hit").inc(len(found))
+        self._results.labels("local", "miss").inc(len(missing))
+        if missing and self._redis is not None:
+            shared = await self._redis.get_many(missing, ANSWER, self._results, "get_answer") or []
+            came = {k: v for k, v in zip(missing, shared, strict=False) if v is not None}
+            self._local.put_many(came.items())
+            found |= came
+        return found
+
+    def _remember_as(self, key: str) -> Any:
+        def remember(tokens: Sequence[Token]) -> None:
+            payload = _payload(tokens)
+            self._local.put_many([(key, payload)])
+            if self._redis is not None:
+                self._redis.offer([(key, payload, ANSWER)])
+
+        return remember
+
+    def _key(self, job: Generation) -> str:
+        prompt, how = job.prompt, job.prompt.sampling
+        decides = [
+            *self._decides, prompt.ids, prompt.max_new_tokens, prompt.stops, job.scored, job.top,
+            how.seed, how.temperature, how.top_k, how.top_p, how.repetition_penalty,
+        ]  # fmt: skip
+        return (
+            f"ttgpt:{SCHEMA}:{prompt.model.manifest.digest}:answer:{sha256(json.dumps(decides).encode()).hexdigest()}"
+        )
+
+
+def _payload(tokens: Sequence[Token]) -> bytes:
+    end = tokens[-1].end
+    reason = None if end is None else end.reason
+    told = [[t.id, t.text, None if isnan(t.logprob) else t.logprob, t.special, t.top] for t in tokens]
+    return json.dumps([reason, told]).encode()
+
+
+def _tokens(payload: bytes) -> list[Token]:
+    reason, told = json.loads(payload)
+    end = End(reason, "".join(text for _, text, *_ in told))
+    return [
+        Token(token_id, text, nan if logprob is None else logprob, special, end if k == len(told) else None,
+              tuple((i, value) for i, value in top))
+        for k, (token_id, text, logprob, special, top) in enumerate(told, 1)
+    ]  # fmt: skip

@@ -1,0 +1,192 @@
+"""`python -m tests.benchmarks.cache`: what the cache of contractions saves, and what it does not; refreshes the README.
+
+Rows of GPT-2-sized and gpt2-mini-sized tables are looked up in three ways: contracted, from this process, and from a
+Redis on the same machine, which is the best case for Redis. Then replicas of a tiny and of a GPT-2-sized TT-matrix
+are started with an empty and with a warm Redis.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+import torch
+
+from compressor.formats import Dense, Format, TokenMPS, TTMatrix
+from compressor.gpt2 import GPT2, GPT2Config
+from compressor.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
+from service.cached_rows import CachedRows
+from service.contraction_cache import ContractionCache
+from service.local_tier import LocalTier
+from service.metrics import Metrics
+from service.redis_tier import RedisTier
+from service.settings import Settings
+from tests.benchmarks import cache_report
+from tests.benchmarks.machine import describe
+from tests.redis_server import RedisServer, redis_server
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"gpt2-mini": (16384, 256), "GPT-2": (50257, 768)}
+BATCHES = (1, 32, 2048)
+RANKS = {"token_mps": 2, "tt_matrix": 32}
+REPEATS = 9
+STARTS = 3
+PATIENCE_SECONDS = 5.0
+ROOM_BYTES = 1 << 30
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cache", description=__doc__)
+    parser.add_argument("--report", action="store_true", help="only write the README anew from the results")
+    if not parser.parse_args().report:
+        torch.set_num_threads(2)
+        with redis_server() as redis, torch.inference_mode():
+            results = {"machine": describe(threads=2), "ranks": RANKS, "rows": _rows(redis), "starts": _starts(redis)}
+        cache_report.CACHE.parent.mkdir(exist_ok=True)
+        cache_report.CACHE.write_text(json.dumps(results, indent=2) + "\n")
+    readme = ROOT / "README.md"
+    readme.write_text(cache_report.refreshed(readme.read_text(), cache_report.read()))
+
+
+def table(kind: str, size: str) -> Format:
+    """Return a table of random numbers that is contracted; what it holds does not matter for the time."""
+    vocabulary, width = SIZES[size]
+    random = torch.Generator().manual_seed(0)
+    if kind == "token_mps":
+        modes = padded_binary_modes(width)
+        ranks = tt_ranks(modes, RANKS[kind])
+        cores = torch.randn(vocabulary, train_size(modes, ranks), generator=random)
+        return TokenMPS.of(cores, in_features=width, modes=modes, ranks=ranks, codec="fp32", path="factors")
+    in_modes, out_modes = balanced_modes(width, 3), balanced_modes(vocabulary, 3)
+    ranks = tt_ranks([i * o for i, o in zip(in_modes, out_modes, strict=True)], RANKS[kind])
+    shapes = zip(ranks, in_modes, out_modes, ranks[1:], strict=False)
+    cores = [torch.randn(shape, generator=random) / shape[0] ** 0.5 for shape in shapes]
+    return TTMatrix.of(cores, (vocabulary, width), "fp32")
+
+
+def _rows(redis: RedisServer) -> list[dict[str, Any]]:
+    """Return microseconds per look-up of so many different rows."""
+    found = []
+    for size in SIZES:
+        for kind in RANKS:
+            form = table(kind, size)
+            for batch in BATCHES:
+                redis.client.flushall()
+                ids = Random(batch).sample(range(form.out_features), batch)
+                found.append({"table": size, "format": kind, "rows": batch} | asyncio.run(_ways(form, ids, redis)))
+                print(found[-1], flush=True)
+    return found
+
+
+async def _ways(form: Format, ids: list[int], redis: RedisServer) -> dict[str, float]:
+    metrics = Metrics()
+    tier = RedisTier(redis.url, PATIENCE_SECONDS, 3600, metrics)
+    tier.open()
+    await tier.measured()
+
+    def rows() -> CachedRows:
+        """Return a cache of its own, as a replica has that just started."""
+        made = CachedRows(form, "bench", "ttgpt:bench:wte", LocalTier(ROOM_BYTES), tier, metrics)
+        made.auto = False
+        return made
+
+    first, wanted = rows(), torch.tensor(ids)
+    await first.prefetch(ids)
+    expected = first(wanted)
+    while len(redis.stored("ttgpt:bench:*")) < len(ids):
+        await asyncio.sleep(0.01)
+    times = []
+    for _ in range(REPEATS):
+        other = rows()
+        began = time.perf_counter()
+        await other.prefetch(ids)
+        times.append(time.perf_counter() - began)
+        assert torch.equal(other(wanted), expected)
+    await tier.close()
+    return {
+        "contraction_us": _micro(lambda: form.rows(wanted)),
+        "local_us": _micro(lambda: first(wanted)),
+        "redis_us": round(1e6 * median(times), 1),
+    }
+
+
+def _micro(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return round(1e6 * median(times), 1)
+
+
+def _starts(redis: RedisServer) -> list[dict[str, Any]]:
+    """Return what a replica's head with TT-matrix cores costs at start, without Redis, with an empty and a warm one."""
+    found = []
+    for size in SIZES:
+        form = table("tt_matrix", size)
+        assert isinstance(form, TTMatrix)
+        model = _model(form)
+        redis.client.flushall()
+        alone = [_attach(model, None) for _ in range(STARTS)]
+        empty = _attach(model, redis)
+        blocks = len([key for key in redis.stored() if "cores" in key])
+        warm = [_attach(model, redis) for _ in range(STARTS)]
+        found.append(
+            {
+                "table": size,
+                "products_mb": round(sum(torch.Size(s).numel() for s in form.product_shapes(128).values()) * 4e-6, 2),
+                "blocks": blocks,
+                "alone_ms": round(1000 * median(alone), 1),
+                "empty_redis_ms": round(1000 * empty, 1),
+                "warm_redis_ms": round(1000 * median(warm), 1),
+            }
+        )
+        print(found[-1], flush=True)
+    return found
+
+
+def _attach(model: GPT2, redis: RedisServer | None) -> float:
+    """Return the seconds in which a new replica's cache makes the model ready, as it does when the service starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = None if redis is None else redis.url
+        settings = Settings(models=(Path(folder),), cache="always", redis_url=url, cache_timeout_ms=1000, threads=2)
+
+    async def run() -> float:
+        cache = ContractionCache(settings, Metrics())
+        cache.open()
+        if cache.redis is not None:
+            cache.redis.open()
+            await cache.redis.measured()
+        began = time.perf_counter()
+        await asyncio.to_thread(cache.attach, "bench", "0" * 64, model)
+        seconds = time.perf_counter() - began
+        while redis is not None and not [key for key in redis.stored() if "cores" in key]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # in which the rest is written
+        await cache.close()
+        return seconds
+
+    return asyncio.run(run())
+
+
+def _model(table: Format) -> GPT2:
+    """Return the smallest model with this table."""
+    vocabulary, width = table.shape
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=8, n_embd=width, n_layer=1, n_head=4, n_inner=8, eos_token_id=0
+    )
+    shapes = config.matrix_shapes().items()
+    matrices: dict[str, Format] = {n: Dense.of(torch.zeros(s), "fp32") for n, s in shapes if n != "wte"}
+    vectors = {n: torch.zeros(s) for n, s in config.vector_shapes().items()}
+    return GPT2(config, matrices | {"wte": table}, vectors)
+
+
+if __name__ == "__main__":
+    main()

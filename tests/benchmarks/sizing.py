@@ -1,0 +1,279 @@
+"""How much memory a pod needs: `python -m tests.benchmarks.sizing` measures, writes the results, refreshes the README.
+
+Each model is served by a real process under the heaviest load that the default settings accept: every slot with a text
+as long as the context, and the whole queue behind them. While all of that is running the process is told to stop, so
+that the slowest drain is measured as well.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from compressor.formats import TokenMPS, TTMatrix
+from service.batch import kv_row_bytes
+from service.models import load
+from service.settings import Settings
+from tests.benchmarks import children, machine, serving
+from tests.benchmarks.memory import peak_rss_bytes, rss_bytes
+from tests.benchmarks.models import make
+from tests.benchmarks.plan import PROMPT
+
+RESULTS = Path(__file__).parent / "results" / "sizing.json"
+FOLDER = children.ROOT / "build" / "sizing"
+README = children.ROOT / "README.md"
+DEFAULTS = Settings(models=(FOLDER,), threads=2)
+QUEUED_TOKENS = 64  # of each answer in the queue
+SHORT = str(FOLDER / "short.txt")  # memory depends on the forms that are chosen, not on how well
+HEAL_TOKENS = "8192"  # enough for the memory of healing, which does not grow with the time it takes
+LIMIT_SECONDS = 3600.0
+HEADROOM = 1.25
+STEP_MIB = 128
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model in one form.
+
+    Attributes:
+        model, preset: what the table calls them.
+        options: of `ttgpt compress` for gpt2-mini.
+        form: of the random GPT-2 124M instead.
+    """
+
+    model: str
+    preset: str
+    options: tuple[str, ...] = ()
+    form: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Names the artefact's folder."""
+        return self.form or f"{self.model}-{self.preset}"
+
+
+MINI, LARGE = "gpt2-mini", "GPT-2 124M"
+CASES = (
+    Case(model=MINI, preset="dense", options=("--method", "dense")),
+    Case(model=MINI, preset="int8", options=("--method", "quantize")),
+    Case(model=MINI, preset="int4", options=("--method", "quantize", "--codec", "int4")),
+    Case(model=MINI, preset="tensorgpt-r2", options=("--method", "tensorgpt", "--rank", "2")),
+    Case(model=MINI, preset="quality", options=("--preset", "quality")),
+    Case(model=MINI, preset="balanced", options=("--preset", "balanced")),
+    Case(model=MINI, preset="small", options=("--preset", "small", "--heal-tokens", HEAL_TOKENS)),
+    Case(model=MINI, preset="tiny", options=("--preset", "tiny", "--heal-tokens", "0", "--calibration-text", SHORT)),
+    Case(model=LARGE, preset="int8", form="ttgpt-int8"),
+    Case(model=LARGE, preset="int4", form="ttgpt-int4"),
+)
+
+
+def made(case: Case) -> tuple[Path, int | None]:
+    """Return the artefact, made unless it is there, and the most memory in bytes that `ttgpt compress` took for it.
+
+    Raises:
+        RuntimeError: if it could not be made.
+    """
+    if case.form is not None:
+        return make(FOLDER, case.form), None
+    out, peak = FOLDER / case.name, FOLDER / f"{case.name}.peak"
+    if not (out.is_dir() and peak.is_file()):
+        shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "tests.benchmarks.sizing", "--make", case.name]
+        made_of = children.parsed(command, children.environment(), LIMIT_SECONDS)
+        if "failed" in made_of:
+            raise RuntimeError(f"{case.name}: {made_of['failed']}")
+        peak.write_text(str(made_of["peak_rss_bytes"]))
+    return out, int(peak.read_text())
+
+
+def make_one(name: str) -> None:
+    """Compress one case in a child of this process; print its peak memory as JSON."""
+    (case,) = (case for case in CASES if case.name == name)
+    Path(SHORT).write_text(PROMPT * 32)
+    command = [sys.executable, "-m", "compressor", "compress", case.model, *case.options, "--out", str(FOLDER / name)]
+    subprocess.run(command, check=True, cwd=children.ROOT, stdout=subprocess.DEVNULL)
+    print(json.dumps({"peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}))
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Return start-up and drain in seconds, and memory in bytes, of a service of one artefact."""
+    model = load(folder)
+    manifest, context = model.manifest, model.context
+    found: dict[str, Any] = {
+        "weights_bytes": manifest.weight_bytes,
+        "resident_bytes": sum(size.resident for size in manifest.bytes.values()),
+        "kv_bytes": kv_row_bytes(model, DEFAULTS) * DEFAULTS.max_batch,
+        "cache_bytes": DEFAULTS.cache_bytes if isinstance(model.gpt2.wte, TokenMPS | TTMatrix) else 0,
+    }
+    half = context // 2
+    full = _body(_prompt(model.tokenizer, half), context - half)
+    with serving.served(folder, LIMIT_SECONDS) as (process, url):
+        found["start_seconds"] = time.monotonic() - process.started
+        found["ready_bytes"] = rss_bytes(process.pid)
+        with ThreadPoolExecutor(DEFAULTS.max_batch + DEFAULTS.max_waiting) as clients:
+            answers = _fill(clients, url, full)
+            process.send_signal(signal.SIGTERM)
+            stopped = time.monotonic()
+            while process.poll() is None:
+                found["peak_bytes"] = _peak(process.pid, found.get("peak_bytes", 0))
+                time.sleep(serving.POLL_SECONDS)
+            found["drain_seconds"] = time.monotonic() - stopped
+        found["drained_tokens"] = sum(answer.result()["details"]["generated_tokens"] for answer in answers)
+    if process.returncode:
+        raise RuntimeError(f"the service ended with exit code {process.returncode}")
+    return found
+
+
+def _fill(clients: ThreadPoolExecutor, url: str, full: str) -> list["Future[dict[str, Any]]"]:
+    """Take every slot with `full`, then every place in the queue with short requests."""
+    answers = [clients.submit(serving.ask, url, full, LIMIT_SECONDS) for _ in range(DEFAULTS.max_batch)]
+    _wait(url, "running", DEFAULTS.max_batch)
+    short = _body(PROMPT, QUEUED_TOKENS)
+    answers += [clients.submit(serving.ask, url, short, LIMIT_SECONDS) for _ in range(DEFAULTS.max_waiting)]
+    _wait(url, "waiting", DEFAULTS.max_waiting - DEFAULTS.max_batch)  # some may have got a slot by now
+    return answers
+
+
+def _wait(url: str, what: str, number: int) -> None:
+    pattern = re.compile(rf"^ttgpt_num_requests_{what}{{.*}} (\S+)$", re.MULTILINE)
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while float(pattern.findall(_metrics(url))[0]) < number:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"there never were {number} requests {what}")
+        time.sleep(serving.POLL_SECONDS)
+
+
+def _metrics(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:  # noqa: S310  # our own process
+        text: str = answer.read().decode()
+    return text
+
+
+def _body(prompt: str, tokens: int) -> str:
+    """Return a request for so many tokens; an answer ends earlier where the text does."""
+    return json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": tokens, "details": True}})
+
+
+def _prompt(tokenizer: Tokenizer, tokens: int) -> str:
+    """Return a text of so many tokens."""
+    ids = tokenizer.encode(f"{PROMPT}. " * tokens).ids[: tokens + 1]
+    while len(tokenizer.encode(text := tokenizer.decode(ids)).ids) > tokens:
+        ids.pop()
+    return str(text)
+
+
+def _peak(pid: int, before: int) -> int:
+    try:
+        return peak_rss_bytes(pid)
+    except (OSError, RuntimeError):  # it has just ended
+        return before
+
+
+def request_mib(row: dict[str, Any]) -> int:
+    """Return the memory request, which is also the limit: the peak, a quarter of it, and a full cache of contractions.
+
+    It is at least twice the KV cache, because the service keeps none that is larger than half of its limit.
+    """
+    needed = max(HEADROOM * row["peak_bytes"] + row["cache_bytes"], 2 * row["kv_bytes"]) / MIB
+    return STEP_MIB * -int(-needed // STEP_MIB)
+
+
+def read() -> dict[str, Any]:
+    """Return the committed results."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
+    return results
+
+
+def block(results: dict[str, Any]) -> str:
+    """Return the table of the README, in Markdown."""
+    head = ["model", "preset", "weights, MB", "KV cache, MB", "ready, MB", "peak, MB", "memory request, MiB"]
+    head += ["start, s", "drain, s", "compressing, MB"]
+    lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
+    for row in results["rows"]:
+        sizes = [f"{row[f'{name}_bytes'] / 1e6:.{digits}f}" for name, digits in _COLUMNS]
+        seconds = [f"{row[f'{name}_seconds']:.1f}" for name in ("start", "drain")]
+        compressing = f"{row['compress_bytes'] / 1e6:.0f}" if row["compress_bytes"] else "-"
+        cells = [row["model"], f"`{row['preset']}`", *sizes, f"**{request_mib(row)}**", *seconds, compressing]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_COLUMNS = (("weights", 2), ("kv", 0), ("ready", 0), ("peak", 0))
+
+
+def refreshed(readme: str, results: dict[str, Any]) -> str:
+    """Return the README with the block made anew.
+
+    Raises:
+        ValueError: if there is no such block.
+    """
+    match = re.search(r"(?<=<!-- generated: sizing -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
+    if match is None:
+        raise ValueError("readme: has no block <!-- generated: sizing --> ... <!-- end -->")
+    return f"{readme[: match.start()]}{block(results)}\n{readme[match.end() :]}"
+
+
+def run(say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure every case that an interrupted run has not come to; return the results."""
+    threads = machine.pin(DEFAULTS.threads)
+    os.environ |= {"TTGPT_DRAIN_SECONDS": "86400", "TTGPT_REQUEST_SECONDS": "86400"}  # to be measured, not bounded
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for case in CASES:
+        if not _sample(case).is_file():
+            folder, peak = made(case)
+            quiet = machine.Quiet()
+            row = {"model": case.model, "preset": case.preset, "compress_bytes": peak, **measure(folder)}
+            _sample(case).write_text(json.dumps(row | {"others_share": quiet.others_share()}))
+        say(_sample(case).read_text())
+    rows = [json.loads(_sample(case).read_text()) for case in CASES]
+    return {"machine": machine.describe(threads), "settings": settings(), "rows": rows}
+
+
+def _sample(case: Case) -> Path:
+    return FOLDER / f"{case.name}.json"
+
+
+def settings() -> dict[str, Any]:
+    """Return those settings that memory depends on."""
+    return {name: getattr(DEFAULTS, name) for name in ("max_batch", "max_waiting", "kv_dtype", "threads")}
+
+
+def main() -> None:
+    """Measure and publish, or only publish what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sizing", description=__doc__)
+    parser.add_argument("--report", action="store_true", help="only write the README anew from the results")
+    parser.add_argument("--fresh", action="store_true", help="measure again what an interrupted run has measured")
+    parser.add_argument("--make", choices=[case.name for case in CASES if case.form is None], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.make:
+        make_one(given.make)
+        return
+    if given.fresh:
+        for case in CASES:
+            _sample(case).unlink(missing_ok=True)
+    if not given.report:
+        results = run(lambda line: print(line, flush=True))
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        for case in CASES:
+            _sample(case).unlink()
+    README.write_text(refreshed(README.read_text(), read()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What the README says of memory is what was measured last, and pods get what it says."""
+
+import pytest
+
+from tests.benchmarks import sizing
+
+README = sizing.README.read_text()
+RESULTS = sizing.read()
+ROWS = RESULTS["rows"]
+EACH = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['model']}-{row['preset']}")
+
+
+def test_the_block_is_fresh() -> None:
+    assert sizing.refreshed(README, RESULTS) == README, "run: python -m tests.benchmarks.sizing --report"
+
+
+def test_nothing_was_left_out() -> None:
+    assert [(row["model"], row["preset"]) for row in ROWS] == [(case.model, case.preset) for case in sizing.CASES]
+
+
+def test_the_settings_were_the_defaults() -> None:
+    assert RESULTS["settings"] == sizing.settings()
+
+
+@EACH
+def test_the_request_holds_the_peak_and_passes_the_kv_budget(row: dict[str, int]) -> None:
+    request = sizing.request_mib(row) << 20
+    assert request >= sizing.HEADROOM * row["peak_bytes"]
+    assert row["kv_bytes"] <= request // 2
+    assert sizing.request_mib(row) % sizing.STEP_MIB == 0
+
+
+@EACH
+def test_memory_grows_with_use(row: dict[str, int]) -> None:
+    assert row["weights_bytes"] < row["ready_bytes"] < row["peak_bytes"]
+
+
+def test_a_larger_peak_asks_for_more() -> None:
+    row = {"peak_bytes": 300 << 20, "kv_bytes": 1, "cache_bytes": 0}
+    assert sizing.request_mib(row) == 384
+    assert sizing.request_mib({**row, "peak_bytes": 400 << 20}) == 512
+    assert sizing.request_mib({**row, "cache_bytes": 64 << 20}) == 512
+    assert sizing.request_mib({**row, "kv_bytes": 300 << 20}) == 640

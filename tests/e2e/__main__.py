@@ -1,0 +1,61 @@
+"""`python -m tests.e2e MODEL TABLE`: inject every fault for longer, soak, write the figures and refresh the README.
+
+MODEL is an artefact of the size that is served, TABLE one whose token table is contracted. `--minutes` is how long
+the soak lasts, `--report` only writes the README anew. `make soak` builds both and runs this.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from tests.benchmarks.machine import describe
+from tests.e2e import pressure, report
+from tests.e2e.redis_faults import redis_faults
+from tests.e2e.soak import soak
+
+ROOT = Path(__file__).parents[2]
+SETTLE_SECONDS = 120.0
+LARGEST_SLOPE = 1.0  # 10^6 bytes a minute
+
+
+def main() -> None:
+    """Run everything; an assertion that does not hold ends it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e", description=__doc__)
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("table", type=Path, nargs="?")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    if not options.report:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(options.model, options.table, Path(folder), options.minutes)
+    readme = ROOT / "README.md"
+    readme.write_text(report.refreshed(readme.read_text(), report.read()))
+
+
+def measure(model: Path, table: Path, folder: Path, minutes: float) -> None:
+    """Run every scenario and write its figures as soon as they are there."""
+    figures = {"machine": describe(threads=2), "model": model.name, "table": table.name}
+    scenarios = {
+        "overload": lambda: pressure.overload(model, folder, seconds=30.0),
+        "hang_ups": lambda: pressure.hang_ups(model, folder, seconds=20.0),
+        "killed": lambda: pressure.kill_and_restart(model, folder),
+        "drain": lambda: pressure.drain(model, folder),
+        "redis": lambda: redis_faults(table, _vocabulary(table), folder, seconds=10.0, timeout_ms=50),
+        "soak": lambda: soak(model, folder, seconds=60 * minutes, settle_seconds=SETTLE_SECONDS),
+    }
+    for name, scenario in scenarios.items():
+        figures[name] = scenario()  # type: ignore[assignment]
+        print(name, json.dumps(figures[name], indent=2), flush=True)
+    assert figures["soak"]["rss_mb_per_minute"] < LARGEST_SLOPE, figures["soak"]  # type: ignore[index]
+    report.FAULTS.parent.mkdir(exist_ok=True)
+    report.FAULTS.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _vocabulary(artifact: Path) -> int:
+    return int(json.loads((artifact / "config.json").read_text())["vocab_size"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The figures of the long fault suite as the README shows them. Nothing here measures."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+FAULTS = Path(__file__).parent / "results" / "faults.json"
+Figures = dict[str, Any]
+
+
+def read() -> Figures | None:
+    """Return the committed figures, or None where nothing was measured yet."""
+    figures: Figures | None = json.loads(FAULTS.read_text()) if FAULTS.is_file() else None
+    return figures
+
+
+def refreshed(readme: str, figures: Figures | None) -> str:
+    """Return the README with the block made anew.
+
+    Raises:
+        ValueError: if there is no such block.
+    """
+    match = re.search(r"(?<=<!-- generated: faults -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
+    if match is None:
+        raise ValueError("readme: has no block <!-- generated: faults --> ... <!-- end -->")
+    text = "Not measured yet." if figures is None else table(figures)
+    return f"{readme[: match.start()]}{text}\n{readme[match.end() :]}"
+
+
+def table(figures: Figures) -> str:
+    """Return all figures, in Markdown."""
+    rows = [
+        _overload(figures["overload"]),
+        _hang_ups(figures["hang_ups"]),
+        _killed(figures["killed"]),
+        _drain(figures["drain"]),
+        _redis(figures["redis"]),
+        *_redis_phases(figures["redis"]),
+        _soak(figures["soak"]),
+    ]
+    return "\n".join(["| fault | what happened |", "| --- | --- |", *(f"| {name} | {told} |" for name, told in rows)])
+
+
+def _overload(f: Figures) -> tuple[str, str]:
+    return f"{f['clients']} clients, {f['capacity']} places", (
+        f"{f['answered']:,} answered, {f['refused']:,} refused with 429; a refusal took {f['refusal_p50_ms']:g} ms "
+        f"(median), {f['refusal_p99_ms']:g} ms (99th percentile); RSS {f['rss_mb_begin']:g} MB at first, "
+        f"{f['rss_mb_end']:g} MB at last, {f['rss_mb_per_minute']:+g} MB/min in the second half"
+    )
+
+
+def _hang_ups(f: Figures) -> tuple[str, str]:
+    stay, leave = f["all_stay"]["tokens_per_second"], f["half_leave"]["tokens_per_second"]
+    return f"half of {f['clients']} clients hang up", (
+        f"the others get {leave:g} tokens/s together, {stay:g} where all stay ({f['ratio']:g} times as many)"
+    )
+
+
+def _killed(f: Figures) -> tuple[str, str]:
+    first, again = f["ready_seconds"], f["ready_again_seconds"]
+    return "`kill -9` under load", f"started again and ready after {again:g} s (the first time {first:g} s)"
+
+
+def _drain(f: Figures) -> tuple[str, str]:
+    return "SIGTERM with a full queue", (
+        f"{f['accepted']} accepted requests, {f['queued']:g} of them queued: {f['lost']} lost, exit 0 after "
+        f"{f['seconds']:g} s"
+    )
+
+
+def _redis(f: Figures) -> tuple[str, str]:
+    return "Redis: all faults below", (
+        f"{f['requests']:,} requests, {f['failed']} failed, {f['different_answers']} answered differently than without "
+        f"a cache; latency {f['latency_p50_ms']:g} ms (median), {f['latency_p99_ms']:g} ms (99th percentile)"
+    )
+
+
+def _redis_phases(f: Figures) -> list[tuple[str, str]]:
+    return [(f"Redis: {name}", _phase(phase)) for name, phase in f["faults"].items()]
+
+
+def _phase(phase: Figures) -> str:
+    rows = ", ".join(f"{phase[f'rows_{r}']:,.0f} {r}" for r in ("hit", "miss", "error", "bypass"))
+    return f"{phase['requests_per_second']:g} requests/s, Redis asked {phase['asked']:,.0f} times; rows: {rows}"
+
+
+def _soak(f: Figures) -> tuple[str, str]:
+    return f"{f['minutes']:g} minutes at full load", (
+        f"{f['requests']:,} requests and {f['hung_up']:,} clients that hung up, {f['failed']} failed; RSS "
+        f"{f['rss_mb_settled']:g} MB after two minutes, {f['rss_mb_end']:g} MB at the end, "
+        f"{f['rss_mb_per_minute']:+.2f} MB/min"
+    )

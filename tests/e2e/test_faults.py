@@ -1,0 +1,56 @@
+"""Faults that are really injected into real processes; the short version of `make soak`.
+
+What is counted is asserted, in the scenarios themselves; what is timed is printed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY, tiny_model, write_artifact
+from tests.e2e import pressure, redis_faults, soak
+from tests.service.compressed import compressed_models
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: write_artifact(folder / name, model) for name, model in compressed_models().items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_artifact(tmp_path_factory.mktemp("models") / "tiny", tiny_model(seed=1))
+
+
+def tell(name: str, figures: dict[str, Any]) -> None:
+    print(f"\n{name}: {json.dumps(figures, indent=2)}")
+
+
+def test_redis_faults(compressed: dict[str, Path], tmp_path: Path) -> None:
+    tell(
+        "redis",
+        redis_faults.redis_faults(compressed["token-mps"], TINY.vocab_size, tmp_path, seconds=1.0, timeout_ms=300),
+    )
+
+
+def test_overload(plain: Path, tmp_path: Path) -> None:
+    tell("overload", pressure.overload(plain, tmp_path, seconds=4.0))
+
+
+def test_half_the_clients_hang_up(plain: Path, tmp_path: Path) -> None:
+    tell("hang-ups", pressure.hang_ups(plain, tmp_path, seconds=2.0))
+
+
+def test_killed_and_started_again(plain: Path, tmp_path: Path) -> None:
+    tell("killed", pressure.kill_and_restart(plain, tmp_path))
+
+
+def test_a_full_service_drains(plain: Path, tmp_path: Path) -> None:
+    tell("drain", pressure.drain(plain, tmp_path))
+
+
+def test_a_short_soak(plain: Path, tmp_path: Path) -> None:
+    tell("soak", soak.soak(plain, tmp_path, seconds=10.0, settle_seconds=4.0))
