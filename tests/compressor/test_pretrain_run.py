@@ -306,3 +306,9 @@ def test_the_shipped_recipe_is_the_reference_models() -> None:
     shape = config.decoder()
     names = set(published) & set(shape.__dataclass_fields__) - {"n_inner"}
     assert {name: published[name] for name in names} == {name: getattr(shape, name) for name in names}
+
+
+def test_the_shipped_recipe_names_every_field_and_what_is_left_out_has_its_value() -> None:
+    raw = json.loads(SHIPPED["gpt2-mini"].read_text())
+    assert raw.keys() == Config.model_fields.keys()
+    assert parse_config({name: raw[name] for name in ("model", "tokens", "phases")}) == parse_config(raw)
