@@ -381,7 +381,8 @@ class GPT2(nn.Module):
         b, t = ids.shape
         if cache is not None and self.packs(cache):
             slots = torch.arange(b) if rows is None else rows
-            counts = torch.full((b,), t) if counts is None else counts
+            if counts is None:
+                return self.packed(ids.reshape(-1), cache, slots, torch.full((b,), t)).view(b, t, -1)
             real = torch.arange(t) < counts.unsqueeze(1)  # [B, T]
             hidden = torch.zeros(b, t, self.config.n_embd)
             hidden[real] = self.packed(ids[real], cache, slots, counts)

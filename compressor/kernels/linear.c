@@ -19,6 +19,7 @@ typedef struct {
     int16_t *x;      /* [rows, k]; for 4 bits in the order in which codes are unpacked, see order_group */
     int32_t *offset; /* 4 bits: [rows, k / 64, 8], what the codes' origin of 7.5 subtracts */
     float *step;     /* [rows] */
+    int64_t span;    /* 4 bits: vectors of codes with one scale */
 } Rounded;
 
 INLINE __m256 normalised(const Norm *norm, const float *x, int64_t i, __m256 mean, __m256 inverse)
@@ -161,7 +162,10 @@ void linear_in_team(const Linear *t, char *memory, Team team)
 {
     const int64_t tiles = (t->w.n + 15) / 16; /* a cache line of results each */
     char *offsets = memory + (size_t)t->rows * t->w.k * 2;
-    const Rounded rounded = { (int16_t *)memory, (int32_t *)offsets, (float *)(offsets + (size_t)offset_count(t) * 4) };
+    const Rounded rounded = {
+        .x = (int16_t *)memory, .offset = (int32_t *)offsets, .step = (float *)(offsets + (size_t)offset_count(t) * 4),
+        .span = t->w.groups ? t->w.k / GROUP / t->w.groups : 0,
+    };
     for (int64_t row = team.thread; row < t->rows; row += team.threads)
         round_row(t, &rounded, row);
     wait_for_team(team);

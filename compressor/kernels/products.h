@@ -36,14 +36,17 @@ INLINED void NAMED(tile8)(const Matrix *m, const int16_t *x, int64_t n, int64_t 
     }
 }
 
-/* The same for 4-bit codes and with their scales, of which every `span` vectors have one. */
-INLINED void NAMED(tile4)(const Matrix *m, const int16_t *x, const int32_t *offset, int64_t n, int64_t ahead,
-                          const int R, const int C, __m256 total[2][4])
+/* The same for 4-bit codes and with their scales; `EACH` says that every vector has one. */
+INLINED void NAMED(tile4)(const Matrix *m, const Rounded *of, int64_t row, int64_t n, int64_t ahead, const int R,
+                          const int C, const int EACH, __m256 total[2][4])
 {
-    const int64_t vectors = m->k / GROUP, span = vectors / m->groups;
+    const int64_t vectors = m->k / GROUP;
+    const int16_t *x = of->x + row * m->k;
+    const int32_t *offset = of->offset + row * vectors * 8;
     const __m256i *w = (const __m256i *)((const uint8_t *)m->codes + n * (m->k / 2));
-    const __m256i nibble = _mm256_set1_epi16(15);
     const uint16_t *scales = m->scale + n * m->groups;
+    const __m256i nibble = _mm256_set1_epi16(15);
+    int64_t left = of->span;
     for (int64_t g = 0; g < vectors; g++) {
         __m256i codes[2][4];
         __m256 scale[2];
@@ -55,8 +58,8 @@ INLINED void NAMED(tile4)(const Matrix *m, const int16_t *x, const int32_t *offs
             codes[r][1] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
             codes[r][2] = _mm256_and_si256(_mm256_srli_epi16(packed, 8), nibble);
             codes[r][3] = _mm256_srli_epi16(packed, 12);
-            const int16_t bits = (int16_t)scales[r * m->groups + (span == 1 ? g : g / span)];
-            scale[r] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(bits), 16)); /* bf16 */
+            const int16_t bits = (int16_t)scales[r * m->groups]; /* bf16 */
+            scale[r] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(bits), 16));
         }
         for (int c = 0; c < C; c++) {
             const __m256i *v = (const __m256i *)(x + c * m->k + g * GROUP);
@@ -68,6 +71,12 @@ INLINED void NAMED(tile4)(const Matrix *m, const int16_t *x, const int32_t *offs
             for (int r = 0; r < R; r++)
                 total[r][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[r]), scale[r], total[r][c]);
         }
+        if (EACH)
+            scales++;
+        else if (--left == 0) {
+            scales++;
+            left = of->span;
+        }
     }
 }
 
@@ -76,15 +85,16 @@ INLINED void NAMED(tile)(const Linear *t, const Rounded *of, int64_t row, int64_
                          const int C)
 {
     const Matrix *m = &t->w;
-    const int16_t *x = of->x + row * m->k;
     __m256 total[2][4];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 4; c++)
             total[r][c] = _mm256_setzero_ps();
-    if (m->groups)
-        NAMED(tile4)(m, x, of->offset + row * (m->k / GROUP) * 8, n, ahead, R, C, total);
+    if (m->groups && of->span == 1)
+        NAMED(tile4)(m, of, row, n, ahead, R, C, 1, total);
+    else if (m->groups)
+        NAMED(tile4)(m, of, row, n, ahead, R, C, 0, total);
     else
-        NAMED(tile8)(m, x, n, ahead, R, C, total);
+        NAMED(tile8)(m, of->x + row * m->k, n, ahead, R, C, total);
     for (int r = 0; r < R; r++) {
         __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(total[r][0], total[r][1]), _mm256_hadd_ps(total[r][2], total[r][3]));
         __m128 sum = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
@@ -106,8 +116,8 @@ INLINED void NAMED(strip)(const Linear *t, const Rounded *of, int64_t row, int64
     const int R = t->w.groups ? (C == 1 || WIDE4 ? 2 : 1) : (C == 1 ? 1 : 2); /* one row of 8 bits is one stream */
     const int64_t strips = (t->rows + 3) / 4;
     int64_t turn = row / 4;
-    for (; from + R <= to; from += R, turn++) {
-        const int64_t mine = turn % strips ? 0 : ahead;
+    for (; from + R <= to; from += R, turn = turn + 1 < strips ? turn + 1 : 0) {
+        const int64_t mine = turn ? 0 : ahead;
         if (R == 2)
             NAMED(tile)(t, of, row, from, mine, 2, C);
         else
