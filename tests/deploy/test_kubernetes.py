@@ -69,7 +69,9 @@ def test_the_probes_ask_routes_that_exist(overlay: str, tiny_artifact: Path) -> 
     for probe in probes.values():
         assert "get" in routes[probe["httpGet"]["path"]]
         assert probe["httpGet"]["port"] == service["ports"][0]["name"]
-    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * MEASURED["start_cpu_seconds"]
+    assert (
+        probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * MEASURED["start_cpu_seconds"]
+    )
     assert probes["readiness"]["failureThreshold"] == 1  # a draining pod gets no more requests at once
 
 
