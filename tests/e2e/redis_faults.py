@@ -86,7 +86,7 @@ class Ordeal:
         before, sent = self._service.metrics(), self._load.sent
         wait_until(lambda: self._load.sent >= sent + 4 * CLIENTS, seconds=PATIENCE_SECONDS)
         after = self._service.metrics()
-        assert after.sum("core_cache_breaker_open") == 1
+        assert after.sum("core_cache_breaker_open") == 1, list(self.figures)
         assert after.trips == before.trips
         assert after.asked("bypass") > before.asked("bypass")
 
