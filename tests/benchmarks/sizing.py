@@ -42,6 +42,7 @@ QUEUED_TOKENS = 64  # of each answer in the queue
 SHORT = str(FOLDER / "short.txt")  # memory depends on the forms that are chosen, not on how well
 HEAL_TOKENS = "8192"  # enough for the memory of healing, which does not grow with the time it takes
 LIMIT_SECONDS = 3600.0
+MOST_OTHERS = 0.5  # of the processor's time; with more, times say nothing
 HEADROOM = 1.25
 STEP_MIB = 128
 MIB = 1 << 20
@@ -199,15 +200,18 @@ def read() -> dict[str, Any]:
 def block(results: dict[str, Any]) -> str:
     """Return the table of the README, in Markdown."""
     head = ["model", "preset", "weights, MB", "KV cache, MB", "ready, MB", "peak, MB", "memory request, MiB"]
-    head += ["start, CPU s", "drain, CPU s", "compressing, MB"]
+    head += ["start, s", "drain, s", "compressing, MB"]
     lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
     for row in results["rows"]:
         sizes = [f"{row[f'{name}_bytes'] / 1e6:.{digits}f}" for name, digits in _COLUMNS]
-        seconds = [f"{row[f'{name}_cpu_seconds']:.1f}" for name in ("start", "drain")]
+        alone = (row["others_share"] or 0) < MOST_OTHERS
+        seconds = [f"{row[f'{name}_seconds']:.1f}" if alone else "-" for name in ("start", "drain")]
         compressing = f"{row['compress_bytes'] / 1e6:.0f}" if row["compress_bytes"] else "-"
         cells = [row["model"], f"`{row['preset']}`", *sizes, f"**{request_mib(row)}**", *seconds, compressing]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    measured = {(row["model"], row["preset"]) for row in results["rows"]}
+    missing = [f"{case.model} `{case.preset}`" for case in CASES if (case.model, case.preset) not in measured]
+    return "\n".join([*lines, "", f"Not measured yet: {', '.join(missing)}."] if missing else lines)
 
 
 _COLUMNS = (("weights", 2), ("kv", 0), ("ready", 0), ("peak", 0))
