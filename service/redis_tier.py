@@ -74,6 +74,7 @@ class RedisTier:
         self._ttl_seconds = ttl_seconds
         self._metrics = metrics
         self._breaker = Breaker(self._tell)
+        self._why = ""
         self._asking = 0
         self._unwritten: deque[Entry] = deque()
         self._unwritten_bytes = 0
@@ -160,7 +161,10 @@ class RedisTier:
     def _tell(self, is_open: bool) -> None:
         self._metrics.core_cache_breaker_open.set(is_open)
         told = structlog.get_logger()
-        told.warning("redis does not answer") if is_open else told.info("redis answers again")
+        if is_open:
+            told.warning("redis does not answer", reason=self._why)
+        else:
+            told.info("redis answers again")
 
     @asynccontextmanager
     async def _within(self, op: str) -> AsyncIterator["Redis"]:
@@ -173,6 +177,7 @@ class RedisTier:
                 async with asyncio.timeout(self._timeout_seconds):
                     yield self._client
             except (RedisError, OSError, TimeoutError) as error:
+                self._why = f"{type(error).__name__}: {error}"
                 self._breaker.failed()
                 raise _NoAnswerError from error
         self._breaker.succeeded()

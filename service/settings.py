@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -76,6 +77,15 @@ class Settings(BaseSettings):
             raise ValueError("needs TTGPT_CACHE auto or always")
         if value and not info.data.get("reproducible", True):
             raise ValueError("needs TTGPT_REPRODUCIBLE, without which an answer depends on the others in the batch")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _has_a_place(cls, value: str | None) -> str | None:
+        if value is not None:
+            place = urlsplit(value)
+            if not (place.path if place.scheme == "unix" else place.hostname) or (place.port or 1) < 1:
+                raise ValueError("must be like redis://host:6379/0 or unix:///path")
         return value
 
     @field_validator("models", mode="before")

@@ -68,7 +68,8 @@ class RedisServer:
 
     def stored(self, pattern: str = "*") -> list[str]:
         """Return the keys, without the probe's."""
-        return sorted(key.decode() for key in self.client.keys(pattern) if b":probe:" not in key)
+        names = [key.decode() for key in self.client.keys(pattern) if isinstance(key, bytes)]
+        return sorted(name for name in names if ":probe:" not in name)
 
     def _answers(self) -> bool:
         with suppress(redis.ConnectionError):

@@ -39,15 +39,16 @@ def tables(results: Results) -> str:
     ]
     return "\n".join(
         [
-            "Microseconds for so many different rows, Redis on the same machine "
+            "Microseconds for so many different rows, the fastest of several turns, Redis on the same machine "
             f"(`token_mps` of rank {results['ranks']['token_mps']}, `tt_matrix` of rank "
-            f"{results['ranks']['tt_matrix']}):",
+            f"{results['ranks']['tt_matrix']}; the machine's load average was {results['load_average'][0]:g} to "
+            f"{results['load_average'][1]:g}):",
             "",
             "| table | format | rows | contracted | from this process | from Redis |",
             "| --- | --- | ---: | ---: | ---: | ---: |",
             *rows,
             "",
-            f"So Redis loses in {len(lost)} of {len(rows)} cases even without a network; there `auto` passes it by.",
+            f"Redis loses in {len(lost)} of {len(rows)} cases even without a network; there `auto` passes it by.",
             "What a replica with a `tt_matrix` head waits for its products and for timing its rows when it starts, in",
             "milliseconds:",
             "",

@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from service.batch import kv_row_bytes
 from service.models import load
 from service.settings import Settings
 from tests.benchmarks import children, machine, serving
-from tests.benchmarks.memory import peak_rss_bytes, rss_bytes
+from tests.benchmarks.memory import cpu_seconds, peak_rss_bytes, rss_bytes
 from tests.benchmarks.models import make
 from tests.benchmarks.plan import PROMPT
 
@@ -124,13 +125,16 @@ def measure(folder: Path) -> dict[str, Any]:
     full = _body(_prompt(model.tokenizer, half), context - half)
     with serving.served(folder, LIMIT_SECONDS) as (process, url):
         found["start_seconds"] = time.monotonic() - process.started
+        found["start_cpu_seconds"] = cpu_seconds(process.pid)
         found["ready_bytes"] = rss_bytes(process.pid)
         with ThreadPoolExecutor(DEFAULTS.max_batch + DEFAULTS.max_waiting) as clients:
             answers = _fill(clients, url, full)
             process.send_signal(signal.SIGTERM)
-            stopped = time.monotonic()
+            stopped, before = time.monotonic(), cpu_seconds(process.pid)
             while process.poll() is None:
-                found["peak_bytes"] = _peak(process.pid, found.get("peak_bytes", 0))
+                with suppress(OSError, RuntimeError):  # it has just ended
+                    found["peak_bytes"] = peak_rss_bytes(process.pid)
+                    found["drain_cpu_seconds"] = cpu_seconds(process.pid) - before
                 time.sleep(serving.POLL_SECONDS)
             found["drain_seconds"] = time.monotonic() - stopped
         found["drained_tokens"] = sum(answer.result()["details"]["generated_tokens"] for answer in answers)
@@ -177,13 +181,6 @@ def _prompt(tokenizer: Tokenizer, tokens: int) -> str:
     return str(text)
 
 
-def _peak(pid: int, before: int) -> int:
-    try:
-        return peak_rss_bytes(pid)
-    except (OSError, RuntimeError):  # it has just ended
-        return before
-
-
 def request_mib(row: dict[str, Any]) -> int:
     """Return the memory request, which is also the limit: the peak, a quarter of it, and a full cache of contractions.
 
@@ -202,11 +199,11 @@ def read() -> dict[str, Any]:
 def block(results: dict[str, Any]) -> str:
     """Return the table of the README, in Markdown."""
     head = ["model", "preset", "weights, MB", "KV cache, MB", "ready, MB", "peak, MB", "memory request, MiB"]
-    head += ["start, s", "drain, s", "compressing, MB"]
+    head += ["start, CPU s", "drain, CPU s", "compressing, MB"]
     lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
     for row in results["rows"]:
         sizes = [f"{row[f'{name}_bytes'] / 1e6:.{digits}f}" for name, digits in _COLUMNS]
-        seconds = [f"{row[f'{name}_seconds']:.1f}" for name in ("start", "drain")]
+        seconds = [f"{row[f'{name}_cpu_seconds']:.1f}" for name in ("start", "drain")]
         compressing = f"{row['compress_bytes'] / 1e6:.0f}" if row["compress_bytes"] else "-"
         cells = [row["model"], f"`{row['preset']}`", *sizes, f"**{request_mib(row)}**", *seconds, compressing]
         lines.append(f"| {' | '.join(cells)} |")

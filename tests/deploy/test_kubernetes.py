@@ -69,7 +69,9 @@ def test_the_probes_ask_routes_that_exist(overlay: str, tiny_artifact: Path) -> 
     for probe in probes.values():
         assert "get" in routes[probe["httpGet"]["path"]]
         assert probe["httpGet"]["port"] == service["ports"][0]["name"]
-    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * MEASURED["start_seconds"]
+    assert (
+        probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 10 * MEASURED["start_cpu_seconds"]
+    )
     assert probes["readiness"]["failureThreshold"] == 1  # a draining pod gets no more requests at once
 
 
@@ -84,7 +86,7 @@ def test_draining_fits_into_the_grace_period(overlay: str) -> None:
 def test_what_was_measured_fits(overlay: str) -> None:
     memory = container(rendered(overlay))["resources"]["limits"]["memory"]
     assert memory == f"{sizing.request_mib(MEASURED)}Mi"
-    assert MEASURED["drain_seconds"] < _settings(overlay).drain_seconds
+    assert MEASURED["drain_cpu_seconds"] < _settings(overlay).drain_seconds
 
 
 def test_compressing_fits_into_the_job() -> None:

@@ -6,8 +6,11 @@ the soak lasts, `--report` only writes the README anew. `make soak` builds both 
 
 import argparse
 import json
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.machine import describe
 from tests.e2e import pressure, report
@@ -36,8 +39,9 @@ def main() -> None:
 
 def measure(model: Path, table: Path, folder: Path, minutes: float) -> None:
     """Run every scenario and write its figures as soon as they are there."""
-    figures = {"machine": describe(threads=2), "model": model.name, "table": table.name}
-    scenarios = {
+    begin = os.getloadavg()[0]
+    figures: dict[str, Any] = {"machine": describe(threads=2), "model": model.name, "table": table.name}
+    scenarios: dict[str, Callable[[], dict[str, Any]]] = {
         "overload": lambda: pressure.overload(model, folder, seconds=30.0),
         "hang_ups": lambda: pressure.hang_ups(model, folder, seconds=20.0),
         "killed": lambda: pressure.kill_and_restart(model, folder),
@@ -46,9 +50,10 @@ def measure(model: Path, table: Path, folder: Path, minutes: float) -> None:
         "soak": lambda: soak(model, folder, seconds=60 * minutes, settle_seconds=SETTLE_SECONDS),
     }
     for name, scenario in scenarios.items():
-        figures[name] = scenario()  # type: ignore[assignment]
+        figures[name] = scenario()
         print(name, json.dumps(figures[name], indent=2), flush=True)
-    assert figures["soak"]["rss_mb_per_minute"] < LARGEST_SLOPE, figures["soak"]  # type: ignore[index]
+    figures["load_average"] = [round(load, 1) for load in (begin, os.getloadavg()[0])]
+    assert figures["soak"]["rss_mb_per_minute"] < LARGEST_SLOPE, figures["soak"]
     report.FAULTS.parent.mkdir(exist_ok=True)
     report.FAULTS.write_text(json.dumps(figures, indent=2) + "\n")
 

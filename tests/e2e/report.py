@@ -39,7 +39,15 @@ def table(figures: Figures) -> str:
         *_redis_phases(figures["redis"]),
         _soak(figures["soak"]),
     ]
-    return "\n".join(["| fault | what happened |", "| --- | --- |", *(f"| {name} | {told} |" for name, told in rows)])
+    begin, end = figures["load_average"]
+    cores = figures["machine"]["cores"]
+    where = (
+        f"On {cores} cores with a load average of {begin:g} before and {end:g} at the end, so with all other work that "
+        f"the machine did; `{figures['model']}`, for Redis `{figures['table']}`:"
+    )
+    return "\n".join(
+        [where, "", "| fault | what happened |", "| --- | --- |", *(f"| {name} | {told} |" for name, told in rows)]
+    )
 
 
 def _overload(f: Figures) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def test_a_second_replica_finds_what_the_first_contracted(folders: list[Path], r
     digest = load(folders[place]).manifest.digest
     wait_until(lambda: len(rows_in(redis)) > DISTINCT)
     assert {f"ttgpt:1:{digest}:wte:{row}" for row in IDS} <= set(redis.stored())
-    assert all(0 < redis.client.ttl(key) <= 86400 for key in redis.stored())  # type: ignore[operator]
+    assert all(0 < redis.client.ttl(key) <= 86400 for key in redis.stored())
     with serving(settings) as second:
         operations = sample(second, OPERATIONS, tier="redis", op="get")
         contracted = sample(second, "ttgpt_core_contraction_seconds_count", op="rows")
@@ -196,6 +196,9 @@ def test_a_dead_redis_is_asked_in_vain_until_the_breaker_opens(folders: list[Pat
     ("fields", "hint"),
     [
         ({"redis_url": "http://x"}, "redis_url"),
+        ({"redis_url": "redis://x:port"}, "redis_url"),
+        ({"redis_url": "redis://"}, "redis_url"),
+        ({"redis_url": "unix://"}, "redis_url"),
         ({"cache": "sometimes"}, "cache"),
         ({"cache_bytes": -1}, "cache_bytes"),
         ({"cache_timeout_ms": 0}, "cache_timeout_ms"),
