@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (install,) = (run for run in stages("service")["build"].every("RUN") if "--no-deps" in run)
     options = install.partition("&&")[0].removeprefix("pip --python /opt/venv/bin/python ").split()
     assert options == ["install", "--no-deps", "."]
-    here = ["--quiet", "--no-build-isolation", "--no-index", "--target", site]
+    here = ["--quiet", "--no-build-isolation", "--no-index", "--target", str(site)]
     run = subprocess.run([sys.executable, "-m", "pip", *options, *here], cwd=context, capture_output=True, check=False)
     assert run.returncode == 0, run.stderr.decode()
     return site
