@@ -216,7 +216,7 @@ class Workbench:
     def _healed(self, experiment: Experiment, made: Made) -> Made:
         if not experiment.heal_tokens:
             return made
-        config = heal.Config(tokens=experiment.heal_tokens)
+        config = heal.Config(tokens=experiment.heal_tokens, precision="fp32")  # the same on every CPU
         return compress.healed(
             replace(made, target=experiment.target),
             self.checkpoint,

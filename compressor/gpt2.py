@@ -7,7 +7,7 @@ The architecture is Radford et al., "Language Models are Unsupervised Multitask 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -261,7 +261,7 @@ class Block(nn.Module):
         if len(pairs) < len(linears):
             return None
         norms = [(norm.weight, norm.bias) for norm in (self.ln_1, self.ln_2)]
-        return native.Layer(*pairs, *norms, scale=self.attn.scale)
+        return native.Layer(pairs, norms, self.attn.scale)
 
 
 class GPT2(nn.Module):
@@ -418,7 +418,7 @@ class GPT2(nn.Module):
         x = self.embed(ids) + self.wpe.rows(positions)  # [N, D]
         at = native.Places(rows.repeat_interleave(counts), positions, longest - 1)
         assert self._stack is not None  # noqa: S101 - `packs` says so
-        x = self._stack(x, cache.keys, cache.values, at)
+        x = self._stack.run(x, cache.keys, cache.values, at)
         cache.lengths[rows] = used
         return self.ln_f(x)  # type: ignore[no-any-return]
 
@@ -431,7 +431,7 @@ class GPT2(nn.Module):
 
     @cached_property
     def _stack(self) -> native.Stack | None:
-        layers = [block.for_kernels() for block in self.h]
+        layers = [cast(Block, block).for_kernels() for block in self.h]
         name = KERNEL_ACTIVATIONS.get(self.config.activation_function)
         if name is None or None in layers:
             return None

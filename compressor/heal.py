@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.formats import TTMatrix
 from compressor.formats.base import blocks
 from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
@@ -26,6 +28,7 @@ HEAD_ROWS = 1024  # positions whose scores exist at a time
 SELECTION_ROWS = 64
 CHECKPOINT = "healing.safetensors"
 TIMED_STEPS = 4
+PRECISIONS = ("auto", "fp32", "bf16")
 SMALLEST_RMS = 1e-4  # a tensor of zeros must be able to leave them
 
 
@@ -44,6 +47,9 @@ class Config:
         select_every: steps between measurements on the held-back text.
         patience: measurements without improvement after which it stops.
         seed: of the order of the text.
+        precision: of the student's products while it is trained; "auto" is bf16 where the CPU multiplies it, else
+            fp32. Parameters, targets, the loss and what selects a state are fp32 in any case, and so are the products
+            of a model with a TT-matrix, whose contraction takes tensors of one dtype.
     """
 
     tokens: int = 1_000_000
@@ -54,6 +60,7 @@ class Config:
     select_every: int = 50
     patience: int = 10
     seed: int = 0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         check_range("tokens", self.tokens, 0, 10**12)
@@ -63,6 +70,8 @@ class Config:
         check_range("warmup", self.warmup, 0.0, 1.0)
         check_range("select_every", self.select_every, 1, 10**9)
         check_range("patience", self.patience, 1, 10**9)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
 
     @property
     def steps(self) -> int:
@@ -170,6 +179,17 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
+def distillation_gradient(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the derivative of `distillation_loss` by the student's scores [rows, V]: q - p."""
+    return student.float().softmax(dim=-1).sub_(teacher.softmax(dim=-1))
+
+
+def multiplies_bf16() -> bool:
+    """Return whether this CPU has instructions for products of bf16, without which they are slower than fp32's."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 class _Training:
     """The student, its optimiser and the best state so far."""
 
@@ -177,6 +197,8 @@ class _Training:
         self.student = model.trainable()
         self.dense = dense
         self.config = config
+        wanted = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16())
+        self.is_bf16 = wanted and not any(isinstance(module, TTMatrix) for module in self.student.modules())
         for name, form in self.student.matrices().items():
             if frozen(name):
                 form.requires_grad_(False)
@@ -189,6 +211,10 @@ class _Training:
         self.stale = 0
         self.trained_tokens = 0
 
+    def products(self) -> AbstractContextManager[object]:
+        """Return the context in which the student multiplies."""
+        return torch.autocast("cpu", dtype=torch.bfloat16) if self.is_bf16 else nullcontext()
+
     def step(self, step: int, ids: Tensor) -> None:
         """Train on rows of tokens [batch, context]."""
         for group in self.optimizer.param_groups:
@@ -196,13 +222,16 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             target = self.dense(ids).flatten(0, 1)  # [rows, D]
-        hidden = self.student(ids).flatten(0, 1)
+        with self.products():
+            hidden = self.student(ids).flatten(0, 1)
         leaf = hidden.detach().requires_grad_()
         for block in blocks(len(leaf), HEAD_ROWS):
             part = slice(block.start, block.stop)
+            with self.products():
+                scores = self.student.logits(leaf[part])
             with torch.no_grad():
-                scores = self.dense.logits(target[part])
-            (distillation_loss(self.student.logits(leaf[part]), scores) / len(leaf)).backward()
+                gradient = distillation_gradient(scores, self.dense.logits(target[part])) / len(leaf)
+            scores.backward(gradient.to(scores.dtype))
         hidden.backward(leaf.grad)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
         self.optimizer.step()

@@ -148,20 +148,16 @@ def attention(qkv: Tensor, keys: Tensor, values: Tensor, at: Places, scale: floa
 
 
 class Layer(NamedTuple):
-    """One block of a decoder: weight and bias of four matrices, weight and bias of two LayerNorms.
+    """One block of a decoder.
 
     Attributes:
-        c_attn, c_proj, c_fc, mlp_c_proj: as in GPT-2.
-        ln_1, ln_2: likewise.
+        matrices: weight and bias of c_attn, attn.c_proj, c_fc and mlp.c_proj.
+        norms: weight and bias of ln_1 and ln_2.
         scale: of the attention's scores.
     """
 
-    c_attn: tuple[Codes, Tensor]
-    c_proj: tuple[Codes, Tensor]
-    c_fc: tuple[Codes, Tensor]
-    mlp_c_proj: tuple[Codes, Tensor]
-    ln_1: tuple[Tensor, Tensor]
-    ln_2: tuple[Tensor, Tensor]
+    matrices: Sequence[tuple[Codes, Tensor]]
+    norms: Sequence[tuple[Tensor, Tensor]]
     scale: float
 
 
@@ -177,11 +173,10 @@ class Stack:
 
     @staticmethod
     def _numbers(layer: Layer) -> list[int]:
-        matrices = (layer.c_attn, layer.c_proj, layer.c_fc, layer.mlp_c_proj)
-        numbers = [number for weight, bias in matrices for number in _matrix(weight, bias)]
-        return numbers + [tensor.data_ptr() for norm in (layer.ln_1, layer.ln_2) for tensor in norm]
+        numbers = [number for weight, bias in layer.matrices for number in _matrix(weight, bias)]
+        return numbers + [tensor.data_ptr() for norm in layer.norms for tensor in norm]
 
-    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, at: Places) -> Tensor:
+    def run(self, x: Tensor, keys: Tensor, values: Tensor, at: Places) -> Tensor:
         """Append new tokens to their slots and return what the last block makes of them [N, D], fp32.
 
         Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 MARKERS = {False: "o", True: "*"}  # unhealed and healed
 COLOURS = 20
+FEW_TICKS, MANY_TICKS = (1, 2, 5), (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 3, 5)  # per decade
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def _panel(axes: Any, points: Sequence[Point]) -> None:
     axes.plot(*zip(*best, strict=True), color="black", linewidth=9, alpha=0.15, label="frontier", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="weights, MB", ylabel="perplexity, times dense")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=FEW_TICKS if high > 10 * low else MANY_TICKS))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)

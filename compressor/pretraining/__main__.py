@@ -18,7 +18,8 @@ from compressor.pretraining.text import read_corpus, read_validation
 
 def main() -> None:
     """Parse, call."""
-    parser = argparse.ArgumentParser(prog="python -m compressor.pretraining", description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m compressor.pretraining", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "judge"):
         command = commands.add_parser(name)
@@ -26,7 +27,7 @@ def main() -> None:
         command.add_argument("--runs", type=Path, required=True, help="folder of checkpoints")
     commands.add_parser("cost").add_argument("--threads", type=int, default=torch.get_num_threads())
     worker = commands.add_parser("worker")
-    worker.add_argument("variant", choices=list(experiment.VARIANTS))
+    worker.add_argument("variant", choices=[cost.REFERENCE, *experiment.VARIANTS])
     worker.add_argument("threads", type=int)
     arguments = parser.parse_args()
     keep_freed_memory()

@@ -19,48 +19,72 @@ import torch
 from compressor import paths
 from compressor.evaluate import Text
 from compressor.generate import generate
+from compressor.gpt2 import GPT2
 from compressor.memory import keep_freed_memory
-from compressor.pretraining.config import Config
+from compressor.pretraining.config import SHIPPED, Config, read_config
 from compressor.pretraining.experiment import VARIANTS, config_of
 from compressor.pretraining.model import sealed
 from compressor.pretraining.text import Corpus, batch_of_step
 from compressor.pretraining.training import Training
 
-STEP_TOKENS = 8192
-ROUNDS = 5
+REFERENCE = "gpt2-mini"  # the shipped recipe, beside the experiment's variants
+BASE = "dense"
+GROUP = 3  # variants whose processes are there at the same time, beside the base's
+ROUNDS = 4
 DECODED = 64  # tokens after a prompt of one
 
 
 def measured(threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Return the cost of every variant, medians over rounds in turns; the first round is not counted."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    with ExitStack() as stack:
-        workers = {name: stack.enter_context(_worker(name, threads)) for name in VARIANTS}
-        for _ in range(rounds + 1):
-            for name, worker in workers.items():
-                cast("IO[str]", worker.stdin).write("\n")
-                cast("IO[str]", worker.stdin).flush()
-                found[name].append(json.loads(cast("IO[str]", worker.stdout).readline()))
-    costs = {name: _summary(config_of(name), values[1:]) for name, values in found.items()}
-    return {"threads": threads, "step_tokens": STEP_TOKENS, "rounds": rounds, "variants": costs}
+    """Return the cost of every variant, medians over rounds in turns; the first round is not counted.
+
+    Groups of variants take turns with the base, which so is measured once per group.
+    """
+    others = [REFERENCE, *(name for name in VARIANTS if name != BASE)]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (BASE, *others)}
+    for start in range(0, len(others), GROUP):
+        with ExitStack() as stack:
+            names = [BASE, *others[start : start + GROUP]]
+            workers = {name: stack.enter_context(_worker(name, threads)) for name in names}
+            turns = [{name: _turn(worker) for name, worker in workers.items()} for _ in range(rounds + 1)]
+        for turn in turns[1:]:
+            for name, values in turn.items():
+                found[name].append(values)
+    costs = {name: _summary(_config(name), values) for name, values in found.items()}
+    return {"threads": threads, "rounds": rounds, "variants": costs}
 
 
 def work(variant: str, threads: int) -> None:
     """Answer every line on stdin with one turn's measurements, as a line of JSON."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    config = config_of(variant).model_copy(update={"batch_tokens": STEP_TOKENS})
-    ids = torch.randint(config.model.vocab_size, (64 * STEP_TOKENS,), generator=torch.Generator().manual_seed(0))
+    config = _config(variant)
+    ids = torch.randint(
+        config.model.vocab_size, (64 * config.batch_tokens,), generator=torch.Generator().manual_seed(0)
+    )
     training = Training(config, Corpus(None, ids, Text("", "", 1, ids[:2]), ""), Path())  # type: ignore[arg-type]
+    stored = paths.measured(sealed(training.model, config.codec)).prepared()
     for _ in sys.stdin:
-        turn = {str(phase.context): _step_seconds(training, config, k) for k, phase in enumerate(config.phases)}
+        turn = {str(phase.context): _step_seconds(training, k) for k, phase in enumerate(config.phases)}
         turn["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        turn["decode"] = _decode_seconds(training)
+        turn["decode"] = _decode_seconds(stored)
         print(json.dumps(turn), flush=True)
 
 
-def _step_seconds(training: Training, config: Config, phase: int) -> float:
+def _config(variant: str) -> Config:
+    return read_config(SHIPPED[REFERENCE]) if variant == REFERENCE else config_of(variant)
+
+
+def _turn(worker: "subprocess.Popen[str]") -> dict[str, float]:
+    to, back = cast("IO[str]", worker.stdin), cast("IO[str]", worker.stdout)
+    to.write("\n")
+    to.flush()
+    answer: dict[str, float] = json.loads(back.readline())
+    return answer
+
+
+def _step_seconds(training: Training, phase: int) -> float:
     """Return how long one step of a phase takes."""
+    config = training.config
     first = 0 if phase == 0 else int(config.phases[phase - 1].until * config.steps) + 1
     batch = batch_of_step(config, training.corpus.training, first)
     started = time.perf_counter()
@@ -68,11 +92,10 @@ def _step_seconds(training: Training, config: Config, phase: int) -> float:
     return time.perf_counter() - started
 
 
-def _decode_seconds(training: Training) -> float:
-    """Return how long a token takes when the model is stored and decodes one text."""
-    model = paths.measured(sealed(training.model, training.config.codec)).prepared()
+def _decode_seconds(stored: GPT2) -> float:
+    """Return how long a token takes when the model as it is stored continues one text."""
     started = time.perf_counter()
-    generate(model, torch.tensor([[1]]), DECODED, temperature=0.0)
+    generate(stored, torch.tensor([[1]]), DECODED, temperature=0.0)
     return (time.perf_counter() - started) / DECODED
 
 
@@ -82,7 +105,7 @@ def _summary(config: Config, turns: list[dict[str, float]]) -> dict[str, float]:
         seconds += (phase.until - begin) * statistics.median(turn[str(phase.context)] for turn in turns)
         begin = phase.until
     return {
-        "train_tokens_per_second": round(STEP_TOKENS / seconds),
+        "train_tokens_per_second": round(config.batch_tokens / seconds),
         "decode_tokens_per_second": round(1 / statistics.median(turn["decode"] for turn in turns)),
         "peak_mb": round(max(turn["peak_mb"] for turn in turns)),
     }

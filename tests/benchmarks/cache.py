@@ -50,7 +50,8 @@ def main() -> None:
         torch.set_num_threads(2)
         with redis_server() as redis, torch.inference_mode():
             begin = os.getloadavg()[0]
-            results = {"machine": describe(threads=2), "ranks": RANKS, "rows": _rows(redis), "starts": _starts(redis)}
+            results: dict[str, Any] = {"machine": describe(threads=2), "ranks": RANKS}
+            results |= {"rows": _rows(redis), "starts": _starts(redis)}
         results["load_average"] = [round(load, 1) for load in (begin, os.getloadavg()[0])]
         cache_report.CACHE.parent.mkdir(exist_ok=True)
         cache_report.CACHE.write_text(json.dumps(results, indent=2) + "\n")

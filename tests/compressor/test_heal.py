@@ -1,6 +1,7 @@
 """Healing lowers the loss, resumes where it stopped, and touches nothing that is frozen."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,11 +111,29 @@ def test_it_stops_when_nothing_improves(dense: GPT2, text: torch.Tensor) -> None
         ({"batch": 0}, "batch must be between 1"),
         ({"learning_rate": 0.0}, "learning_rate must be between"),
         ({"patience": 0}, "patience must be between 1"),
+        ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16, not 'fp16'"),
     ],
 )
-def test_illegal_options_name_the_field(options: dict[str, float], message: str) -> None:
+def test_illegal_options_name_the_field(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         heal.Config(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_either_precision_heals(precision: str, dense: GPT2, text: torch.Tensor) -> None:
+    compressed = dense.with_matrices({"wte": _forms(dense)["low_rank"]})
+    result = heal.heal(compressed, dense, text, replace(CONFIG, precision=precision))
+    assert result.kl_after < 0.9 * result.kl_before
+    again = heal.heal(result.model, dense, text, replace(CONFIG, tokens=0))
+    assert again.kl_before == pytest.approx(result.kl_after, rel=1e-3)  # selection is in fp32
+
+
+def test_the_gradient_is_that_of_the_loss() -> None:
+    random = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 50, generator=random).requires_grad_(), torch.randn(5, 50, generator=random)
+    heal.distillation_loss(student, teacher).backward()
+    assert student.grad is not None
+    torch.testing.assert_close(heal.distillation_gradient(student.detach(), teacher), student.grad, rtol=0, atol=EXACT)
 
 
 def test_a_text_that_is_too_short_or_a_context_that_is_too_long_is_refused(dense: GPT2) -> None:

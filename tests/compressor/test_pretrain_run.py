@@ -104,27 +104,29 @@ def test_a_terminal_shows_tokens_per_second_and_a_file_is_measured_on(
 def test_a_killed_run_goes_on_bit_for_bit(text: Path, tmp_path: Path) -> None:
     config = _written(tmp_path, _raw(checkpoint_every=8, tokens=200 * 128))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "compressor"]
-    quiet = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    subprocess.run([*command, *_arguments(config, text, whole)], check=True, stdout=subprocess.PIPE, **quiet)  # type: ignore[call-overload]
-    with subprocess.Popen([*command, *_arguments(config, text, killed)], **quiet) as child:  # type: ignore[call-overload]
+    with _process(config, text, whole) as child:
+        assert child.wait() == 0
+    with _process(config, text, killed) as child:
         while not (run_folder(killed) / checkpoint.FILE).exists():
-            assert child.poll() is None, child.stderr.read()
+            assert child.poll() is None
         child.send_signal(signal.SIGKILL)
     assert not killed.exists()
     (run_folder(killed) / f"{checkpoint.FILE}.new").write_bytes(b"half a checkpoint")
-    again = subprocess.run(
-        [*command, *_arguments(config, text, killed)],
-        check=True,
-        capture_output=True,
-        **{k: v for k, v in quiet.items() if k != "stderr"},
-    )  # type: ignore[call-overload]
-    assert "goes on from the checkpoint" in again.stderr
+    with _process(config, text, killed) as child:
+        assert "goes on from the checkpoint" in child.communicate()[1]
     ours, theirs = (_tensors(folder / artifact.WEIGHTS) for folder in (killed, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     curves = [artifact.read(folder).manifest.provenance.config["curve"] for folder in (killed, whole)]
     assert curves[0] == curves[1]
+
+
+def _process(config: Path, text: Path, out: Path) -> "subprocess.Popen[str]":
+    """Start `ttgpt pretrain` as a process of its own."""
+    command = [sys.executable, "-m", "compressor", *_arguments(config, text, out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(text: Path, tmp_path: Path) -> None:
@@ -306,3 +308,9 @@ def test_the_shipped_recipe_is_the_reference_models() -> None:
     shape = config.decoder()
     names = set(published) & set(shape.__dataclass_fields__) - {"n_inner"}
     assert {name: published[name] for name in names} == {name: getattr(shape, name) for name in names}
+
+
+def test_the_shipped_recipe_names_every_field_and_what_is_left_out_has_its_value() -> None:
+    raw = json.loads(SHIPPED["gpt2-mini"].read_text())
+    assert raw.keys() == Config.model_fields.keys()
+    assert parse_config({name: raw[name] for name in ("model", "tokens", "phases")}) == parse_config(raw)

@@ -55,10 +55,10 @@ def test_it_agrees_with_autograd_through_the_matrix(case: tuple[int, int, int]) 
 def test_frozen_cores_and_inputs_get_no_gradient() -> None:
     cores = [core.detach() for core in _cores(8, 12, 4)]
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    ttm_product(x, cores).sum().backward()  # type: ignore[no-untyped-call]
+    ttm_product(x, cores).sum().backward()
     assert x.grad is not None
     cores[0].requires_grad_()
-    ttm_product(x.detach(), cores).sum().backward()  # type: ignore[no-untyped-call]
+    ttm_product(x.detach(), cores).sum().backward()
     assert cores[0].grad is not None
 
 
