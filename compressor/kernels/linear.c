@@ -13,6 +13,7 @@
 #define LARGEST 32767          /* of a rounded activation */
 #define SPAN 4096              /* columns until 8 lanes of 32 bits might overflow: 4096 / 8 * 128 * 32767 < 2^31 */
 #define GROUP 64               /* columns of 4-bit codes in one vector */
+#define WIDEST_BYTES (24 << 10) /* of 8 rows of x, which are read again for every two rows of W */
 #define CACHE_BYTES (16 << 10) /* of codes that all of x is multiplied by before the next ones are read */
 
 typedef struct {
@@ -21,6 +22,11 @@ typedef struct {
     float *step;     /* [rows] */
     int64_t span;    /* 4 bits: vectors of codes with one scale */
 } Rounded;
+
+/* Some rows of W, how many bytes further the next ones lie, and how many strips of x share in fetching these. */
+typedef struct {
+    int64_t from, to, ahead, strips;
+} Span;
 
 INLINE __m256 normalised(const Norm *norm, const float *x, int64_t i, __m256 mean, __m256 inverse)
 {
@@ -109,7 +115,7 @@ INLINE float bf16(uint16_t bits)
 #define TARGET KERNEL
 #define NAMED(name) name##_avx2
 #define DOT(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
-#define WIDE4 0
+#define WIDE 0
 #include "products.h"
 
 #define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
@@ -124,7 +130,7 @@ VNNI static inline __attribute__((always_inline)) __m256i dot_vnni(__m256i sum, 
 #define TARGET VNNI
 #define NAMED(name) name##_vnni
 #define DOT(sum, a, b) dot_vnni(sum, a, b)
-#define WIDE4 1
+#define WIDE 1
 #include "products.h"
 
 KERNEL static void finish(const Linear *t, int64_t row, int64_t from, int64_t to)

@@ -1,19 +1,19 @@
 /* Products of codes and rounded activations; linear.c includes this once per set of instructions.
  *
  * TARGET is the attribute, NAMED(x) the name of a function and DOT(sum, a, b) adds the products of 16 pairs of 16-bit
- * integers to 8 sums of 32 bits. WIDE4 says whether there are registers for 2 x 4 tiles of 4-bit codes. All integers
+ * integers to 8 sums of 32 bits. WIDE says whether there are 32 registers: enough for tiles of 2 x 8. All integers
  * add up exactly and all floats in the same order, so that both sets give bitwise the same result.
  */
 #define INLINED TARGET static inline __attribute__((always_inline))
 
 /* total[r][c] += 8 parts of row n + r of the codes times row c of x; fetches codes `ahead` bytes further, if not 0. */
 INLINED void NAMED(tile8)(const Matrix *m, const int16_t *x, int64_t n, int64_t ahead, const int R, const int C,
-                          __m256 total[2][4])
+                          __m256 total[2][8])
 {
     const int8_t *w = (const int8_t *)m->codes + n * m->k;
     for (int64_t start = 0; start < m->k; start += SPAN) {
         const int64_t end = start + SPAN < m->k ? start + SPAN : m->k;
-        __m256i part[2][4];
+        __m256i part[2][8];
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++)
                 part[r][c] = _mm256_setzero_si256();
@@ -38,7 +38,7 @@ INLINED void NAMED(tile8)(const Matrix *m, const int16_t *x, int64_t n, int64_t 
 
 /* The same for 4-bit codes and with their scales; `EACH` says that every vector has one. */
 INLINED void NAMED(tile4)(const Matrix *m, const Rounded *of, int64_t row, int64_t n, int64_t ahead, const int R,
-                          const int C, const int EACH, __m256 total[2][4])
+                          const int C, const int EACH, __m256 total[2][8])
 {
     const int64_t vectors = m->k / GROUP;
     const int16_t *x = of->x + row * m->k;
@@ -85,9 +85,9 @@ INLINED void NAMED(tile)(const Linear *t, const Rounded *of, int64_t row, int64_
                          const int C)
 {
     const Matrix *m = &t->w;
-    __m256 total[2][4];
+    __m256 total[2][8];
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < 4; c++)
+        for (int c = 0; c < 8; c++)
             total[r][c] = _mm256_setzero_ps();
     if (m->groups && of->span == 1)
         NAMED(tile4)(m, of, row, n, ahead, R, C, 1, total);
@@ -95,35 +95,36 @@ INLINED void NAMED(tile)(const Linear *t, const Rounded *of, int64_t row, int64_
         NAMED(tile4)(m, of, row, n, ahead, R, C, 0, total);
     else
         NAMED(tile8)(m, of->x + row * m->k, n, ahead, R, C, total);
-    for (int r = 0; r < R; r++) {
-        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(total[r][0], total[r][1]), _mm256_hadd_ps(total[r][2], total[r][3]));
-        __m128 sum = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-        sum = _mm_mul_ps(sum, _mm_loadu_ps(of->step + row));
-        if (!m->groups)
-            sum = _mm_mul_ps(sum, _mm_set1_ps(bf16(m->scale[n + r])));
-        sum = _mm_add_ps(sum, _mm_set1_ps(m->bias ? m->bias[n + r] : 0));
-        float lane[4];
-        _mm_storeu_ps(lane, sum);
-        for (int c = 0; c < C; c++)
-            t->out[(row + c) * m->n + n + r] = lane[c];
-    }
+    for (int r = 0; r < R; r++)
+        for (int first = 0; first < C; first += 4) {
+            const __m256 *four = total[r] + first;
+            __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(four[0], four[1]), _mm256_hadd_ps(four[2], four[3]));
+            __m128 sum = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+            sum = _mm_mul_ps(sum, _mm_loadu_ps(of->step + row + first));
+            if (!m->groups)
+                sum = _mm_mul_ps(sum, _mm_set1_ps(bf16(m->scale[n + r])));
+            sum = _mm_add_ps(sum, _mm_set1_ps(m->bias ? m->bias[n + r] : 0));
+            float lane[4];
+            _mm_storeu_ps(lane, sum);
+            for (int c = first; c < C && c < first + 4; c++)
+                t->out[(row + c) * m->n + n + r] = lane[c - first];
+        }
 }
 
-/* C rows of x from `row` on times rows from .. to - 1 of W. Every strip fetches its share of the codes `ahead`. */
-INLINED void NAMED(strip)(const Linear *t, const Rounded *of, int64_t row, int64_t from, int64_t to, int64_t ahead,
-                          const int C)
+/* C rows of x from `row` on times rows from .. to - 1 of W. Of every `strips` tiles, the one whose `turn` it is fetches
+ * the codes `ahead`. */
+INLINED void NAMED(strip)(const Linear *t, const Rounded *of, int64_t row, Span w, int64_t turn, const int C)
 {
-    const int R = t->w.groups ? (C == 1 || WIDE4 ? 2 : 1) : (C == 1 ? 1 : 2); /* one row of 8 bits is one stream */
-    const int64_t strips = (t->rows + 3) / 4;
-    int64_t turn = row / 4;
-    for (; from + R <= to; from += R, turn = turn + 1 < strips ? turn + 1 : 0) {
-        const int64_t mine = turn ? 0 : ahead;
+    const int R = t->w.groups ? (C == 1 || WIDE ? 2 : 1) : (C == 1 ? 1 : 2); /* one row of 8 bits is one stream */
+    int64_t from = w.from;
+    for (; from + R <= w.to; from += R, turn = turn + 1 < w.strips ? turn + 1 : 0) {
+        const int64_t mine = turn ? 0 : w.ahead;
         if (R == 2)
             NAMED(tile)(t, of, row, from, mine, 2, C);
         else
             NAMED(tile)(t, of, row, from, mine, 1, C);
     }
-    if (from < to)
+    if (from < w.to)
         NAMED(tile)(t, of, row, from, 0, 1, C);
 }
 
@@ -132,15 +133,20 @@ TARGET static void NAMED(products)(const Linear *t, const Rounded *of, int64_t f
 {
     const int64_t row_bytes = t->w.groups ? t->w.k / 2 : t->w.k;
     const int64_t block = CACHE_BYTES / row_bytes > 2 ? CACHE_BYTES / row_bytes / 2 * 2 : 2;
+    const int64_t eights = WIDE && 8 * 2 * t->w.k <= WIDEST_BYTES ? t->rows / 8 : 0;
+    const int64_t strips = eights + (t->rows - 8 * eights + 3) / 4;
     for (int64_t first = from; first < to; first += block) {
-        const int64_t last = first + block < to ? first + block : to, ahead = block * row_bytes;
-        int64_t row = 0;
-        for (; row + 4 <= t->rows; row += 4)
-            NAMED(strip)(t, of, row, first, last, ahead, 4);
+        const Span w = { first, first + block < to ? first + block : to, block * row_bytes, strips };
+        int64_t row = 0, turn = 0;
+        if (WIDE)
+            for (; turn < eights; row += 8, turn++)
+                NAMED(strip)(t, of, row, w, turn, 8);
+        for (; row + 4 <= t->rows; row += 4, turn++)
+            NAMED(strip)(t, of, row, w, turn, 4);
         switch (t->rows - row) {
-        case 3: NAMED(strip)(t, of, row, first, last, ahead, 3); break;
-        case 2: NAMED(strip)(t, of, row, first, last, ahead, 2); break;
-        case 1: NAMED(strip)(t, of, row, first, last, ahead, 1); break;
+        case 3: NAMED(strip)(t, of, row, w, turn, 3); break;
+        case 2: NAMED(strip)(t, of, row, w, turn, 2); break;
+        case 1: NAMED(strip)(t, of, row, w, turn, 1); break;
         }
     }
 }
@@ -149,4 +155,4 @@ TARGET static void NAMED(products)(const Linear *t, const Rounded *of, int64_t f
 #undef TARGET
 #undef NAMED
 #undef DOT
-#undef WIDE4
+#undef WIDE
