@@ -50,7 +50,8 @@ class Rounds(Job[int]):
 
     def step(self) -> bool:
         self._done.release()
-        self.ended |= not self._go.acquire(timeout=PATIENCE_SECONDS)
+        if not self._go.acquire(timeout=PATIENCE_SECONDS):
+            self.ended = True
         if self.ended:
             self.mailbox.put(None)
         return self.ended
