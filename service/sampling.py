@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 COLDEST = 1e-30  # a lower temperature would be 0 in fp32
+LARGEST = 1e30  # magnitude of a penalised score; its difference to any other is finite
 BLOCK = 256  # tokens that a draw from the whole vocabulary skips at a time
 RARE = (1e-4, 1e-5, 0.0)  # a nucleus is looked for among the tokens at least this probable, before all are sorted
 
@@ -168,7 +169,8 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     Reference: CTRL, arXiv 1909.05858, section 4.1, with negative scores multiplied as Hugging Face does.
     """
     scores = logits.gather(-1, seen)  # [..., n]
-    scores = torch.where(scores < 0, scores * penalty, scores / penalty)
+    penalty = min(max(penalty, 1 / LARGEST), LARGEST)  # others are 0 or infinite in fp32
+    scores = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-LARGEST, LARGEST)
     return logits.scatter(-1, seen, scores)
 
 

@@ -313,7 +313,9 @@ def _extended(trains: Tensor, parents: Tensor, core: Tensor, digits: Tensor) -> 
     places, products = [], []
     for digit in digits.unique().tolist():
         mine = (digits == digit).nonzero().squeeze(-1)
-        products.append(torch.tensordot(trains[parents[mine]], core[:, :, digit], dims=1))  # [mine, P, i, s]
+        train = trains[parents[mine]]
+        slices = core[:, :, digit].to(train.dtype)  # which autocast lowers with the first product
+        products.append(torch.tensordot(train, slices, dims=1))  # [mine, P, i, s]
         places.append(mine)
     if not places:
         return trains.new_zeros(0, trains.shape[1] * core.shape[1], core.shape[3])

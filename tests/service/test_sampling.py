@@ -96,6 +96,16 @@ def test_penalty_only_lowers_what_was_seen(logits: Tensor, penalty: float, data:
     assert torch.equal(logits, before)
 
 
+@given(LOGITS, st.floats(0, exclude_min=True, allow_infinity=False), st.sampled_from([None, 3]), st.data())
+def test_every_legal_penalty_leaves_something_to_draw_from(
+    logits: Tensor, penalty: float, k: int | None, data: st.DataObject
+) -> None:
+    ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
+    how = Sampling(seed=0, top_p=5e-324, top_k=k, repetition_penalty=penalty)
+    assert torch.isfinite(sampling.penalise_repetition(logits, torch.tensor(ids), penalty)).all()
+    assert 0 <= sampling.choose(logits.unsqueeze(0), [Choice(how, 0.5, ids)])[0] < len(logits)
+
+
 SAMPLINGS = st.builds(
     Sampling,
     seed=st.sampled_from([None, 0]),
