@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 
 from service.engine import Engine
 from service.errors import ClientGoneError, DrainingError, OverloadedError, RequestFailedError
+from service.generation import Generation
 from service.jobs import Job, Request
 from service.metrics import Metrics
 from service.models import LoadedModel
 from service.settings import Settings
 from tests.service.conftest import generation, sample, serving, wait_until
+from tests.service.test_batch import Rounds
 
 
 class Steps(Job[int]):
@@ -204,3 +207,36 @@ def test_a_client_that_hangs_up_frees_its_place(settings: Settings, route: str) 
         assert sample(client, "ttgpt_prompt_tokens_total", **name) == 0
         aborted = sample(client, "ttgpt_request_success_total", finished_reason="abort", **name)
         assert aborted == (route != "/embeddings")
+
+
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/v1/completions"])
+def test_a_client_that_hangs_up_while_its_text_is_written_gets_no_further_step(settings: Settings, route: str) -> None:
+    engine = Remembering(settings)
+
+    async def hold() -> Rounds:
+        rounds = Rounds()
+        engine.submit(rounds)
+        await rounds.begin()
+        return rounds
+
+    asked = (
+        {"prompt": "x", "max_tokens": 50} if "v1" in route else {"inputs": "x", "parameters": {"max_new_tokens": 50}}
+    )
+    with serving(settings, engine) as client:
+        rounds = asyncio.run(hold())
+        with ThreadPoolExecutor(1) as clients, httpx.Client(base_url=client.base_url, timeout=1) as impatient:
+            call = clients.submit(impatient.post, route, json=asked)
+            wait_until(lambda: len(engine.jobs) == 2)
+            asyncio.run(rounds.let(5))
+            assert isinstance(call.exception(), httpx.TimeoutException)
+        (_, job) = engine.jobs
+        assert isinstance(job, Generation)
+        written = job.generated
+        assert written > 0
+        wait_until(lambda: job.mailbox.cancelled)
+        asyncio.run(rounds.let(2))
+        assert job.generated == written
+        assert (
+            sample(client, "ttgpt_num_requests_running", model_name="tiny-fp32") == 1
+        )  # the one that holds the rounds
+        rounds.end()
