@@ -15,11 +15,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +140,20 @@ def measure(folder: Path) -> dict[str, Any]:
                     found["drain_cpu_seconds"] = cpu_seconds(process.pid) - before
                 time.sleep(serving.POLL_SECONDS)
             found["drain_seconds"] = time.monotonic() - stopped
-        found["drained_tokens"] = sum(answer.result()["details"]["generated_tokens"] for answer in answers)
+        found["drained_tokens"] = sum(map(_written, answers))
     if process.returncode:
         raise RuntimeError(f"the service ended with exit code {process.returncode}")
     return found
+
+
+def _written(answer: "Future[dict[str, Any]]") -> int:
+    """Return the new tokens of an answer: none, if it came too late to be accepted."""
+    try:
+        return int(answer.result()["details"]["generated_tokens"])
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+            raise
+        return 0
 
 
 def _fill(clients: ThreadPoolExecutor, url: str, full: str) -> list["Future[dict[str, Any]]"]:
