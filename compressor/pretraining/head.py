@@ -42,11 +42,12 @@ class _HeadLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for block in blocks(len(targets), block_rows):
                 part = slice(block.start, block.stop)
-                shares = (states[part] @ table.T).softmax(-1)  # [rows, V]
-                places = targets[part].unsqueeze(-1)
-                own = shares.gather(-1, places)
+                shares = states[part] @ table.T  # [rows, V]
+                torch.softmax(shares, -1, out=shares)
+                places = torch.arange(len(block)), targets[part]
+                own = shares[places]
                 total -= own.to(total.dtype).clamp_min(SMALLEST).log().sum()
-                shares.scatter_(-1, places, own - 1)  # the gradient of the scores
+                shares[places] = own - 1  # the gradient of the scores; scatter_ would copy them all
                 hidden_gradient[part] = shares @ table
                 weight_gradient += shares.T @ states[part]
         ctx.save_for_backward(hidden_gradient.div_(len(targets)), weight_gradient.div_(len(targets)))

@@ -64,13 +64,13 @@ class Load:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_SECONDS, limits=limits) as client:
-            await asyncio.gather(*(self._client(client, number) for number in range(self.clients)))
+        await asyncio.gather(*(self._client(number) for number in range(self.clients)))
 
-    async def _client(self, client: httpx.AsyncClient, number: int) -> None:
-        while not self.stopping:
-            await self.task(self, client, number)
+    async def _client(self, number: int) -> None:
+        """Ask over connections of its own: httpx looks through all of a shared pool at every request."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_SECONDS, verify=False) as client:  # noqa: S501
+            while not self.stopping:
+                await self.task(self, client, number)
 
 
 @contextmanager

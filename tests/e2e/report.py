@@ -15,6 +15,12 @@ def read() -> Figures | None:
     return figures
 
 
+def write(figures: Figures) -> None:
+    """Keep the figures."""
+    FAULTS.parent.mkdir(exist_ok=True)
+    FAULTS.write_text(json.dumps(figures, indent=2) + "\n")
+
+
 def refreshed(readme: str, figures: Figures | None) -> str:
     """Return the README with the block made anew.
 
@@ -39,11 +45,9 @@ def table(figures: Figures) -> str:
         *_redis_phases(figures["redis"]),
         _soak(figures["soak"]),
     ]
-    begin, end = figures["load_average"]
-    cores = figures["machine"]["cores"]
     where = (
-        f"On {cores} cores with a load average of {begin:g} before and {end:g} at the end, so with all other work that "
-        f"the machine did; `{figures['model']}`, for Redis `{figures['table']}`:"
+        f"On {figures['machine']['cores']} cores with a load average of {figures['load_average']:g} before; "
+        f"`{figures['model']}`, for Redis `{figures['table']}`:"
     )
     return "\n".join(
         [where, "", "| fault | what happened |", "| --- | --- |", *(f"| {name} | {told} |" for name, told in rows)]
