@@ -111,10 +111,10 @@ def component_of(name: str) -> Component:
 class _Step:
     """Where the new tokens of one forward pass stand; the same for all layers."""
 
-    positions: Tensor  # [B, T]
+    positions: Tensor  # [B, T], or the same for all [1, T]
     cache: KVCache | None
     slots: list[int]  # [B]
-    used: list[int]  # tokens per row with the new ones [B]
+    used: list[int]  # tokens per row with the new ones, one per row of positions
     at: native.Places | None  # where the kernels attend
 
     @property
@@ -447,7 +447,7 @@ class GPT2(nn.Module):
         slots = torch.arange(b) if rows is None else rows.to(torch.int64).contiguous()
         if cache is not None:
             _check_rows(slots, cache)
-        start = torch.zeros(b, dtype=torch.int64) if cache is None else cache.lengths[slots]
+        start = torch.zeros(1, dtype=torch.int64) if cache is None else cache.lengths[slots]
         capacity = self.config.n_positions if cache is None else cache.capacity
         longest = int(start.max())
         if longest + t > capacity:

@@ -113,6 +113,29 @@ def linear(
     return out
 
 
+class Table(NamedTuple):
+    """A function of bf16: all 65,536 of its values and of its derivative's, in the order of their bits.
+
+    Attributes:
+        values: bf16 [65536].
+        slopes: fp32 [65536].
+    """
+
+    values: Tensor
+    slopes: Tensor
+
+
+def looked_up(table: Table, x: Tensor, gradient: Tensor | None = None) -> Tensor:
+    """Return f(x) for x in bf16, or f'(x) times `gradient` (bf16, too)."""
+    x = x.contiguous()
+    gradient = None if gradient is None else gradient.contiguous()
+    out = torch.empty_like(x)
+    threads = torch.get_num_threads() if x.numel() > SERIAL else 1
+    arrays = (x, gradient, table.values, table.slopes, out)
+    _kernels.lookup(*(_address(array) for array in arrays), x.numel(), threads)
+    return out
+
+
 class Places(NamedTuple):
     """Where new tokens stand in a KV cache, contiguous; the same for all layers.
 

@@ -67,10 +67,20 @@ typedef struct {
     int64_t instructions;
 } Stack;
 
+/* out [count] = f(x), or f'(x) dy; all in bf16. */
+typedef struct {
+    const uint16_t *x, *dy;       /* dy is NULL for f(x) */
+    const uint16_t *values;       /* f of every bf16 [65536] */
+    const float *slopes;          /* f' of every bf16 [65536] */
+    uint16_t *out;
+    int64_t count, threads;
+} Lookup;
+
 /* All return 0, or -1 if there is no memory for the intermediate results. */
 int linear(const Linear *task);
 int attention(const Attention *task);
 int stack(const Stack *task);
+int lookup(const Lookup *task);
 
 /* Where threads wait for each other; zero at first. */
 typedef struct {

@@ -5,16 +5,18 @@
 
 #include "kernels.h"
 
-/* Read integers (addresses among them) into `numbers`; a last argument is a float. Returns 0 after setting an error. */
+/* Read integers (addresses among them) into `numbers`; a last argument, unless NULL, is a float. Returns 0 after setting an error. */
 static int read_arguments(PyObject *const *args, Py_ssize_t count, int64_t *numbers, Py_ssize_t expected, float *last)
 {
-    if (count != expected + 1) {
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, not %zd", expected + 1, count);
+    const Py_ssize_t all = expected + (last != NULL);
+    if (count != all) {
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, not %zd", all, count);
         return 0;
     }
     for (Py_ssize_t i = 0; i < expected; i++)
         numbers[i] = PyLong_AsLongLong(args[i]);
-    *last = (float)PyFloat_AsDouble(args[expected]);
+    if (last)
+        *last = (float)PyFloat_AsDouble(args[expected]);
     return !PyErr_Occurred();
 }
 
@@ -112,6 +114,22 @@ static PyObject *py_stack(PyObject *self, PyObject *const *args, Py_ssize_t coun
     return result(status);
 }
 
+static PyObject *py_lookup(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t n[7];
+    int status;
+    if (!read_arguments(args, count, n, 7, NULL))
+        return NULL;
+    const Lookup task = {
+        .x = (const uint16_t *)n[0], .dy = (const uint16_t *)n[1], .values = (const uint16_t *)n[2],
+        .slopes = (const float *)n[3], .out = (uint16_t *)n[4], .count = n[5], .threads = n[6],
+    };
+    Py_BEGIN_ALLOW_THREADS
+    status = lookup(&task);
+    Py_END_ALLOW_THREADS
+    return result(status);
+}
+
 static PyObject *py_supported(PyObject *self, PyObject *unused)
 {
 #ifdef TTGPT_AVX2
@@ -134,6 +152,7 @@ static PyMethodDef methods[] = {
     { "linear", (PyCFunction)(void (*)(void))py_linear, METH_FASTCALL, "See Linear in kernels.h." },
     { "attention", (PyCFunction)(void (*)(void))py_attention, METH_FASTCALL, "See Attention in kernels.h." },
     { "stack", (PyCFunction)(void (*)(void))py_stack, METH_FASTCALL, "See Stack in kernels.h." },
+    { "lookup", (PyCFunction)(void (*)(void))py_lookup, METH_FASTCALL, "See Lookup in kernels.h." },
     { "supported", py_supported, METH_NOARGS, "Whether this CPU runs the kernels." },
     { "instructions", py_instructions, METH_NOARGS, "The best set of instructions that this CPU has." },
     { NULL, NULL, 0, NULL },

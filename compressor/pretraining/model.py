@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 
 from compressor.formats import Dense, Format, LowRank, TTMatrix
 from compressor.gpt2 import GPT2, MLP, GPT2Config, Linear
+from compressor.pretraining.activation import trained_activation
 from compressor.pretraining.attention import TrainedAttention
 from compressor.pretraining.config import Config, Form, table_modes
 from compressor.pretraining.layers import SPREAD, DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer, drawn_cores
@@ -42,6 +43,7 @@ def drawn(config: Config) -> GPT2:
         ]  # has all that training calls
         block.attn = TrainedAttention(shape, i, layers[0], layers[1])
         block.mlp = MLP(shape, layers[2], layers[3])
+        block.mlp.activation = trained_activation(shape.activation_function)
     return model.requires_grad_(True)
 
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.formats import Stacked, TTMatrix
+from compressor.gpt2 import ACTIVATIONS
+from compressor.pretraining.activation import trained_activation
 from compressor.pretraining.attention import causal_attention
 from compressor.pretraining.config import Config, parse_config
 from compressor.pretraining.head import head_loss
@@ -15,6 +17,7 @@ from compressor.pretraining.layers import DenseLayer, Layer, LowRankLayer, Proje
 from compressor.pretraining.model import drawn, head_matrix, linears, parameter_count, sealed
 from tests.tolerances import EXACT
 
+BF16_STEP = 2**-8  # half a unit in the last place, relative
 SHAPE = {"vocab_size": 300, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
 BASE = {"model": SHAPE, "tokens": 4096, "batch_tokens": 64, "phases": [{"until": 1, "context": 16}]}
 FORMS = {
@@ -136,10 +139,22 @@ def test_a_hopeless_prediction_has_a_finite_loss() -> None:
 @pytest.mark.parametrize("length", [1, 5, 16, 33])
 @pytest.mark.parametrize("block_rows", [4, 128])
 def test_attention_in_blocks_is_causal_attention(length: int, block_rows: int) -> None:
-    q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    weights = torch.randn(2, 4, length, 8, dtype=torch.float64)
-    ours = causal_attention(q, k, v, block_rows)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    qkv = torch.randn(2, length, 96, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, length, 32, dtype=torch.float64)
+    ours = causal_attention(qkv, 4, 0.3, block_rows)
+    q, k, v = qkv.view(2, length, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3).transpose(1, 2).flatten(2)
     assert torch.allclose(ours, expected)
-    gradients = (torch.autograd.grad((y * weights).sum(), [q, k, v]) for y in (ours, expected))
-    assert all(torch.allclose(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
+    mine, theirs = (torch.autograd.grad((y * weights).sum(), qkv)[0] for y in (ours, expected))
+    assert torch.allclose(mine, theirs)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_an_activation_looked_up_is_the_activation_to_one_rounding(name: str) -> None:
+    x = torch.cat([3 * torch.randn(1001), torch.tensor([0.0, -0.0, 1e-40, -1e30, 1e30])]).bfloat16().requires_grad_()
+    weights = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(y := trained_activation(name)(x), x, weights)
+    exact = x.detach().double().requires_grad_()
+    (slopes,) = torch.autograd.grad(z := ACTIVATIONS[name](exact), exact, weights.double())
+    assert torch.allclose(y.double(), z, rtol=BF16_STEP, atol=1e-38)
+    assert torch.allclose(gradient.double(), slopes, rtol=BF16_STEP, atol=1e-38)
