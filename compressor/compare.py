@@ -180,12 +180,20 @@ def refreshed(readme: str) -> str:
         ValueError: if a block is missing.
     """
     for name, block in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        match = pattern.search(readme)
-        if match is None:
-            raise ValueError(f"readme: has no block <!-- generated: {name} --> ... <!-- end -->")
-        readme = f"{readme[: match.start()]}{match[1]}{block()}\n{match[2]}{readme[match.end() :]}"
+        readme = with_block(readme, name, block())
     return readme
+
+
+def with_block(readme: str, name: str, text: str) -> str:
+    """Return the README with `text` in the generated block called `name`.
+
+    Raises:
+        ValueError: if there is no such block.
+    """
+    match = re.search(rf"(?<=<!-- generated: {name} -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
+    if match is None:
+        raise ValueError(f"readme: has no block <!-- generated: {name} --> ... <!-- end -->")
+    return f"{readme[: match.start()]}{text}\n{readme[match.end() :]}"
 
 
 def refresh_readme(path: Path) -> None:

@@ -41,6 +41,20 @@ class Statistics:
     heads: int | None = None
 
 
+def needed(statistics: Statistics | None, method: str) -> Statistics:
+    """Return the statistics that `method` cannot do without.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if statistics is None:
+        raise ValueError(
+            f"{method} needs statistics of the matrix: collect them from text of your own (--calibration-text) or from "
+            "text sampled from the model (the default)"
+        )
+    return statistics
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Options of a method, checked in __post_init__. This one has none."""

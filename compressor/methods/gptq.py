@@ -14,7 +14,7 @@ from compressor.codecs import Coded, GroupCodec, Int8Codec, codec_named
 from compressor.errors import check_range
 from compressor.formats import Dense
 from compressor.formats.base import blocks
-from compressor.methods.base import CodecConfig, Statistics
+from compressor.methods.base import CodecConfig, Statistics, needed
 from compressor.methods.whitened_svd import root_of
 from compressor.progress import Progress, silent
 
@@ -89,11 +89,7 @@ def compress(
     Raises:
         ValueError: if there are no statistics.
     """
-    if statistics is None:
-        raise ValueError(
-            "gptq needs statistics of the matrix: collect them from text of your own (--calibration-text) or from "
-            "text sampled from the model (the default)"
-        )
+    statistics = needed(statistics, "gptq")
     rows, columns = weight.shape
     grid = Grid(_rounding_codec(config.codec), weight.float())
     order, feedback = _order_and_feedback(statistics, config.damping, config.act_order)

@@ -12,7 +12,7 @@ from compressor.codecs import codec_named
 from compressor.errors import check_range
 from compressor.formats import LowRank, Residual
 from compressor.methods import gptq
-from compressor.methods.base import Statistics, WhitenedConfig
+from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.progress import Progress, silent
 
@@ -51,11 +51,7 @@ def compress(
     Raises:
         ValueError: if there are no statistics, or the rank is too large.
     """
-    if statistics is None:
-        raise ValueError(
-            "residual needs statistics of the matrix: collect them from text of your own (--calibration-text) or from "
-            "text sampled from the model (the default)"
-        )
+    statistics = needed(statistics, "residual")
     check_range("rank", config.rank, 1, min(weight.shape))
     root = root_of(statistics.second_moment, config.damping)
     rounding = gptq.Config(codec=config.codec, damping=config.damping)

@@ -19,7 +19,7 @@ from compressor.codecs import Coded
 from compressor.errors import check_range
 from compressor.formats import LowRank
 from compressor.methods import gptq
-from compressor.methods.base import Statistics, WhitenedConfig
+from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.methods.whitened_svd import root_of
 from compressor.progress import Progress, silent
 
@@ -55,11 +55,7 @@ def compress(
     Raises:
         ValueError: if there are no statistics, or the rank is too large.
     """
-    if statistics is None:
-        raise ValueError(
-            "rotated_svd needs statistics of the matrix: collect them from text of your own (--calibration-text) "
-            "or from text sampled from the model (the default)"
-        )
+    statistics = needed(statistics, "rotated_svd")
     check_range("rank", config.rank, 1, min(weight.shape))
     moment = statistics.second_moment
     wide = _rotated_right(weight, config, statistics)  # [r, in]

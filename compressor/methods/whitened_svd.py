@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.errors import check_range
 from compressor.formats import LowRank
-from compressor.methods.base import Statistics, WhitenedConfig
+from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.progress import Progress, silent
 
 
@@ -36,11 +36,7 @@ def compress(
     Raises:
         ValueError: if there are no statistics, or the rank is too large.
     """
-    if statistics is None:
-        raise ValueError(
-            "whitened_svd needs statistics of the matrix: collect them from text of your own (--calibration-text) "
-            "or from text sampled from the model (the default)"
-        )
+    statistics = needed(statistics, "whitened_svd")
     check_range("rank", config.rank, 1, min(weight.shape))
     root = root_of(statistics.second_moment, config.damping)
     left, right = whitened_factors(weight, config.rank, root, statistics.row_weights)

@@ -47,4 +47,5 @@ class _LookedUp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return native.looked_up(ctx.table, *ctx.saved_tensors, gradients[0]), None
+        (x,) = ctx.saved_tensors
+        return native.looked_up(ctx.table, x, gradients[0]), None

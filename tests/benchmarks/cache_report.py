@@ -1,9 +1,10 @@
 """What the cache of contractions saves, as the README shows it. Nothing here measures."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from compressor.compare import with_block
 
 CACHE = Path(__file__).parent / "results" / "cache.json"
 Results = dict[str, Any]
@@ -21,11 +22,7 @@ def refreshed(readme: str, results: Results | None) -> str:
     Raises:
         ValueError: if there is no such block.
     """
-    match = re.search(r"(?<=<!-- generated: cache -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
-    if match is None:
-        raise ValueError("readme: has no block <!-- generated: cache --> ... <!-- end -->")
-    text = "Not measured yet." if results is None else tables(results)
-    return f"{readme[: match.start()]}{text}\n{readme[match.end() :]}"
+    return with_block(readme, "cache", "Not measured yet." if results is None else tables(results))
 
 
 def tables(results: Results) -> str:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from compressor.compare import with_block
 from tests.benchmarks.engines import ENGINES, EQUAL_BITS, OURS, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,10 +40,7 @@ def refreshed(readme: str, results: Results | None) -> str:
     Raises:
         ValueError: if there is no such block.
     """
-    match = re.search(r"(?<=<!-- generated: speed -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
-    if match is None:
-        raise ValueError("readme: has no block <!-- generated: speed --> ... <!-- end -->")
-    return f"{readme[: match.start()]}{block(results)}\n{readme[match.end() :]}"
+    return with_block(readme, "speed", block(results))
 
 
 def checksum(results: Results) -> str:

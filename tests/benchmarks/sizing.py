@@ -27,6 +27,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from compressor.compare import with_block
 from compressor.formats import TokenMPS, TTMatrix
 from service.batch import kv_row_bytes
 from service.models import load
@@ -235,10 +236,7 @@ def refreshed(readme: str, results: dict[str, Any]) -> str:
     Raises:
         ValueError: if there is no such block.
     """
-    match = re.search(r"(?<=<!-- generated: sizing -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
-    if match is None:
-        raise ValueError("readme: has no block <!-- generated: sizing --> ... <!-- end -->")
-    return f"{readme[: match.start()]}{block(results)}\n{readme[match.end() :]}"
+    return with_block(readme, "sizing", block(results))
 
 
 def run(say: Callable[[str], None]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The figures of the long fault suite as the README shows them. Nothing here measures."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from compressor.compare import with_block
 
 FAULTS = Path(__file__).parent / "results" / "faults.json"
 Figures = dict[str, Any]
@@ -27,11 +28,7 @@ def refreshed(readme: str, figures: Figures | None) -> str:
     Raises:
         ValueError: if there is no such block.
     """
-    match = re.search(r"(?<=<!-- generated: faults -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
-    if match is None:
-        raise ValueError("readme: has no block <!-- generated: faults --> ... <!-- end -->")
-    text = "Not measured yet." if figures is None else table(figures)
-    return f"{readme[: match.start()]}{text}\n{readme[match.end() :]}"
+    return with_block(readme, "faults", "Not measured yet." if figures is None else table(figures))
 
 
 def table(figures: Figures) -> str:
