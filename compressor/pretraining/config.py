@@ -29,10 +29,13 @@ class Form(_Strict):
         kind: "dense"; "low_rank", two factors; "lpa", the same with the bias on the inner factor of q, k and v (for
             attention only); "ttm", a tensor-train matrix.
         rank: of all but dense.
+        init: "published", or "gpt2": the matrix starts with GPT-2's spread, 0.02, smaller by 1 / sqrt(2 L) where it
+            ends a residual branch, and its bias at 0. Dense ones always do.
     """
 
     kind: Kind = "dense"
     rank: int | None = None
+    init: Literal["published", "gpt2"] = "published"
 
     @model_validator(mode="after")
     def _has_a_rank_unless_dense(self) -> "Form":

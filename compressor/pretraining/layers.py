@@ -1,7 +1,8 @@
 """The linear layers that are trained from scratch: dense, low-rank, LPA's fused attention, and tensor-train.
 
 Each maps [..., in] to [..., out] and turns into a format and a bias when it is sealed. All are drawn from a
-generator, so that a seed gives the same layer everywhere.
+generator, so that a seed gives the same layer everywhere. `spread` is the standard deviation of W's entries at the
+start, whose bias then is 0; None leaves that to the paper.
 """
 
 from abc import ABC, abstractmethod
@@ -34,10 +35,9 @@ class Layer(nn.Module, ABC):
 class DenseLayer(Layer):
     """W itself. GPT-2's initialisation: N(0, 0.02), and biases of 0."""
 
-    def __init__(self, out_features: int, in_features: int, random: Generator, *, share: float = 1.0) -> None:
-        """Draw the layer; `share` scales the spread (1 / sqrt(2 L) where it ends a residual branch)."""
+    def __init__(self, out_features: int, in_features: int, random: Generator, spread: float = SPREAD) -> None:
         super().__init__()
-        self.weight = nn.Parameter(SPREAD * share * torch.randn(out_features, in_features, generator=random))
+        self.weight = nn.Parameter(spread * torch.randn(out_features, in_features, generator=random))
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,11 +53,13 @@ class LowRankLayer(Layer):
     Reference: arXiv 2411.02063, section 3 (its output matrix, and its controls in the FFN).
     """
 
-    def __init__(self, out_features: int, in_features: int, rank: int, random: Generator) -> None:
+    def __init__(
+        self, out_features: int, in_features: int, rank: int, random: Generator, spread: float | None = None
+    ) -> None:
         super().__init__()
-        self.down = nn.Parameter(_uniform((rank, in_features), in_features, random))
-        self.up = nn.Parameter(_uniform((out_features, rank), rank, random))
-        self.bias = nn.Parameter(_uniform((out_features,), rank, random))
+        self.down = nn.Parameter(_inner((rank, in_features), in_features, random, spread))
+        self.up = nn.Parameter(_outer((out_features, rank), in_features, random, spread))
+        self.bias = nn.Parameter(_bias(out_features, rank, random, spread))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.down), self.up, self.bias)
@@ -74,11 +76,11 @@ class ProjectedQKV(Layer):
     Reference: arXiv 2411.02063, section 3.
     """
 
-    def __init__(self, width: int, rank: int, random: Generator) -> None:
+    def __init__(self, width: int, rank: int, random: Generator, spread: float | None = None) -> None:
         super().__init__()
-        self.down = nn.Parameter(_uniform((3 * rank, width), width, random))
-        self.inner_bias = nn.Parameter(_uniform((3 * rank,), width, random))
-        self.ups = nn.ParameterList([_uniform((width, rank), rank, random) for _ in range(3)])
+        self.down = nn.Parameter(_inner((3 * rank, width), width, random, spread))
+        self.inner_bias = nn.Parameter(_bias(3 * rank, width, random, spread))
+        self.ups = nn.ParameterList([_outer((width, rank), width, random, spread) for _ in range(3)])
 
     def forward(self, x: Tensor) -> Tensor:
         parts = F.linear(x, self.down, self.inner_bias).chunk(3, dim=-1)  # 3 x [..., r]
@@ -100,11 +102,13 @@ class TTMLayer(Layer):
     Reference: arXiv 2306.02697, section 3 and its authors' code.
     """
 
-    def __init__(self, out_features: int, in_features: int, rank: int, random: Generator) -> None:
+    def __init__(
+        self, out_features: int, in_features: int, rank: int, random: Generator, spread: float | None = None
+    ) -> None:
         super().__init__()
         in_modes, out_modes = ttm_modes(in_features, out_features, rank)
         ranks = left_capped_ranks([i * o for i, o in zip(in_modes, out_modes, strict=True)], rank)
-        self.cores = nn.ParameterList(drawn_cores(in_modes, out_modes, ranks, random))
+        self.cores = nn.ParameterList(drawn_cores(in_modes, out_modes, ranks, random, spread or SPREAD))
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,9 +125,13 @@ class TTMLayer(Layer):
 
 
 def drawn_cores(
-    in_modes: Sequence[int], out_modes: Sequence[int], ranks: Sequence[int], random: Generator
+    in_modes: Sequence[int],
+    out_modes: Sequence[int],
+    ranks: Sequence[int],
+    random: Generator,
+    spread: float = SPREAD,
 ) -> list[Tensor]:
-    """Return cores G_k whose matrix has entries of spread 0.02.
+    """Return cores G_k whose matrix has entries of a given spread, by default the published one.
 
     They are drawn from N(0, 1) / sqrt(r_{k-1}), the last is scaled, and all but it are then made orthonormal from left
     to right, which leaves the matrix as it is.
@@ -132,12 +140,31 @@ def drawn_cores(
     """
     shapes = zip(ranks[:-1], in_modes, out_modes, ranks[1:], strict=True)
     cores = [torch.randn(shape, generator=random) / sqrt(shape[0]) for shape in shapes]
-    cores[-1] = cores[-1] * SPREAD
+    cores[-1] = cores[-1] * spread
     for k in range(len(cores) - 1):
         q, r = torch.linalg.qr(cores[k].flatten(0, 2))  # [r_{k-1} in out, r_k], [r_k, r_k]
         cores[k] = q.reshape(*cores[k].shape[:3], -1)
         cores[k + 1] = torch.tensordot(r, cores[k + 1], dims=1)
     return cores
+
+
+def _inner(shape: tuple[int, ...], in_features: int, random: Generator, spread: float | None) -> Tensor:
+    """Draw the factor [r, in]; with a spread it leaves its input as large as that is."""
+    if spread is None:
+        return _uniform(shape, in_features, random)
+    return torch.randn(shape, generator=random) / sqrt(in_features)
+
+
+def _outer(shape: tuple[int, int], in_features: int, random: Generator, spread: float | None) -> Tensor:
+    """Draw the factor [out, r]; with a spread its product with the other one has it."""
+    rank = shape[1]
+    if spread is None:
+        return _uniform(shape, rank, random)
+    return spread * sqrt(in_features / rank) * torch.randn(shape, generator=random)
+
+
+def _bias(count: int, fan_in: int, random: Generator, spread: float | None) -> Tensor:
+    return _uniform((count,), fan_in, random) if spread is None else torch.zeros(count)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, random: Generator) -> Tensor:

@@ -50,14 +50,15 @@ def drawn(config: Config) -> GPT2:
 def layer_of(form: Form, name: str, shape: GPT2Config, random: Generator) -> Layer:
     """Return the layer for one of LINEARS."""
     out_features, in_features = shape.matrix_shapes()[f"h.0.{name}"]
+    spread = SPREAD / sqrt(2 * shape.n_layer) if name.endswith("c_proj") else SPREAD
     if form.rank is None:
-        share = 1 / sqrt(2 * shape.n_layer) if name.endswith("c_proj") else 1.0
-        return DenseLayer(out_features, in_features, random, share=share)
+        return DenseLayer(out_features, in_features, random, spread)
+    given = spread if form.init == "gpt2" else None
     if form.kind == "ttm":
-        return TTMLayer(out_features, in_features, form.rank, random)
+        return TTMLayer(out_features, in_features, form.rank, random, given)
     if form.kind == "lpa" and name == "attn.c_attn":
-        return ProjectedQKV(in_features, form.rank, random)
-    return LowRankLayer(out_features, in_features, form.rank, random)
+        return ProjectedQKV(in_features, form.rank, random, given)
+    return LowRankLayer(out_features, in_features, form.rank, random, given)
 
 
 def sealed(model: GPT2, codec: str) -> GPT2:

@@ -47,6 +47,17 @@ def _layers() -> list[Layer]:
     return layers
 
 
+@pytest.mark.parametrize("kind", ["low_rank", "lpa", "ttm"])
+def test_layers_start_like_gpt2_if_asked(kind: str) -> None:
+    form = {"kind": kind, "rank": 16, "init": "gpt2"}
+    layers = linears(drawn(config_of("dense", attention=form, mlp=form | {"kind": kind.replace("lpa", "low_rank")})))
+    for name, layer in layers.items():
+        weight, bias = layer.sealed()
+        expected = 0.02 / 2 if name.endswith("c_proj") else 0.02  # 1 / sqrt(2 L) with two layers
+        assert weight.dense().std().item() == pytest.approx(expected, rel=0.2)
+        assert not bias.any()
+
+
 @pytest.mark.parametrize("layer", _layers(), ids=lambda layer: type(layer).__name__)
 def test_a_sealed_layer_is_the_trained_one(layer: Layer) -> None:
     x = torch.randn(3, 16)
