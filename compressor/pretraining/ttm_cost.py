@@ -41,7 +41,8 @@ def kept_bytes(way: Way, x: Tensor, cores: Sequence[Tensor]) -> dict[str, int]:
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        # Held, so that no address is used twice; without its history, which would hold this function and so itself.
+        kept[tensor.untyped_storage().data_ptr()] = tensor.detach()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
