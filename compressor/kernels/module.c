@@ -5,7 +5,8 @@
 
 #include "kernels.h"
 
-/* Read integers (addresses among them) into `numbers`; a last argument, unless NULL, is a float. Returns 0 after setting an error. */
+/* Read integers (addresses among them) into `numbers`, and a last argument that is a float unless `last` is NULL.
+ * Returns 0 after setting an error. */
 static int read_arguments(PyObject *const *args, Py_ssize_t count, int64_t *numbers, Py_ssize_t expected, float *last)
 {
     const Py_ssize_t all = expected + (last != NULL);

@@ -30,7 +30,7 @@ class Form(_Strict):
             attention only); "ttm", a tensor-train matrix.
         rank: of all but dense.
         init: "published", or "gpt2": the matrix starts with GPT-2's spread, 0.02, smaller by 1 / sqrt(2 L) where it
-            ends a residual branch, and its bias at 0. Dense ones always do.
+            ends a residual branch, and its bias at 0. Dense ones and tables always do.
     """
 
     kind: Kind = "dense"

@@ -44,7 +44,7 @@ class _HeadLoss(torch.autograd.Function):
                 part = slice(block.start, block.stop)
                 shares = states[part] @ table.T  # [rows, V]
                 torch.softmax(shares, -1, out=shares)
-                places = torch.arange(len(block)), targets[part]
+                places = torch.arange(len(block), device=hidden.device), targets[part]
                 own = shares[places]
                 total -= own.to(total.dtype).clamp_min(SMALLEST).log().sum()
                 shares[places] = own - 1  # the gradient of the scores; scatter_ would copy them all

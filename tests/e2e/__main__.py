@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,22 @@ from tests.e2e.redis_faults import redis_faults
 from tests.e2e.soak import soak
 
 ROOT = Path(__file__).parents[2]
-SCENARIOS = ("overload", "hang_ups", "killed", "drain", "redis", "soak")
 SETTLE_SECONDS = 120.0
 LARGEST_SLOPE = 1.0  # 10^6 bytes a minute
+
+# From the options and a folder for logs to figures.
+SCENARIOS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
+    "overload": lambda options, folder: pressure.overload(options.model, folder, seconds=30.0),
+    "hang_ups": lambda options, folder: pressure.hang_ups(options.model, folder, seconds=20.0),
+    "killed": lambda options, folder: pressure.kill_and_restart(options.model, folder),
+    "drain": lambda options, folder: pressure.drain(options.model, folder),
+    "redis": lambda options, folder: redis_faults(
+        options.table, _vocabulary(options.table), folder, seconds=10.0, timeout_ms=50
+    ),
+    "soak": lambda options, folder: soak(
+        options.model, folder, seconds=60 * options.minutes, settle_seconds=SETTLE_SECONDS
+    ),
+}
 
 
 def main() -> None:
@@ -30,33 +43,26 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("table", type=Path, nargs="?")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         with tempfile.TemporaryDirectory() as folder:
-            measure(options.model, options.table, Path(folder), options.minutes, options.only)
+            measure(options, Path(folder))
     readme = ROOT / "README.md"
     readme.write_text(report.refreshed(readme.read_text(), report.read()))
 
 
-def measure(model: Path, table: Path, folder: Path, minutes: float, names: Sequence[str]) -> None:
+def measure(options: argparse.Namespace, folder: Path) -> None:
     """Run scenarios and write the figures of each as soon as they are there; those of the others stay."""
     figures: dict[str, Any] = report.read() or {}
     load = round(os.getloadavg()[0], 1)
-    if set(names) != set(SCENARIOS):
-        load = max(load, figures["load_average"])
-    figures |= {"machine": describe(threads=2), "model": model.name, "table": table.name, "load_average": load}
-    scenarios: dict[str, Callable[[], dict[str, Any]]] = {
-        "overload": lambda: pressure.overload(model, folder, seconds=30.0),
-        "hang_ups": lambda: pressure.hang_ups(model, folder, seconds=20.0),
-        "killed": lambda: pressure.kill_and_restart(model, folder),
-        "drain": lambda: pressure.drain(model, folder),
-        "redis": lambda: redis_faults(table, _vocabulary(table), folder, seconds=10.0, timeout_ms=50),
-        "soak": lambda: soak(model, folder, seconds=60 * minutes, settle_seconds=SETTLE_SECONDS),
-    }
-    for name in names:
-        found = scenarios[name]()
+    if set(options.only) != SCENARIOS.keys():
+        load = max(load, figures.get("load_average", load))
+    figures |= {"machine": describe(threads=2), "load_average": load}
+    figures |= {"model": options.model.name, "table": options.table.name}
+    for name in options.only:
+        found = SCENARIOS[name](options, folder)
         print(name, json.dumps(found, indent=2), flush=True)
         assert name != "soak" or found["rss_mb_per_minute"] < LARGEST_SLOPE, found
         report.write(figures := figures | {name: found})

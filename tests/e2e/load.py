@@ -67,7 +67,10 @@ class Load:
         await asyncio.gather(*(self._client(number) for number in range(self.clients)))
 
     async def _client(self, number: int) -> None:
-        """Ask over connections of its own: httpx looks through all of a shared pool at every request."""
+        """Ask over connections of its own: httpx looks through all of a shared pool at every request.
+
+        Nothing is encrypted; `verify` only keeps every client from reading the certificates.
+        """
         async with httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_SECONDS, verify=False) as client:  # noqa: S501
             while not self.stopping:
                 await self.task(self, client, number)
