@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.machine import describe
-from tests.e2e import pressure, report
+from tests.e2e import hostile, pressure, report
 from tests.e2e.redis_faults import redis_faults
 from tests.e2e.soak import soak
 
@@ -28,6 +28,9 @@ SCENARIOS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "hang_ups": lambda options, folder: pressure.hang_ups(options.model, folder, seconds=20.0),
     "killed": lambda options, folder: pressure.kill_and_restart(options.model, folder),
     "drain": lambda options, folder: pressure.drain(options.model, folder),
+    "invalid": lambda options, folder: hostile.invalid(options.model, folder),
+    "scoring": lambda options, folder: hostile.scoring(options.model, folder),
+    "half_sent": lambda options, folder: hostile.half_sent(options.model, folder),
     "redis": lambda options, folder: redis_faults(
         options.table, _vocabulary(options.table), folder, seconds=10.0, timeout_ms=50
     ),

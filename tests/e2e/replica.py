@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.e2e.pod import Pod
 from tests.redis_server import free_port
 from tests.service.conftest import wait_until
 
@@ -27,13 +28,14 @@ class Replica:
         start_seconds: from the latest start to readiness.
     """
 
-    def __init__(self, models: Sequence[Path], log: Path, **environment: str) -> None:
+    def __init__(self, models: Sequence[Path], log: Path, pod: Pod | None = None, **environment: str) -> None:
         """Start nothing yet; `environment` is the settings without their prefix, in small letters."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.start_seconds = 0.0
         self._models = list(map(str, models))
+        self._pod = pod
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TTGPT_")}
         self._environment = inherited | {f"TTGPT_{key.upper()}": value for key, value in environment.items()}
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,6 +46,8 @@ class Replica:
         command = [sys.executable, "-m", "service", *self._models, "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stderr=log)
+        if self._pod is not None:
+            self._pod.hold(self._process.pid)
         wait_until(self._ready, seconds=120)
         self.start_seconds = time.monotonic() - began
 
@@ -67,6 +71,13 @@ class Replica:
         """Return the resident memory in 10^6 bytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def peak_rss_mb(self) -> float | None:
+        """Return the most that was ever resident, in 10^6 bytes; None if the process has ended."""
+        if self.process.poll() is not None:
+            return None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith("VmHWM"))
 
     def metrics(self) -> "Samples":
         """Return all samples of now."""
@@ -117,9 +128,9 @@ class Samples:
 
 
 @contextmanager
-def replica(models: Sequence[Path], log: Path, **environment: str) -> Iterator[Replica]:
+def replica(models: Sequence[Path], log: Path, pod: Pod | None = None, **environment: str) -> Iterator[Replica]:
     """Run a replica until the block ends."""
-    made = Replica(models, log, **environment)
+    made = Replica(models, log, pod, **environment)
     try:
         made.start()
         yield made

@@ -38,6 +38,9 @@ def table(figures: Figures) -> str:
         _hang_ups(figures["hang_ups"]),
         _killed(figures["killed"]),
         _drain(figures["drain"]),
+        _invalid(figures["invalid"]),
+        _scoring(figures["scoring"]),
+        _half_sent(figures["half_sent"]),
         _redis(figures["redis"]),
         *_redis_phases(figures["redis"]),
         _soak(figures["soak"]),
@@ -76,6 +79,33 @@ def _drain(f: Figures) -> tuple[str, str]:
         f"{f['accepted']} accepted requests, {f['queued']:g} of them queued: {f['lost']} lost, exit 0 after "
         f"{f['seconds']:g} s"
     )
+
+
+def _invalid(f: Figures) -> tuple[str, str]:
+    return f"{len(f['cases'])} kinds of costly bodies up to 1 MiB, {_room(f)}", (
+        f"all refused or answered; RSS {f['rss_mb_begin']:g} MB at first, {f['rss_mb_peak']:g} MB at most; the slowest "
+        f"`/livez` {f['slowest_probe_ms']:g} ms"
+    )
+
+
+def _scoring(f: Figures) -> tuple[str, str]:
+    gap, beside = f["beside_scoring"]["gap_ms"], f["beside_prompts"]["gap_ms"]
+    return f"{f['prompts']} prompts of {f['tokens']} tokens to score, {_room(f)}", (
+        f"scored in {f['beside_scoring']['seconds']:g} s; RSS {f['rss_mb_begin']:g} MB at first, "
+        f"{f['rss_mb_peak']:g} MB at most; longest gap in a stream {gap:g} ms, beside prompts to read {beside:g} ms"
+    )
+
+
+def _half_sent(f: Figures) -> tuple[str, str]:
+    return f"{f['bodies']} bodies of 1 MiB, then {f['heads']:,} heads, half sent, {_room(f)}", (
+        f"RSS {f['rss_mb_begin']:g} MB at first, {f['rss_mb_peak']:g} MB at most; the slowest `/livez` "
+        f"{f['slowest_probe_ms_bodies']:g} and {f['slowest_probe_ms_heads']:g} ms; SIGTERM beside ten half-sent "
+        f"bodies: exit 0 after {f['stop_seconds']:g} s"
+    )
+
+
+def _room(f: Figures) -> str:
+    return f"in {f['pod_mib']} MiB" if f["pod_mib"] else "without a memory limit"
 
 
 def _redis(f: Figures) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY, tiny_model, write_artifact
-from tests.e2e import pressure, redis_faults, soak
+from tests.e2e import hostile, pressure, redis_faults, soak
 from tests.service.compressed import compressed_models
 
 
@@ -50,6 +50,18 @@ def test_killed_and_started_again(plain: Path, tmp_path: Path) -> None:
 
 def test_a_full_service_drains(plain: Path, tmp_path: Path) -> None:
     tell("drain", pressure.drain(plain, tmp_path))
+
+
+def test_costly_bodies(plain: Path, tmp_path: Path) -> None:
+    tell("invalid", hostile.invalid(plain, tmp_path))
+
+
+def test_many_prompts_to_score(plain: Path, tmp_path: Path) -> None:
+    tell("scoring", hostile.scoring(plain, tmp_path))
+
+
+def test_half_sent_requests(plain: Path, tmp_path: Path) -> None:
+    tell("half-sent", hostile.half_sent(plain, tmp_path))
 
 
 def test_a_short_soak(plain: Path, tmp_path: Path) -> None:
