@@ -313,11 +313,20 @@ def generate(
 @app.command()
 def serve(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artefacts; the first is the default.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[str | None, typer.Option(help="Address to listen on, 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on, 8000 by default.")] = None,
+    uds: Annotated[Path | None, typer.Option(metavar="PATH", help="Unix socket to listen on instead.")] = None,
+    root_path: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Prefix that a proxy puts before routes.")
+    ] = None,
+    default_model: Annotated[
+        str | None, typer.Option(help="Serves requests that name none, the first by default.")
+    ] = None,
 ) -> None:
-    """Serve artefacts over HTTP."""
-    arguments = [*map(str, folders), "--host", host, "--port", str(port)]
+    """Serve artefacts over HTTP; what is not given here is as TTGPT_* variables say."""
+    given = {"host": host, "port": port, "uds": uds, "root-path": root_path, "default-model": default_model}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    arguments = [*options, "--", *map(str, folders)]
     os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])  # noqa: S606
 
 

@@ -4,6 +4,8 @@ Exit code 0 after a clean stop, 2 with one line on stderr if an argument, a sett
 """
 
 import argparse
+import asyncio
+import os
 import signal
 import socket
 import sys
@@ -18,24 +20,25 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 
 from service.allocator import share_arenas
-from service.bounded_head import BoundedHead
+from service.connection import connections_with
 from service.front import Front
 from service.lean_torch import skip_meta_kernels
+from service.listener import address_of, listen, unlink
 from service.logs import configure_logs
-from service.settings import Settings
+from service.settings import Settings, check_names
 from service.threads import keep_libraries_to
-
-BACKLOG = 2048
+from service.waiting_room import raise_descriptor_limit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; return the exit code."""
     try:
         settings = read_settings(arguments)
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings)
     except (ValueError, OSError) as error:
         return _refuse(error)
     configure_logs(settings.log_level)
+    raise_descriptor_limit()
     share_arenas()
     keep_libraries_to(settings.threads)
     skip_meta_kernels()
@@ -52,8 +55,11 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("models", metavar="DIR", nargs="*", type=Path, help="artefact folders (TTGPT_MODELS)")
     parser.add_argument("--host", help="where to listen (TTGPT_HOST)")
     parser.add_argument("--port", type=int, help="0 takes any free one (TTGPT_PORT)")
+    parser.add_argument("--uds", metavar="PATH", type=Path, help="unix socket to listen on instead (TTGPT_UDS)")
+    parser.add_argument("--root-path", metavar="PATH", help="prefix that a proxy puts before routes (TTGPT_ROOT_PATH)")
     parser.add_argument("--default-model", help="serves requests that name none (TTGPT_DEFAULT_MODEL)")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value not in (None, [])}
+    check_names(os.environ)
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -65,12 +71,11 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
 
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Serve on `listener`; accepted requests are finished before it returns the exit code."""
-    host, port = listener.getsockname()[:2]
-    structlog.get_logger().info("listening", url=f"http://{host}:{port}")
-    front = Front(partial(_make, settings, lambda: stop()), lambda: stop())
+    structlog.get_logger().info("listening", url=address_of(listener))
+    front = Front(partial(_make, settings, lambda: stop()), lambda: stop(), settings.root_path)
     config = uvicorn.Config(
         front,
-        http=BoundedHead,
+        http=connections_with(settings),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -84,7 +89,10 @@ def serve(settings: Settings, listener: socket.socket) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)  # uvicorn raises the signal again when it is done
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
+    unlink(settings)
     failure = front.failure
     if failure is None and front.app is not None:
         failure = front.app.state.service.lifecycle.failure
@@ -113,13 +121,11 @@ class _Server(uvicorn.Server):
             self._front.app.state.service.lifecycle.drain()
         super().handle_exit(sig, frame)
 
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise OSError(f"port: cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(0)  # connections that were just accepted become known, and are closed with the others
+        await super().shutdown(sockets)
 
 
 def _refuse(error: Exception) -> int:

@@ -17,15 +17,17 @@ from starlette.responses import Response
 from service import openai_routes, routes
 from service.allocator import settle, unmap_idle_code
 from service.answer_cache import AnswerCache
+from service.bodies import WholeBodies
 from service.contraction_cache import ContractionCache
 from service.engine import Engine
 from service.errors import ServiceError, as_service_error
 from service.kv_budget import check_kv_budget
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-from service.middleware import BodyLimit, CountRequests, Identify, error_response, request_id
+from service.middleware import CountRequests, Identify, error_response, request_id
 from service.models import Models, load_all
 from service.openapi import described
+from service.paths import HeadAsGet, Paths
 from service.security import RequireKey
 from service.settings import Settings
 from service.state import Service
@@ -52,22 +54,24 @@ def create_app(
     answers = AnswerCache(cache, engine.metrics, settings) if settings.cache_answers else None
     lifecycle = Lifecycle(partial(_load, settings, engine, cache), on_failure)
     service = Service(lifecycle, engine, settings, cache, answers)
-    app = FastAPI(title="ttgpt", version=version("ttgpt"), lifespan=_lifespan)
+    app = FastAPI(title="ttgpt", version=version("ttgpt"), lifespan=_lifespan, redirect_slashes=False)
     app.state.service = service
     app.openapi = partial(described, app)  # type: ignore[method-assign]
-    app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes, metrics=engine.metrics)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(WholeBodies, settings=settings, metrics=engine.metrics)
     if settings.api_key_hashes:
         app.add_middleware(RequireKey, hashes=settings.api_key_hashes, metrics=engine.metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # clients send headers of their own, such as x-stainless-lang; none does harm
             expose_headers=["retry-after", "x-request-id"],
         )
     app.add_middleware(CountRequests, metrics=engine.metrics)
     app.add_middleware(Identify)
+    app.add_middleware(Paths, root_path=settings.root_path)
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
     for router in (routes.text, openai_routes.v1, routes.probes):
@@ -102,6 +106,6 @@ def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     service: Service = request.app.state.service
-    response = error_response(as_service_error(error), service.engine.metrics, request.url.path)
+    response = error_response(as_service_error(error), service.engine.metrics, request.scope["path"])
     response.headers["x-request-id"] = request_id(request.scope)  # a 500 passes by the middleware that does it
     return response

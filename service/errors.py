@@ -6,6 +6,10 @@ ServiceError                 status, kind (TGI's `error_type`) and a text that i
 ├── UnknownModelError         404 no such model is loaded
 ├── UnknownRouteError         404, 405 and whatever else the router refuses
 ├── BodyTooLargeError         413
+├── MalformedRequestError     400 what came is not HTTP
+├── SlowRequestError          408 the head or the body did not come in time
+├── UnsupportedEncodingError  415 the body is compressed
+├── BodiesOverloadedError     503 the bodies of all requests have as many bytes as are allowed
 ├── OverloadedError           429 every slot and every place in the queue is taken
 │   └── TokensOverloadedError 429 the accepted requests have as many tokens as are allowed
 ├── NotReadyError             503 the models are still loading
@@ -118,7 +122,48 @@ class BodyTooLargeError(ServiceError):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the body must be at most {limit_bytes} bytes long")
+
+
+class MalformedRequestError(ServiceError):
+    """What came is not HTTP, or more of it than is read."""
+
+    status = 400
+    kind = "validation"
+
+
+class SlowRequestError(ServiceError):
+    """The head or the body did not come in time."""
+
+    status = 408
+    kind = "timeout"
+
+    def __init__(self, part: str, seconds: float) -> None:
+        super().__init__(f"the {part} of the request did not come within {seconds:g} seconds")
         self.headers = {"connection": "close"}
+
+
+class UnsupportedEncodingError(ServiceError):
+    """The body is compressed."""
+
+    status = 415
+    kind = "validation"
+    reason = "invalid"
+
+    def __init__(self) -> None:
+        super().__init__("the body must not be compressed; send it without content-encoding")
+        self.headers = {"accept-encoding": "identity"}
+
+
+class BodiesOverloadedError(ServiceError):
+    """The bodies of all requests have as many bytes as are allowed."""
+
+    status = 503
+    kind = "overloaded"
+    reason = "queue_bytes"
+
+    def __init__(self) -> None:
+        super().__init__("too many bytes of request bodies are in flight; try again in 1 second")
+        self.headers = {"retry-after": "1"}
 
 
 class OverloadedError(ServiceError):

@@ -5,13 +5,14 @@ Whatever comes earlier than the real application is told 503; afterwards this on
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from service.errors import NotReadyError, wire_of
+from service.errors import DrainingError, NotReadyError, ServiceError, wire_of
+from service.paths import inner_path
 
 
 class Front:
@@ -22,25 +23,27 @@ class Front:
         failure: why it could not be made, if so.
     """
 
-    def __init__(self, make: Callable[[], Starlette], on_failure: Callable[[], None]) -> None:
+    def __init__(self, make: Callable[[], Starlette], on_failure: Callable[[], None], root_path: str = "") -> None:
         """Make nothing yet.
 
         Args:
             make: returns the real application; called in a thread.
             on_failure: called if that or its start fails.
+            root_path: prefix of all paths that a proxy may have left there.
         """
         self.app: Starlette | None = None
         self.failure: Exception | None = None
         self._make = make
         self._on_failure = on_failure
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif self.app is not None:
-            await self.app({**scope, "app": self.app}, receive, send)
+            await _hand_on(self.app, {**scope, "app": self.app}, receive, send)
         elif scope["type"] == "http":
-            await _answer(scope["path"])(scope, receive, send)
+            await _answer(inner_path(scope["path"], self._root_path))(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Start the real application in the background and end it with the server."""
@@ -66,11 +69,22 @@ class Front:
         return running
 
 
+async def _hand_on(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await app(scope, receive, send)
+    except asyncio.CancelledError:  # the time in which accepted requests are finished is over
+        with suppress(RuntimeError):  # the answer has begun, and will be cut
+            await _refuse(DrainingError(), scope["path"])(scope, receive, send)
+
+
 def _answer(path: str) -> JSONResponse:
     if path == "/livez":
         return JSONResponse({"status": "alive"})
     if path == "/startupz":
         return JSONResponse({"status": "importing"}, 503)
-    error = NotReadyError()
+    return _refuse(NotReadyError(), path)
+
+
+def _refuse(error: ServiceError, path: str) -> JSONResponse:
     status, body = wire_of(error, path)
     return JSONResponse(body, status, error.headers)

@@ -19,7 +19,7 @@ FINISHED = ("stop", "length", "abort")
 TIERS = ("local", "redis")
 RESULTS = ("hit", "miss", "error", "bypass")
 CONTRACTIONS = ("rows", "head")
-REJECTED = ("queue_full", "queue_tokens", "draining", "too_large", "invalid", "unauthorized")
+REJECTED = ("queue_full", "queue_tokens", "queue_bytes", "draining", "too_large", "invalid", "unauthorized")
 
 
 class Metrics:

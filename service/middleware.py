@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: bodies are bounded, requests are counted and have ids."""
+"""Pure ASGI middleware: requests are counted and have ids."""
 
 import re
 import time
@@ -6,11 +6,10 @@ from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLargeError, ServiceError, wire_of
+from service.errors import ServiceError, wire_of
 from service.metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -39,53 +38,6 @@ def error_response(error: ServiceError, metrics: Metrics, path: str) -> JSONResp
         metrics.requests_rejected.labels(error.reason).inc()
     status, body = wire_of(error, path)
     return JSONResponse(body, status, error.headers)
-
-
-class BodyLimit:
-    """Reads the body, up to the limit, before the app sees the request; answers 413 beyond it."""
-
-    def __init__(self, app: ASGIApp, limit_bytes: int, metrics: Metrics) -> None:
-        self._app = app
-        self._limit_bytes = limit_bytes
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        body = await self._read(scope, receive)
-        if body is None:
-            response = error_response(BodyTooLargeError(self._limit_bytes), self._metrics, scope["path"])
-            await response(scope, receive, send)
-        else:
-            await self._app(scope, _Replay(body, receive), send)
-
-    async def _read(self, scope: Scope, receive: Receive) -> list[Message] | None:
-        """Return the messages that make up the body, or None if it is too long."""
-        declared = Request(scope).headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._limit_bytes:
-            return None
-        messages: list[Message] = []
-        size_bytes = 0
-        more = True
-        while more:
-            messages.append(message := await receive())
-            size_bytes += len(message.get("body", b""))
-            if size_bytes > self._limit_bytes:
-                return None
-            more = message.get("more_body", False)
-        return messages
-
-
-class _Replay:
-    """Hands out `messages` again, then whatever comes after them."""
-
-    def __init__(self, messages: list[Message], receive: Receive) -> None:
-        self._messages = messages[::-1]
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        return self._messages.pop() if self._messages else await self._receive()
 
 
 class CountRequests:

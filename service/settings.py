@@ -1,6 +1,9 @@
 """All settings of the service; read once, in `service.__main__`, and handed down."""
 
 import os
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -10,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.threads import compute_threads
 
+PREFIX = "TTGPT_"
+SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
+
 
 class Settings(BaseSettings):
     """What an operator can choose; every field is the environment variable TTGPT_<FIELD>.
@@ -17,7 +23,9 @@ class Settings(BaseSettings):
     Attributes:
         models: artefact folders, in the environment separated like PATH; served under the folder's name.
         default_model: name of the model that serves requests which name none; the first one by default.
-        host, port: where to listen; port 0 takes any free one.
+        host, port: where to listen; port 0 takes any free one, "::" both families of addresses.
+        uds: path of a unix socket to listen on instead.
+        root_path: prefix under which a proxy shows the service, whether or not the proxy cuts it off.
         threads: of one matrix product; by default the cores of the cgroup's quota and cpuset.
         max_batch: requests of one model that are worked on at the same time, each with a slot of its KV cache.
         max_waiting: requests that may wait for that; more are refused with 429.
@@ -32,6 +40,13 @@ class Settings(BaseSettings):
         kv_dtype: numbers of the KV cache.
         kv_bytes: the most that all KV caches may occupy; half the memory limit by default.
         max_body_bytes: longest request body.
+        bodies_bytes: of all request bodies that are received or worked on, the first 8 KiB of each not counted; more
+            are refused with 503, except one that is alone.
+        max_connections: open ones; beyond that, and near the limit of descriptors, the one that has waited longest
+            for its client is closed.
+        head_seconds: from the first byte of a request, or from the connection, to the end of its head.
+        body_seconds: from there to the end of its body; and how long a client may not read its answer.
+        keep_alive_seconds: how long a connection may be idle between requests.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
         cache: of contracted cores: "auto" passes a tier by where contracting is faster, "always" never does; or "off".
         cache_bytes: what it may occupy in this process.
@@ -42,12 +57,14 @@ class Settings(BaseSettings):
         log_level: of the JSON logs on stderr; a request is logged at "debug".
     """
 
-    model_config = SettingsConfigDict(env_prefix="TTGPT_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     models: Annotated[tuple[Path, ...], NoDecode] = Field(min_length=1)
     default_model: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    uds: Path | None = None
+    root_path: Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")] = ""
     threads: int = Field(default_factory=compute_threads, ge=1, le=1024)
     max_batch: int = Field(8, ge=1, le=1024)
     max_waiting: int = Field(128, ge=0, le=65536)
@@ -61,6 +78,11 @@ class Settings(BaseSettings):
     kv_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     kv_bytes: int | None = Field(None, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
+    bodies_bytes: int = Field(16 << 20, ge=0, le=1 << 40)
+    max_connections: int = Field(1024, ge=1, le=1 << 20)
+    head_seconds: float = Field(10, gt=0, le=86400)
+    body_seconds: float = Field(30, gt=0, le=86400)
+    keep_alive_seconds: float = Field(75, gt=0, le=86400)
     drain_seconds: int = Field(120, ge=0, le=86400)
     cache: Literal["auto", "always", "off"] = "auto"
     cache_bytes: int = Field(64 << 20, ge=0, le=1 << 40)
@@ -88,6 +110,13 @@ class Settings(BaseSettings):
                 raise ValueError("must be like redis://host:6379/0 or unix:///path")
         return value
 
+    @field_validator("root_path")
+    @classmethod
+    def _no_route(cls, value: str) -> str:
+        if f"{value}/".startswith("/v1/"):
+            raise ValueError("must not begin with /v1, where routes are")
+        return value
+
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -97,3 +126,22 @@ class Settings(BaseSettings):
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def check_names(environment: Iterable[str]) -> None:
+    """Refuse variables that look like settings and are none, since what they were meant to set is not set.
+
+    Raises:
+        ValueError: naming the first one, and the setting that is most like it.
+    """
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if not unknown:
+        return
+    name = unknown[0]
+    hint = "see the settings in the README"
+    if nearest := get_close_matches(name.upper(), known, n=1):
+        hint = f"did you mean {nearest[0]}?"
+    if any(SERVICE_LINK.fullmatch(other.upper().removeprefix(PREFIX)) for other in unknown):
+        hint = "if Kubernetes has set it for a Service, set enableServiceLinks: false in the pod"
+    raise ValueError(f"{name}: is not a setting; {hint}")

@@ -21,11 +21,13 @@ MEANINGS = {
     400: "a field is outside its legal range",
     401: "no valid key",
     404: "no such model",
+    408: "the body did not come in time",
     413: "the body is too long",
+    415: "the body is compressed",
     422: "a field is outside its legal range",
     429: "overloaded; retry-after says when to come back",
     500: "the request failed inside the server",
-    503: "not ready, or stopping",
+    503: "not ready, stopping, or too many bytes of bodies in flight",
     504: "the request took too long",
 }
 

@@ -65,7 +65,7 @@ HISTOGRAMS: Mapping[str, tuple[set[str], str | None]] = {
 VALUES = {
     ("request_success", "finished_reason"): {"stop", "length", "abort"},
     ("requests_rejected", "reason"): {
-        *("queue_full", "queue_tokens", "draining", "too_large", "invalid", "unauthorized"),
+        *("queue_full", "queue_tokens", "queue_bytes", "draining", "too_large", "invalid", "unauthorized"),
     },
     ("model_weight_bytes", "component"): {"wte", "wpe", "attn", "mlp", "norm"},
     ("model_weight_bytes", "form"): {"disk", "resident"},

@@ -13,7 +13,7 @@ import uvicorn
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from service.app import create_app
-from service.bounded_head import BoundedHead
+from service.connection import connections_with
 from service.engine import Engine
 from service.generation import Generation, Prompt
 from service.metrics import Metrics
@@ -65,14 +65,14 @@ def generation(
 def serving(settings: Settings, engine: Engine | None = None) -> Iterator[httpx.Client]:
     """Run a real server in a thread until the block ends; its models are loaded."""
     app = create_app(settings, engine)
-    server = uvicorn.Server(uvicorn.Config(app, http=BoundedHead, port=0, log_config=None, timeout_graceful_shutdown=5))
+    http = connections_with(settings)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, port=0, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        reuse = httpx.Limits(keepalive_expiry=1)  # well before the server ends an idle connection, after 5 s
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=reuse) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             wait_until(lambda: client.get("/readyz").status_code == 200)
             yield client
     finally:

@@ -23,7 +23,7 @@ NAMES = {
     *("model_info", "model_weight_bytes", "model_dense_equivalent_bytes", "model_artifact_bytes", "model_quality"),
     *("model_load_seconds", "core_contraction_seconds", "kv_cache_bytes", "memory_rss_bytes", "compute_threads"),
 }
-REASONS = {"queue_full", "queue_tokens", "draining", "too_large", "invalid", "unauthorized"}
+REASONS = {"queue_full", "queue_tokens", "queue_bytes", "draining", "too_large", "invalid", "unauthorized"}
 
 
 def series(client: httpx.Client) -> set[str]:
