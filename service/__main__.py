@@ -4,6 +4,7 @@ Exit code 0 after a clean stop, 2 with one line on stderr if an argument, a sett
 """
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
 
+from service import background
 from service.allocator import share_arenas
 from service.bounded_head import BoundedHead
 from service.front import Front
@@ -26,6 +28,7 @@ from service.settings import Settings
 from service.threads import keep_libraries_to
 
 BACKLOG = 2048
+HANG_SECONDS = 10  # after the drain, in which everything else has to end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +80,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         ws="none",
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = _Server(config, front)
+    server = _Server(config, front, settings.drain_seconds)
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -104,13 +107,18 @@ def _make(settings: Settings, on_failure: Callable[[], None]) -> Starlette:
 class _Server(uvicorn.Server):
     """Refuses new requests from the first signal on, while those it has accepted are finished."""
 
-    def __init__(self, config: uvicorn.Config, front: Front) -> None:
+    def __init__(self, config: uvicorn.Config, front: Front, drain_seconds: float) -> None:
         super().__init__(config)
         self._front = front
+        self._drain_seconds = drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._front.app is not None:
-            self._front.app.state.service.lifecycle.drain()
+        app = self._front.app
+        if self._front.failure is None and (app is None or app.state.service.lifecycle.phase == "loading"):
+            os._exit(0)  # nothing has been accepted, and what is imported or loaded may hang
+        if app is not None:
+            app.state.service.lifecycle.drain()
+        background.exit_after(self._drain_seconds + HANG_SECONDS)
         super().handle_exit(sig, frame)
 
 

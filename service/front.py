@@ -30,7 +30,7 @@ class Front:
             on_failure: called if that or its start fails.
         """
         self.app: Starlette | None = None
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._make = make
         self._on_failure = on_failure
 
@@ -58,7 +58,7 @@ class Front:
             app = await asyncio.to_thread(self._make)
             running = app.router.lifespan_context(app)
             await running.__aenter__()
-        except Exception as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the server would wait for ever
             self.failure = error
             self._on_failure()
             return None
