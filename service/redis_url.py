@@ -30,6 +30,8 @@ def client_of(url: str, timeout_seconds: float) -> "Redis":
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
+    from service.redis_parser import BoundedParser
+
     _check(url)
     try:
         client: Redis = Redis.from_url(
@@ -37,6 +39,7 @@ def client_of(url: str, timeout_seconds: float) -> "Redis":
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             protocol=2,
+            parser_class=BoundedParser,
             driver_info=None,
             retry=Retry(NoBackoff(), 0),
         )
