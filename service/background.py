@@ -21,7 +21,7 @@ def thread(name: str, work: Callable[[], None], on_death: Callable[[BaseExceptio
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - a library in Rust or C raises other than Exception, too
+        except BaseException as error:
             on_death(error)
 
     return threading.Thread(target=run, name=name, daemon=True)

@@ -58,7 +58,7 @@ class Front:
             app = await asyncio.to_thread(self._make)
             running = app.router.lifespan_context(app)
             await running.__aenter__()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the server would wait for ever
+        except BaseException as error:
             self.failure = error
             self._on_failure()
             return None

@@ -12,7 +12,7 @@ from redis.asyncio import connection
 
 from service.answer_cache import ANSWER
 from service.settings import Settings
-from tests.redis_server import FakeRedis, Reply, RedisServer, redis_server, sound_reply
+from tests.redis_server import FakeRedis, RedisServer, Reply, redis_server, sound_reply
 from tests.service.compressed import compressed_artifacts
 from tests.service.conftest import sample, serving, wait_until
 from tests.service.test_process import outcome
@@ -221,7 +221,16 @@ def test_an_answer_of_another_version_is_a_miss(artifacts: list[Path], redis: Re
         expected = first.post("/generate", json=body).json()
         wait_until(lambda: len(redis.stored("*:answer:*")) == 1)
     (key,) = redis.stored("*:answer:*")
-    for payload in (b"", b"null", b"{}", b"[]", b'["length", []]', b'["length", [[1, 2, 3, 4, 5]]]', b"\xff", b"[" * 9999):
+    for payload in (
+        b"",
+        b"null",
+        b"{}",
+        b"[]",
+        b'["length", []]',
+        b'["length", [[1, 2, 3, 4, 5]]]',
+        b"\xff",
+        b"[" * 9999,
+    ):
         redis.client.set(key, ANSWER.seal(key, payload))
         with serving(settings) as second:
             assert second.post("/generate", json=body).json() == expected
