@@ -3,10 +3,12 @@
     config.json        GPT-2's hyper-parameters and, under "compression", a format per matrix
     model.safetensors  only tensors
     tokenizer.json     byte-level BPE
+    tokenizer_config.json  for transformers only; older artefacts have none
     manifest.json      checksums, digest, bytes, quality, golden values; canonical JSON with a seal
 
 `write` makes the folder under a temporary name, flushes it to disk, reads it back and renames it, so
-that whatever interrupts it leaves either the whole artefact or none. `read` trusts nothing.
+that whatever interrupts it leaves either the whole artefact or none. `read` trusts nothing, and reads every file once:
+what it has verified is what it returns, whatever happens to the folder meanwhile or later.
 """
 
 import hashlib
@@ -20,19 +22,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from compressor import files, tensor_file
 from compressor.codecs import Coded, codec_named
 from compressor.errors import ArtifactError
 from compressor.formats import Spec, from_tensors, resident_bytes
 from compressor.gpt2 import COMPONENTS, GPT2, GPT2Config, component_of
+from compressor.tokenizer_config import tokenizer_config
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER, MANIFEST = "config.json", "model.safetensors", "tokenizer.json", "manifest.json"
-SEALED = (CONFIG, WEIGHTS, TOKENIZER)
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SEALED = (CONFIG, WEIGHTS, TOKENIZER)  # what the digest is of: these decide what the model says
 UNFINISHED = re.compile(r"\..+\.(unfinished|replaced)-\d+")
 
 M = TypeVar("M", bound=BaseModel)
@@ -146,7 +149,7 @@ class Manifest(_Strict):
 
     Attributes:
         digest: sha256 over the names and checksums of the three sealed files; the artefact's identity.
-        files: sha256 of each sealed file.
+        files: sha256 of each sealed file, and of tokenizer_config.json where there is one.
         bytes: sizes per component.
         quality: as measured when the artefact was made, so before any edits in `provenance`.
         golden: known answers; of the model as it is now.
@@ -180,13 +183,27 @@ class Manifest(_Strict):
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artefact in memory; `model` is as stored, `model.prepared()` is what runs."""
+    """An artefact in memory, none of which is backed by its files any more.
+
+    Attributes:
+        name: the folder's.
+        model: as stored; `model.prepared()` is what runs.
+        tokenizer: text to ids.
+        tokenizer_json: the file that it was made of.
+        manifest: what the artefact says about itself.
+        vector_codec: of biases and LayerNorm vectors.
+        size_bytes: of all files.
+        modified_seconds: when the manifest was written, in seconds since 1970.
+    """
 
     name: str
     model: GPT2
     tokenizer: Tokenizer
+    tokenizer_json: bytes
     manifest: Manifest
     vector_codec: str
+    size_bytes: int
+    modified_seconds: int
 
 
 def measure_bytes(model: GPT2, vector_codec: str) -> dict[str, Bytes]:
@@ -224,26 +241,27 @@ def write(
     """
     _clear_leftovers(folder)
     refuse_existing(folder, force)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
     try:
-        unfinished.mkdir()
-        _dump(unfinished / CONFIG, _canonical(_config_json(model, vector_codec)))
-        save_file(_named_tensors(model, vector_codec), unfinished / WEIGHTS)
-        _dump(unfinished / TOKENIZER, tokenizer_json)
-        files = {name: _sha256(unfinished / name) for name in SEALED}
+        files.make_folder(unfinished)
+        tokenizer = _parse_tokenizer(tokenizer_json, model.config)
+        texts = {CONFIG: _canonical(_config_json(model, vector_codec)), TOKENIZER: tokenizer_json}
+        texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, model.config)
+        for name, data in texts.items():
+            files.write(unfinished / name, [data])
+        tensor_file.write(unfinished / WEIGHTS, _named_tensors(model, vector_codec))
+        checksums = {name: _sha256(unfinished / name) for name in (*texts, WEIGHTS)}
         manifest = Manifest(
-            digest=_digest(files),
-            files=files,
+            digest=_digest(checksums),
+            files=checksums,
             bytes=measure_bytes(model, vector_codec),
             quality=quality,
             golden=golden,
             provenance=provenance,
         )
         manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump())})
-        _dump(unfinished / MANIFEST, _canonical(manifest.model_dump()))
-        for path in (unfinished / WEIGHTS, unfinished):
-            _fsync(path)
+        files.write(unfinished / MANIFEST, [_canonical(manifest.model_dump())])
+        _fsync(unfinished)
         _read(unfinished, folder.name)
         _replace(unfinished, folder)
     finally:
@@ -273,40 +291,74 @@ def read(folder: Path) -> Artifact:
     return _read(folder, folder.resolve().name)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest in `folder`, its seal and the files' checksums verified."""
-    raw = _load_json(folder / MANIFEST)
+def _read(folder: Path, name: str) -> Artifact:
+    data, modified_seconds = _load(folder / MANIFEST)
+    manifest = _parse_manifest(data)
+    texts = {file: _load_sealed(folder, file, manifest) for file in sorted(manifest.files.keys() - {WEIGHTS})}
+    config, compression = _parse_config(_parse_json(texts[CONFIG], CONFIG))
+    weights = _load_weights(folder / WEIGHTS, manifest)
+    model = _build_model(weights.tensors, config, compression)
+    if manifest.bytes != measure_bytes(model, compression.vectors):
+        raise ArtifactError(MANIFEST, "bytes", "does not match the tensors")
+    return Artifact(
+        name=name,
+        model=model,
+        tokenizer=_parse_tokenizer(texts[TOKENIZER], config),
+        tokenizer_json=texts[TOKENIZER],
+        manifest=manifest,
+        vector_codec=compression.vectors,
+        size_bytes=len(data) + sum(map(len, texts.values())) + weights.size_bytes,
+        modified_seconds=modified_seconds,
+    )
+
+
+def _parse_manifest(data: bytes) -> Manifest:
+    """Return the manifest, its seal verified."""
+    raw = _parse_json(data, MANIFEST)
     manifest = _parse(Manifest, raw, MANIFEST, "")
-    if _canonical(raw) != _load(folder / MANIFEST):
+    if _canonical(raw) != data:
         raise ArtifactError(MANIFEST, "", "is not in canonical form, so it was changed after it was written")
     if manifest.seal != _seal(raw):
         raise ArtifactError(MANIFEST, "seal", "does not match the contents, so the file was changed")
-    if manifest.files.keys() != set(SEALED):
+    if manifest.files.keys() - {TOKENIZER_CONFIG} != set(SEALED):
         raise ArtifactError(MANIFEST, "files", f"must name {sorted(SEALED)}, not {sorted(manifest.files)}")
-    for name in SEALED:
-        if not (folder / name).is_file():
-            raise ArtifactError(name, "", "is missing")
-        if _sha256(folder / name) != manifest.files[name]:
-            raise ArtifactError(name, "sha256", "does not match the manifest, so the file is truncated or changed")
     if manifest.digest != _digest(manifest.files):
         raise ArtifactError(MANIFEST, "digest", "does not match the files")
     return manifest
 
 
-def _read(folder: Path, name: str) -> Artifact:
-    manifest = read_manifest(folder)
-    config, compression = _parse_config(_load_json(folder / CONFIG))
-    model = _load_model(folder / WEIGHTS, config, compression)
-    if manifest.bytes != measure_bytes(model, compression.vectors):
-        raise ArtifactError(MANIFEST, "bytes", "does not match the tensors")
+def _load_sealed(folder: Path, name: str, manifest: Manifest) -> bytes:
+    data, _ = _load(folder / name)
+    _check_sha256(name, hashlib.sha256(data).hexdigest(), manifest)
+    return data
+
+
+def _load_weights(path: Path, manifest: Manifest) -> tensor_file.TensorFile:
     try:
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        weights = tensor_file.read(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        _check_sha256(WEIGHTS, _sha256(path), manifest)
+        raise ArtifactError(WEIGHTS, "", f"is not a safetensors file: {error}") from error
+    _check_sha256(WEIGHTS, weights.sha256, manifest)
+    return weights
+
+
+def _check_sha256(name: str, found: str, manifest: Manifest) -> None:
+    if found != manifest.files[name]:
+        raise ArtifactError(name, "sha256", "does not match the manifest, so the file is truncated or changed")
+
+
+def _parse_tokenizer(data: bytes, config: GPT2Config) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # tokenizers raises bare Exception
         raise ArtifactError(TOKENIZER, "", f"is not a tokenizer: {error}") from error
     if tokenizer.get_vocab_size() > config.vocab_size:
         problem = f"has {tokenizer.get_vocab_size()} tokens, more than vocab_size = {config.vocab_size}"
         raise ArtifactError(TOKENIZER, "vocab", problem)
-    return Artifact(name, model, tokenizer, manifest, compression.vectors)
+    return tokenizer
 
 
 def _config_json(model: GPT2, vector_codec: str) -> dict[str, Any]:
@@ -339,12 +391,8 @@ def _named_tensors(model: GPT2, vector_codec: str) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _load_model(path: Path, config: GPT2Config, compression: Compression) -> GPT2:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(WEIGHTS, "", f"is not a safetensors file: {error}") from error
+def _build_model(tensors: dict[str, Tensor], config: GPT2Config, compression: Compression) -> GPT2:
+    """Return the model of which `tensors`, left empty, are all numbers."""
     matrices = {}
     for name, spec in compression.matrices.items():
         try:
@@ -381,19 +429,26 @@ def _parse(kind: type[M], raw: Any, file: str, field: str) -> M:
         raise ArtifactError(file, where, first["msg"].lower()) from error
 
 
-def _load(path: Path) -> bytes:
+def _load(path: Path) -> tuple[bytes, int]:
+    """Return what is in a file, and when it was written in seconds since 1970."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtifactError(path.name, "", f"is missing in {path.parent}") from error
+        with files.opened(path) as file:
+            return file.read(), int(os.fstat(file.fileno()).st_mtime)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def _load_json(path: Path) -> Any:
-    data = _load(path)
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    if isinstance(error, FileNotFoundError):
+        return ArtifactError(path.name, "", f"is missing in {path.parent}")
+    return ArtifactError(path.name, "", f"cannot be read in {path.parent}: {error.strerror}")
+
+
+def _parse_json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(path.name, "", f"is not JSON: {error}") from error
+        raise ArtifactError(name, "", f"is not JSON: {error}") from error
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:
@@ -404,20 +459,13 @@ def _seal(raw: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical({key: value for key, value in raw.items() if key != "seal"})).hexdigest()
 
 
-def _digest(files: Mapping[str, str]) -> str:
-    return hashlib.sha256("".join(f"{name} {files[name]}\n" for name in sorted(files)).encode()).hexdigest()
+def _digest(checksums: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {checksums[name]}\n" for name in sorted(SEALED)).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _dump(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _fsync(path: Path) -> None:

@@ -353,7 +353,7 @@ def export(
     from compressor import artifact, huggingface
 
     loaded = artifact.read(folder)
-    huggingface.export(loaded.model, (folder / artifact.TOKENIZER).read_bytes(), out)
+    huggingface.export(loaded.model, loaded.tokenizer_json, out)
 
 
 @app.command("lm-eval-task")

@@ -13,16 +13,16 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from compressor import files, tensor_file
 from compressor.artifact import Source
 from compressor.codecs import float_codec
 from compressor.errors import CheckpointError
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2, GPT2Config
+from compressor.tokenizer_config import tokenizer_config
 
 EMBEDDED = "gpt2-mini"
 EMBEDDED_FOLDER = Path(__file__).parent / "reference"
@@ -73,7 +73,6 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         if name.startswith("h."):
             dense = dense.T  # Conv1D keeps [in, out]
         tensors[name + ".weight" if name == "lm_head" else f"transformer.{name}.weight"] = dense.contiguous()
-    folder.mkdir(parents=True)
     c = model.config
     config = {
         **{name: getattr(c, name) for name in c.__dataclass_fields__},
@@ -83,17 +82,12 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         "tie_word_embeddings": model.lm_head is None,
         "torch_dtype": "float32",
     }
-    tokenizer_config = {
-        "tokenizer_class": "GPT2TokenizerFast",
-        "model_max_length": c.n_positions,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
-    (folder / "tokenizer.json").write_bytes(tokenizer_json)
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    files.make_folder(folder)
+    tensor_file.write(folder / "model.safetensors", tensors, {"format": "pt"})
+    files.write(folder / "config.json", [(json.dumps(config, indent=2) + "\n").encode()])
+    files.write(folder / "tokenizer_config.json", [tokenizer_config(tokenizer, c)])
+    files.write(folder / "tokenizer.json", [tokenizer_json])
 
 
 def _locate(model: str) -> Path:
@@ -154,12 +148,13 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     checksum = hashlib.sha256()
     for file in files:
         try:
-            loaded = load_file(file)
-        except (SafetensorError, OSError) as error:
+            loaded = tensor_file.read(file)
+        except OSError as error:
+            raise CheckpointError(f"{file.name}: cannot be read in {folder}: {error.strerror}") from error
+        except ValueError as error:
             raise CheckpointError(f"{file.name}: is not a safetensors file: {error}") from error
-        with file.open("rb") as handle:
-            checksum.update(hashlib.file_digest(handle, "sha256").digest())
-        tensors |= {name.removeprefix("transformer."): tensor for name, tensor in loaded.items()}
+        checksum.update(bytes.fromhex(loaded.sha256))
+        tensors |= {name.removeprefix("transformer."): tensor for name, tensor in loaded.tensors.items()}
     return tensors, checksum.hexdigest()
 
 

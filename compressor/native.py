@@ -1,6 +1,6 @@
 """The kernels of compressor/kernels, where they were built and the CPU runs them.
 
-They multiply by 8- and 4-bit codes as these are stored, so a memory-mapped artefact is never copied. Activations are
+They multiply by 8- and 4-bit codes as these are stored, so that they are never copied. Activations are
 rounded to 16 bits with one step per row, which is finer than bf16, and added up exactly: a row of the result is
 bitwise the same in any batch, with any number of threads and on any of these CPUs.
 """

@@ -91,8 +91,7 @@ def set_token(folder: Path, token: str, *, like: str | None = None, vector: Path
     ids = _encode(loaded, token)
     if len(ids) != 1 or loaded.tokenizer.decode(ids, skip_special_tokens=False) != token:
         raise ValueError(f"token: {token!r} is not one token but {len(ids)}; ttgpt vocab add makes it one")
-    tokenizer_json = (folder / artifact.TOKENIZER).read_bytes()
-    return _edit(folder, loaded, tokenizer_json, f"set {_quoted(token)} ({ids[0]})", ids[0], pattern)
+    return _edit(folder, loaded, loaded.tokenizer_json, f"set {_quoted(token)} ({ids[0]})", ids[0], pattern)
 
 
 def add_token(folder: Path, token: str, *, like: str | None = None, vector: Path | None = None) -> Edited:

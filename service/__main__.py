@@ -19,6 +19,7 @@ import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
 
+from service import background
 from service.allocator import share_arenas
 from service.connection import connections_with
 from service.front import Front
@@ -28,6 +29,8 @@ from service.logs import configure_logs
 from service.settings import Settings, check_names
 from service.threads import keep_libraries_to
 from service.waiting_room import raise_descriptor_limit
+
+HANG_SECONDS = 10  # after the drain, in which everything else has to end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +85,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         ws="none",
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = _Server(config, front)
+    server = _Server(config, front, settings)
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -112,13 +115,19 @@ def _make(settings: Settings, on_failure: Callable[[], None]) -> Starlette:
 class _Server(uvicorn.Server):
     """Refuses new requests from the first signal on, while those it has accepted are finished."""
 
-    def __init__(self, config: uvicorn.Config, front: Front) -> None:
+    def __init__(self, config: uvicorn.Config, front: Front, settings: Settings) -> None:
         super().__init__(config)
         self._front = front
+        self._settings = settings
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._front.app is not None:
-            self._front.app.state.service.lifecycle.drain()
+        app = self._front.app
+        if self._front.failure is None and (app is None or app.state.service.lifecycle.phase == "loading"):
+            unlink(self._settings)
+            os._exit(0)  # nothing has been accepted, and what is imported or loaded may hang
+        if app is not None:
+            app.state.service.lifecycle.drain()
+        background.exit_after(self._settings.drain_seconds + HANG_SECONDS)
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -5,19 +5,24 @@ answer; the prompt itself stands nowhere, but the answer does.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from math import isnan, nan
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from service.cache_value import Layout
 from service.contraction_cache import SCHEMA, ContractionCache
-from service.generation import End, Generation, Token
+from service.generation import End, FinishReason, Generation, Token
 from service.jobs import Request
 from service.metrics import Metrics
 from service.settings import Settings
 
 ANSWER = Layout("json")
+Told = tuple[int, str, float | None, bool, tuple[tuple[int, float], ...]]
+REMEMBERED = TypeAdapter(tuple[FinishReason, Annotated[tuple[Told, ...], Field(min_length=1)]])
 
 
 class AnswerCache:
@@ -35,22 +40,23 @@ class AnswerCache:
         found = await self._found(list(keys))
         for key, request in keys.items():
             if key in found:
-                request.replay(_tokens(found[key]))
+                request.replay(found[key])
             else:
                 request.on_end = self._remember_as(key)
         answered = {id(keys[key]) for key in found}
         return [request for request in requests if id(request) not in answered]
 
-    async def _found(self, keys: Sequence[str]) -> dict[str, bytes]:
+    async def _found(self, keys: Sequence[str]) -> dict[str, list[Token]]:
         with self._operation.labels("local", "get_answer").time():
-            found = {k: v for k, v in zip(keys, self._local.get_many(keys), strict=True) if v is not None}
+            found = _readable(zip(keys, self._local.get_many(keys), strict=True))
         missing = [key for key in keys if key not in found]
         self._results.labels("local", "hit").inc(len(found))
         self._results.labels("local", "miss").inc(len(missing))
         if missing and self._redis is not None:
             shared = await self._redis.get_many(missing, ANSWER, self._results, "get_answer") or []
-            came = {k: v for k, v in zip(missing, shared, strict=False) if v is not None}
-            self._local.put_many(came.items())
+            payloads = dict(zip(missing, shared, strict=False))
+            came = _readable(payloads.items())
+            self._local.put_many((key, payload) for key in came if (payload := payloads[key]) is not None)
             found |= came
         return found
 
@@ -81,11 +87,20 @@ def _payload(tokens: Sequence[Token]) -> bytes:
     return json.dumps([reason, told]).encode()
 
 
+def _readable(payloads: Iterable[tuple[str, bytes | None]]) -> dict[str, list[Token]]:
+    """Return the answers by key, without what is missing or was written by another version."""
+    found = {}
+    for key, payload in payloads:
+        with suppress(ValidationError):
+            if payload is not None:
+                found[key] = _tokens(payload)
+    return found
+
+
 def _tokens(payload: bytes) -> list[Token]:
-    reason, told = json.loads(payload)
+    reason, told = REMEMBERED.validate_json(payload)
     end = End(reason, "".join(text for _, text, *_ in told))
     return [
-        Token(token_id, text, nan if logprob is None else logprob, special, end if k == len(told) else None,
-              tuple((i, value) for i, value in top))
+        Token(token_id, text, nan if logprob is None else logprob, special, end if k == len(told) else None, top)
         for k, (token_id, text, logprob, special, top) in enumerate(told, 1)
-    ]  # fmt: skip
+    ]

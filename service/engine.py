@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
+import structlog
 import torch
 
+from service import background
 from service.batch import Batch
 from service.errors import DrainingError, InvalidRequestError, OverloadedError, TokensOverloadedError
 from service.generation import Generation
@@ -42,7 +44,7 @@ class Engine:
         self._pace = Pace()
         self._changed = threading.Condition()  # guards the six above
         self._round_began: float | None = None  # None while there is nothing to do
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = background.thread("engine", self._run, _tell_death)
 
     def start(self) -> None:
         """Start the thread."""
@@ -177,6 +179,10 @@ class Engine:
         if isinstance(request, Generation):
             return Batch(request.prompt.model, self._settings, self.metrics)
         return Turns(self._settings.max_batch)
+
+
+def _tell_death(error: BaseException) -> None:
+    structlog.get_logger().critical("the engine died; /livez says so", exc_info=error)
 
 
 def _lane_name(request: Request[Any]) -> str:

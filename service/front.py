@@ -32,7 +32,7 @@ class Front:
             root_path: prefix of all paths that a proxy may have left there.
         """
         self.app: Starlette | None = None
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._make = make
         self._on_failure = on_failure
         self._root_path = root_path
@@ -61,7 +61,7 @@ class Front:
             app = await asyncio.to_thread(self._make)
             running = app.router.lifespan_context(app)
             await running.__aenter__()
-        except Exception as error:
+        except BaseException as error:
             self.failure = error
             self._on_failure()
             return None

@@ -1,11 +1,11 @@
 """From the first moment to readiness: the models load in a thread while the server answers probes."""
 
-import threading
 from collections.abc import Callable
 from typing import Literal
 
 import structlog
 
+from service import background
 from service.errors import DrainingError, NotReadyError
 from service.models import Models
 
@@ -19,12 +19,12 @@ class Lifecycle:
     """
 
     def __init__(self, load: Callable[[], Models], on_failure: Callable[[], None]) -> None:
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.draining = False
         self._load = load
         self._on_failure = on_failure
         self._models: Models | None = None
-        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+        self._thread = background.thread("load", self._run, self._fail)
 
     def start(self) -> None:
         """Begin to load."""
@@ -55,10 +55,9 @@ class Lifecycle:
         return "loading" if self.failure is None else "failed"
 
     def _run(self) -> None:
-        try:
-            self._models = self._load()
-        except Exception as error:
-            self.failure = error
-            self._on_failure()
-        else:
-            structlog.get_logger().info("ready", models=[model.name for model in self._models])
+        self._models = self._load()
+        structlog.get_logger().info("ready", models=[model.name for model in self._models])
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self._on_failure()

@@ -135,8 +135,8 @@ def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
         tokenizer=artifact.tokenizer,
         vocabulary=words,
         manifest=artifact.manifest,
-        artifact_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-        modified_seconds=int((folder / MANIFEST).stat().st_mtime),
+        artifact_bytes=artifact.size_bytes,
+        modified_seconds=artifact.modified_seconds,
         load_seconds={phase: times[i + 1] - times[i] for i, phase in enumerate(("read", "prepare", "warm_up"))},
     )
 

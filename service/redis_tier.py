@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from prometheus_client import Counter
 
+from service import background
 from service.breaker import Breaker
 from service.cache_value import DamagedValueError, Layout
 from service.metrics import Metrics
+from service.redis_url import client_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -67,9 +69,13 @@ class RedisTier:
     """
 
     def __init__(self, url: str, timeout_seconds: float, ttl_seconds: int, metrics: Metrics) -> None:
-        """Connect to nobody yet."""
+        """Connect to nobody yet.
+
+        Raises:
+            ValueError: if `url` is illegal.
+        """
         self.trip: Trip | None = None
-        self._url = url
+        self._client = client_of(url, timeout_seconds)
         self._timeout_seconds = timeout_seconds
         self._ttl_seconds = ttl_seconds
         self._metrics = metrics
@@ -78,7 +84,6 @@ class RedisTier:
         self._asking = 0
         self._unwritten: deque[Entry] = deque()
         self._unwritten_bytes = 0
-        self._client: Redis | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
         self._measured = asyncio.Event()
@@ -87,34 +92,23 @@ class RedisTier:
     @property
     def available(self) -> bool:
         """Whether asking is worth while."""
-        return self._client is not None and not self._breaker.open and self._asking < MOST_ASKING
+        return self._loop is not None and not self._breaker.open and self._asking < MOST_ASKING
 
     def open(self) -> None:
         """Begin; for the event loop. Does nothing if it has begun."""
-        if self._client is not None:
+        if self._loop is not None:
             return
-        from redis.asyncio import Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-
-        self._client = Redis.from_url(
-            self._url,
-            socket_timeout=self._timeout_seconds,
-            socket_connect_timeout=self._timeout_seconds,
-            protocol=2,
-            driver_info=None,
-            retry=Retry(NoBackoff(), 0),
-        )
         self._loop = asyncio.get_running_loop()
-        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._write())]
+        self._tasks = [background.task("redis watch", self._watch), background.task("redis write", self._write)]
 
     async def close(self) -> None:
         """Write nothing more, and leave."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
+        with suppress(Exception):
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._client.aclose()
 
     async def measured(self) -> Trip | None:
         """Wait until the round trip has been measured for the first time, or could not be; return it."""
@@ -135,7 +129,7 @@ class RedisTier:
         began = time.perf_counter()
         try:
             async with self._within(op) as client:
-                found: list[Any] = await client.mget(keys)
+                found = _checked(await client.mget(keys), len(keys))
         except _NoAnswerError:
             results.labels("redis", "error").inc(len(keys))
             return None
@@ -168,15 +162,15 @@ class RedisTier:
 
     @asynccontextmanager
     async def _within(self, op: str) -> AsyncIterator["Redis"]:
-        """Give the client for one operation, which is timed; every way to fail becomes _NoAnswerError."""
-        from redis.exceptions import RedisError
+        """Give the client for one operation, which is timed; every way to fail becomes _NoAnswerError.
 
-        assert self._client is not None  # noqa: S101 - callers look at `available`
+        Redis may answer anything and its client stumble over it in any way, so every exception is one.
+        """
         with self._metrics.core_cache_operation.labels("redis", op).time():
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     yield self._client
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:
                 self._why = f"{type(error).__name__}: {error}"
                 self._breaker.failed()
                 raise _NoAnswerError from error
@@ -191,8 +185,9 @@ class RedisTier:
                     self.trip = await self._measure()
                 except _NoAnswerError:
                     self.trip = None
+                finally:
+                    self._measured.set()
                 due = time.monotonic() + (RETRY_SECONDS if self.trip is None else MEASURE_SECONDS)
-                self._measured.set()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _write(self) -> None:
@@ -229,7 +224,7 @@ class RedisTier:
     async def _time(self, keys: Sequence[str]) -> float:
         began = time.perf_counter()
         async with self._within("probe") as client:
-            found: list[Any] = await client.mget(keys)
+            found = _checked(await client.mget(keys), len(keys))
         for key, value in zip(keys, found, strict=True):
             with suppress(DamagedValueError):
                 PROBE.open(key, value or b"")
@@ -238,6 +233,13 @@ class RedisTier:
 
 class _NoAnswerError(Exception):
     """Redis did not answer, in time or at all."""
+
+
+def _checked(found: Any, count: int) -> list[bytes | None]:
+    """Return what came for `count` keys; raises ValueError unless that is so many values, whatever is in them."""
+    if not isinstance(found, list) or len(found) != count:
+        raise ValueError(f"the answer for {count} keys is not a list of {count} values")
+    return [value if value is None or isinstance(value, bytes) else b"" for value in found]
 
 
 def _opened(key: str, value: bytes | None, layout: Layout, results: Counter) -> bytes | None:

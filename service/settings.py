@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.redis_url import client_of
 from service.threads import compute_threads
 
 PREFIX = "TTGPT_"
@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         log_level: of the JSON logs on stderr; a request is logged at "debug".
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     models: Annotated[tuple[Path, ...], NoDecode] = Field(min_length=1)
     default_model: str | None = None
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     cache: Literal["auto", "always", "off"] = "auto"
     cache_bytes: int = Field(64 << 20, ge=0, le=1 << 40)
     cache_answers: bool = False
-    redis_url: Annotated[str, Field(pattern="^(redis|rediss|unix)://")] | None = Field(None, repr=False)
+    redis_url: str | None = Field(None, repr=False)
     cache_timeout_ms: int = Field(50, ge=1, le=10_000)
     cache_ttl_seconds: int = Field(86400, ge=1, le=10 * 365 * 86400)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -103,11 +103,9 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _has_a_place(cls, value: str | None) -> str | None:
+    def _is_usable(cls, value: str | None) -> str | None:
         if value is not None:
-            place = urlsplit(value)
-            if not (place.path if place.scheme == "unix" else place.hostname) or (place.port or 1) < 1:
-                raise ValueError("must be like redis://host:6379/0 or unix:///path")
+            client_of(value, 1)
         return value
 
     @field_validator("root_path")

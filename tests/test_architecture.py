@@ -11,12 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"dashboard", "errors", "kv_cache", "memory", "plot", "progress", "shapes"},
+    {"dashboard", "errors", "files", "kv_cache", "memory", "plot", "progress", "shapes"},
     {"_kernels"},
     {"native"},
-    {"codecs", "executor"},
+    {"codecs", "executor", "tensor_file"},
     {"formats"},
     {"gpt2"},
+    {"tokenizer_config"},
     {"methods", "artifact", "generate", "paths"},
     {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},

@@ -19,6 +19,8 @@ from compressor.errors import ArtifactError
 from compressor.methods import svd, tensorgpt
 from tests.conftest import tiny_model, write_artifact
 
+FILES = (*artifact.SEALED, artifact.TOKENIZER_CONFIG)
+
 
 @pytest.fixture
 def folder(tiny_artifact: Path, tmp_path: Path) -> Path:
@@ -30,7 +32,7 @@ def _reseal(folder: Path) -> None:
     """Make the checksums match whatever the files are now."""
     path = folder / artifact.MANIFEST
     manifest = artifact.Manifest.model_validate_json(path.read_bytes())
-    files = {name: artifact._sha256(folder / name) for name in artifact.SEALED}
+    files = {name: artifact._sha256(folder / name) for name in FILES}
     manifest = manifest.model_copy(update={"files": files, "digest": artifact._digest(files)})
     manifest = manifest.model_copy(update={"seal": artifact._seal(manifest.model_dump())})
     path.write_bytes(artifact._canonical(manifest.model_dump()))
@@ -77,7 +79,7 @@ def test_bytes_are_what_is_on_disk_and_in_memory(tmp_path: Path) -> None:
     assert manifest.bytes["wte"].disk == config.vocab_size * 10 * 2  # 2^5, R=1: 10 fp16 values per token
 
 
-@pytest.mark.parametrize("file", [*artifact.SEALED, artifact.MANIFEST])
+@pytest.mark.parametrize("file", [*FILES, artifact.MANIFEST])
 def test_a_missing_truncated_or_changed_file_is_named(folder: Path, file: str) -> None:
     path = folder / file
     whole = path.read_bytes()
@@ -91,7 +93,7 @@ def test_a_missing_truncated_or_changed_file_is_named(folder: Path, file: str) -
         artifact.read(folder)
 
 
-@pytest.mark.parametrize("file", [*artifact.SEALED, artifact.MANIFEST])
+@pytest.mark.parametrize("file", [*FILES, artifact.MANIFEST])
 def test_a_flipped_bit_anywhere_is_found(folder: Path, file: str) -> None:
     path = folder / file
     whole = bytearray(path.read_bytes())

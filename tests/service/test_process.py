@@ -71,6 +71,37 @@ def test_sigterm_finishes_what_runs_and_exits_0(artifacts: list[Path]) -> None:
     assert "The sea" not in errors
 
 
+HANGS = {
+    "importing": ("torch/__init__.py", "import time; time.sleep(3600)"),
+    "loading": (
+        "sitecustomize.py",
+        "import time, tokenizers\nclass Slow:\n    def __getattr__(self, name): time.sleep(3600)\n"
+        "tokenizers.Tokenizer = Slow()",
+    ),
+}
+
+
+@pytest.mark.parametrize("phase", HANGS)
+def test_sigterm_ends_a_start_that_hangs(artifacts: list[Path], tmp_path: Path, phase: str) -> None:
+    file, code = HANGS[phase]
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(code)
+    with process(artifacts[0], "--port", 0, PYTHONPATH=f"{tmp_path}:{REPOSITORY}") as child:
+        url = address(child)
+        wait_until(lambda: httpx.get(f"{url}/startupz").json() == {"status": phase})
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=30) == 0
+
+
+def test_a_library_that_panics_while_loading_ends_the_process(artifacts: list[Path], tmp_path: Path) -> None:
+    panics = "import tokenizers\nclass Panic(BaseException): pass\nclass Broken:\n    def __getattr__(self, name): raise Panic"
+    (tmp_path / "sitecustomize.py").write_text(f"{panics}\ntokenizers.Tokenizer = Broken()")
+    with process(artifacts[0], "--port", 0, PYTHONPATH=f"{tmp_path}:{REPOSITORY}") as child:
+        errors = child.communicate(timeout=120)[1]
+    assert child.returncode == 1
+    assert "Panic" in errors
+
+
 def test_a_damaged_artefact_ends_the_process(artifacts: list[Path], tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(artifacts[0], damaged)
