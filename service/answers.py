@@ -1,24 +1,19 @@
 """From what the engine delivers to what goes over the wire."""
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import torch
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
-from torch import Tensor
 
 from service.errors import RequestFailedError, as_service_error
 from service.generation import Generation, Prompt, Token
-from service.jobs import Lookup, Mailbox
-from service.models import LoadedModel
+from service.jobs import Mailbox
 from service.schemas import Details, GenerateResponse, StreamDetails, StreamEvent, TokenInfo
-from service.state import Service
 
 
 @asynccontextmanager
@@ -112,38 +107,3 @@ def _stream_event(index: int, token: Token, prompt: Prompt, prefix: str) -> Stre
 
 def _token_info(token: Token) -> TokenInfo:
     return TokenInfo(id=token.id, text=token.text, logprob=token.logprob, special=token.special)
-
-
-async def vectors_of(request: Request, service: Service, model: LoadedModel, rows: list[list[int]]) -> Tensor:
-    """Return the vectors [M, D] of the M tokens of all rows."""
-    ids = [token_id for row in rows for token_id in row]
-    job = Lookup(model, ids, service.engine.metrics)
-    await service.submit(model, ids, [job])
-    async with watched(request, job.mailbox):
-        vectors: Tensor = await anext(job.mailbox.events())
-    return vectors
-
-
-async def embedding_json(
-    model: LoadedModel, rows: list[list[int]], vectors: Tensor, *, encode: bool
-) -> AsyncIterator[str]:
-    """Yield an EmbeddingResponse for `vectors` [sum of the rows' lengths, D] in pieces.
-
-    A thousand vectors are megabytes of JSON: written at once they would hold up everybody else.
-    """
-    head = json.dumps({"model": model.name, "dim": vectors.shape[1]})
-    yield f'{head[:-1]}, "data": ['
-    for index, (ids, block) in enumerate(zip(rows, torch.split(vectors, [len(row) for row in rows]), strict=True)):
-        tokens = [model.tokenizer.id_to_token(token_id) or "" for token_id in ids]
-        head = json.dumps({"index": index, "ids": ids, "tokens": tokens})
-        yield f'{", " if index else ""}{head[:-1]}, "vectors": '
-        if encode:
-            yield json.dumps(base64.b64encode(block.numpy().astype("<f4").tobytes()).decode())
-        else:
-            yield "["
-            for row, vector in enumerate(block):
-                yield f"{', ' if row else ''}{json.dumps(vector.tolist())}"
-                await asyncio.sleep(0)
-            yield "]"
-        yield "}"
-    yield "]}"

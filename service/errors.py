@@ -4,6 +4,7 @@ ServiceError                 status, kind (TGI's `error_type`) and a text that i
 ├── UnauthorizedError         401 no key that the service knows
 ├── InvalidRequestError       422 a field is outside its legal range
 ├── UnknownModelError         404 no such model is loaded
+├── NoChatError               404 a base model is asked to chat
 ├── UnknownRouteError         404, 405 and whatever else the router refuses
 ├── BodyTooLargeError         413
 ├── MalformedRequestError     400 what came is not HTTP
@@ -30,6 +31,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 SHOWN_PROBLEMS = 3
+SHOWN_CHARACTERS = 64
 UNION_TAGS = frozenset({"text", "texts", "ids", "ids_list"})  # of schemas.EmbeddingRequest.inputs
 
 
@@ -100,6 +102,17 @@ class UnknownModelError(ServiceError):
 
     def __init__(self, loaded: Sequence[str]) -> None:
         super().__init__(f"model must be one of {', '.join(loaded)}")
+
+
+class NoChatError(ServiceError):
+    """A base model is asked to chat."""
+
+    status = 404
+    kind = "no_chat_template"
+    reason = "invalid"
+
+    def __init__(self) -> None:
+        super().__init__("these are base models without a chat template, which continue text: use /v1/completions")
 
 
 class UnknownRouteError(ServiceError):
@@ -249,22 +262,31 @@ def as_service_error(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, RequestValidationError):
-        return InvalidRequestError("; ".join(_problem(e) for e in error.errors()[:SHOWN_PROBLEMS]))
+        return InvalidRequestError(problems([{**e, "loc": e["loc"][1:]} for e in error.errors()]))
     if isinstance(error, HTTPException):
         return InvalidRequestError(str(error.detail)) if error.status_code == 400 else UnknownRouteError(error)
     return RequestFailedError()
 
 
+def problems(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a client is told about the first of pydantic's errors in a body."""
+    return "; ".join(map(_problem, errors[:SHOWN_PROBLEMS]))
+
+
+def shown(value: object) -> str:
+    """Return what a client has sent so that it fits into one line: cut, and without what cannot be printed."""
+    text = str(value)
+    cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in cut)
+
+
 def _problem(error: Mapping[str, Any]) -> str:
     """Name the field and its legal range, and the value if it is a number: texts stay private."""
-    path = [str(part) for part in error["loc"] if part not in UNION_TAGS]
-    field = ".".join(path[1:]) or "body"
-    if error["type"] == "json_invalid":
-        return "body: is not JSON"
-    if error["type"] == "model_attributes_type":
-        return f"{field}: must be a JSON object, the body with content-type: application/json"
+    field = ".".join(shown(part) for part in error["loc"] if part not in UNION_TAGS) or "body"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"{field}: must be a JSON object"
     if error["type"] == "extra_forbidden":
         return f"{field}: is not a known field"
     value = error.get("input")
-    shown = f", not {value}" if isinstance(value, bool | int | float) else ""
-    return f"{field}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    told = f", not {shown(value)}" if isinstance(value, bool | int | float) else ""
+    return f"{field}: {error['msg'].removeprefix('Value error, ')}{told}"

@@ -1,7 +1,9 @@
 """From wire bodies to work for the engine: what a body means for one model, and whether it fits."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
 
 from service.errors import InvalidRequestError
 from service.generation import Prompt, draw_seed
@@ -9,8 +11,10 @@ from service.models import LoadedModel
 from service.sampling import Sampling
 from service.schemas import MAX_IDS, EmbeddingInputs, Parameters
 
+Result = TypeVar("Result")
 DEFAULT_NEW_TOKENS = 100
-SHORT_CHARACTERS = 1024  # encoded in less time than another thread takes to begin
+BATCH_BYTES = 1 << 16  # what the tokeniser makes of them occupies up to 13 MB
+SHORT_BYTES = 1024  # encoded in less time than another thread takes to begin
 
 
 async def prompt_of(text: str, parameters: Parameters, model: LoadedModel) -> Prompt:
@@ -35,21 +39,75 @@ async def encode(text: str, model: LoadedModel, limit: int, field: str = "inputs
     Raises:
         InvalidRequestError: if there are more; for hopelessly long texts without counting them.
     """
-    at_least = len(text) // model.vocabulary.longest_bytes
-    if at_least > limit:
-        raise InvalidRequestError(f"{field}: at least {at_least} tokens are more than the {limit} that fit")
-    short = len(text) <= SHORT_CHARACTERS
-    ids = model.encode(text) if short else await asyncio.to_thread(model.encode, text)
-    if len(ids) > limit:
-        raise InvalidRequestError(f"{field}: {len(ids)} tokens are more than the {limit} that fit")
+    (ids,) = await encode_all([text], model, limit, field)
     return ids
+
+
+async def encode_all(texts: Sequence[str], model: LoadedModel, limit: int, field: str) -> list[list[int]]:
+    """Return the ids of every text, at most `limit` of each; raises like `encode`."""
+    rows: list[list[int]] = []
+    for some in _batches(texts, model, limit, field):
+        rows += await _tokenized(some, model, lambda: _ids(some, model, limit, field))  # noqa: B023 - runs at once
+    return rows
 
 
 async def encode_with_offsets(text: str, model: LoadedModel, limit: int) -> list[tuple[int, tuple[int, int]]]:
     """Return the ids of `text`, at most `limit`, each with the characters it stands for; raises like `encode`."""
-    await encode(text, model, limit)
-    encoding = await asyncio.to_thread(model.tokenizer.encode, text)
-    return list(zip(encoding.ids, encoding.offsets, strict=True))
+
+    def encoded() -> list[tuple[int, tuple[int, int]]]:
+        (encoding,) = model.tokenizer.encode_batch([text])
+        _check_count(len(encoding), limit, "inputs")
+        return list(zip(encoding.ids, encoding.offsets, strict=True))
+
+    _check_length(text, model, limit, "inputs")
+    return await _tokenized([text], model, encoded)
+
+
+async def _tokenized(texts: Sequence[str], model: LoadedModel, work: Callable[[], Result]) -> Result:
+    """Return what `work` makes of some texts: here if they are short, else in a thread; of long ones, one at a time."""
+    size_bytes = sum(map(_size_bytes, texts))
+    if size_bytes <= SHORT_BYTES:
+        return work()
+    async with model.encoding if size_bytes > BATCH_BYTES else nullcontext():
+        return await asyncio.to_thread(work)
+
+
+def _ids(texts: Sequence[str], model: LoadedModel, limit: int, field: str) -> list[list[int]]:
+    encodings = model.tokenizer.encode_batch_fast(texts)  # lets other threads run, which `encode` does not
+    for encoding in encodings:
+        _check_count(len(encoding), limit, field)
+    return [encoding.ids for encoding in encodings]
+
+
+def _batches(texts: Sequence[str], model: LoadedModel, limit: int, field: str) -> Iterator[list[str]]:
+    """Yield as many texts at a time as are encoded together."""
+    some: list[str] = []
+    size_bytes = 0
+    for text in texts:
+        _check_length(text, model, limit, field)
+        if some and size_bytes + _size_bytes(text) > BATCH_BYTES:
+            yield some
+            some, size_bytes = [], 0
+        some.append(text)
+        size_bytes += _size_bytes(text)
+    if some:
+        yield some
+
+
+def _size_bytes(text: str) -> int:
+    """Return the most tokens that a text can have: one for each of its bytes."""
+    return len(text.encode())
+
+
+def _check_length(text: str, model: LoadedModel, limit: int, field: str) -> None:
+    at_least = _size_bytes(text) // model.vocabulary.longest_bytes
+    if at_least > limit:
+        raise InvalidRequestError(f"{field}: at least {at_least} tokens are more than the {limit} that fit")
+
+
+def _check_count(count: int, limit: int, field: str) -> None:
+    if count > limit:
+        raise InvalidRequestError(f"{field}: {count} tokens are more than the {limit} that fit")
 
 
 def new_tokens(prompt_tokens: int, asked: int | None, context: int, field: str = "parameters.max_new_tokens") -> int:
@@ -84,16 +142,19 @@ def sampling_of(parameters: Parameters) -> Sampling:
     )
 
 
-async def ids_of(inputs: EmbeddingInputs, model: LoadedModel, field: str = "inputs") -> list[list[int]]:
-    """Return the ids of every input of an embedding request.
+async def ids_of(inputs: EmbeddingInputs, model: LoadedModel, most: int, field: str = "inputs") -> list[list[int]]:
+    """Return the ids of every input of an embedding request, up to MAX_IDS of each and `most` of all.
 
     Raises:
         InvalidRequestError: if an id is not in the vocabulary, or there are none or too many.
     """
-    rows = [await encode(i, model, MAX_IDS, field) if isinstance(i, str) else i for i in as_inputs(inputs)]
+    given = as_inputs(inputs)
+    texts = [text for text in given if isinstance(text, str)]  # all of them or none
+    rows = await encode_all(texts, model, MAX_IDS, field) if texts else [row for row in given if isinstance(row, list)]
     total = sum(map(len, rows))
-    if not 1 <= total <= MAX_IDS:
-        raise InvalidRequestError(f"{field}: a request must have between 1 and {MAX_IDS} tokens, not {total}")
+    if not 1 <= total <= most:
+        limits = f"between 1 and {most} tokens (TTGPT_MAX_TOKENS)"
+        raise InvalidRequestError(f"{field}: a request must have {limits}, not {total}")
     for row in rows:
         check_ids(row, model, field)
     return rows

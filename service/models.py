@@ -1,8 +1,9 @@
 """The loaded artefacts, each checked against its own golden values before anybody is served."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ class LoadedModel:
         artifact_bytes: of all its files.
         modified_seconds: when the artefact was written, in seconds since 1970.
         load_seconds: by phase: read, prepare, warm_up.
+        encoding: held while a long text is encoded, which takes the tokeniser up to 200 bytes for each of its own.
     """
 
     name: str
@@ -38,6 +40,7 @@ class LoadedModel:
     artifact_bytes: int
     modified_seconds: int
     load_seconds: Mapping[str, float]
+    encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def context(self) -> int:

@@ -1,28 +1,24 @@
 """The routes under /v1: OpenAI's bodies and answers."""
 
-import asyncio
-import base64
-import json
-from collections.abc import AsyncIterator
 from itertools import chain
 from typing import Any
 
-import torch
 from fastapi import APIRouter, Request
-from starlette.responses import Response, StreamingResponse
-from torch import Tensor
+from starlette.responses import Response
 
-from service.answers import EventStream, vectors_of
+from service.answers import EventStream
+from service.body_route import BodyRoute
 from service.completions import openai_events, order_of, whole_completion
-from service.errors import InvalidRequestError
+from service.embeddings import Vectors, begun, mean_json
+from service.errors import InvalidRequestError, NoChatError
 from service.intake import ids_of
 from service.middleware import request_id
-from service.openai_schemas import Completion, CompletionRequest, EmbeddingList, OpenAIEmbeddingRequest
+from service.openai_schemas import Completion, CompletionRequest, EmbeddingList, OpenAIEmbeddingRequest, OpenAIErrorBody
 from service.schemas import ModelCard, ModelList
 from service.state import OPENAI_FAILURES, STREAM_DOCS, ServiceOf
 from service.timing import tell_times
 
-v1 = APIRouter(tags=["OpenAI"], prefix="/v1", responses=OPENAI_FAILURES)
+v1 = APIRouter(tags=["OpenAI"], prefix="/v1", responses=OPENAI_FAILURES, route_class=BodyRoute)
 COMPLETION_DOCS: dict[int | str, dict[str, Any]] = {
     200: {**STREAM_DOCS[200], "description": "the texts, or server-sent events, one per token"}
 }
@@ -57,27 +53,18 @@ async def completions(
     return answer
 
 
+@v1.post("/chat/completions", status_code=404, response_model=OpenAIErrorBody)
+async def chat_completions() -> Response:
+    """Tell that these are base models; whatever the body is."""
+    raise NoChatError
+
+
 @v1.post("/embeddings", response_model=EmbeddingList)
 async def embeddings(body: OpenAIEmbeddingRequest, request: Request, service: ServiceOf) -> Response:
-    """Return the mean of the token vectors of every input."""
+    """Return the mean of the token vectors of every input, at length 1."""
     model = service.lifecycle.models.named(body.model)
-    rows = await ids_of(body.input, model, "input")
+    rows = await ids_of(body.input, model, service.settings.max_tokens, "input")
     if not all(rows):
         raise InvalidRequestError("input: every input must have at least 1 token")
-    vectors = await vectors_of(request, service, model, rows)
-    means = torch.stack([block.mean(0) for block in vectors.split([len(row) for row in rows])])  # [inputs, D]
-    pieces = _embedding_json(means, model.name, len(vectors), encode=body.encoding_format == "base64")
-    return StreamingResponse(pieces, media_type="application/json")
-
-
-async def _embedding_json(means: Tensor, model: str, tokens: int, *, encode: bool) -> AsyncIterator[str]:
-    """Yield an EmbeddingList for `means` [inputs, D] in pieces, so that others get their turn."""
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    head = json.dumps({"object": "list", "model": model, "usage": usage})
-    yield f'{head[:-1]}, "data": ['
-    for index, mean in enumerate(means):
-        vector = base64.b64encode(mean.numpy().astype("<f4").tobytes()).decode() if encode else mean.tolist()
-        item = json.dumps({"object": "embedding", "index": index, "embedding": vector})
-        yield f"{', ' if index else ''}{item}"
-        await asyncio.sleep(0)
-    yield "]}"
+    vectors = Vectors(service, model, rows, request)
+    return await begun(vectors, service, mean_json(vectors, encode=body.encoding_format == "base64"))

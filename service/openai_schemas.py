@@ -9,8 +9,6 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 
 from service.schemas import (
     MAX_IDS,
-    MAX_SEED,
-    MAX_STOPS,
     MAX_TEXT_CHARACTERS,
     MAX_TOKENS,
     Body,
@@ -21,9 +19,13 @@ from service.schemas import (
     Nothing,
     OnlyOne,
     OnlyZero,
+    Seed,
     Stop,
+    StopList,
     Text,
+    TopK,
     inputs_tag,
+    several,
 )
 
 MAX_CHOICES = 4
@@ -34,7 +36,7 @@ DEFAULT_MAX_TOKENS = 16
 
 def _only_empty(value: object) -> object:
     if value:
-        raise ValueError("is not supported; leave it out or send {}")
+        raise ValueError("is not supported; leave it out or send it empty")
     return value
 
 
@@ -44,18 +46,15 @@ def _as_list(value: object) -> object:
 
 Prompts = Annotated[
     Annotated[Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)], Tag("text")]
-    | Annotated[Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)], Tag("texts")]
+    | Annotated[Annotated[list[Text], several(1, MAX_PROMPTS)], Tag("texts")]
     | Annotated[Ids, Tag("ids")]
-    | Annotated[
-        Annotated[
-            list[Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]],
-            Field(min_length=1, max_length=MAX_PROMPTS),
-        ],
-        Tag("ids_list"),
-    ],
+    | Annotated[Annotated[list[Ids], several(1, MAX_PROMPTS)], Tag("ids_list")],
     Discriminator(inputs_tag),
 ]
-StopList = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+NoBiases = Annotated[dict[str, Any] | None, AfterValidator(_only_empty)]
+NoTokens = Annotated[Annotated[list[Id], several(0, MAX_IDS)] | None, AfterValidator(_only_empty)]
+NoText = Annotated[Text | None, AfterValidator(_only_empty)]
+User = Annotated[Text | None, Field(description="whom the client asks for; changes nothing")]
 Stops = Annotated[StopList | None, BeforeValidator(_as_list, json_schema_input_type=Stop | StopList | None)]
 
 
@@ -77,10 +76,10 @@ class CompletionRequest(Body):
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="16 by default; 0 only with echo")
     temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0 always takes the best token")
     top_p: float | None = Field(None, gt=0, le=1, description="draw among the likeliest tokens only")
-    top_k: int | None = Field(None, ge=1, le=MAX_SEED, description="draw among the k best tokens only")
+    top_k: TopK = Field(None, description="draw among the k best tokens only; 0 and -1: all")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="above 1: less likely to repeat itself")
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="how many texts; text i has the seed plus i")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same text")
+    seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
     stop: Stops = Field(None, description="strings before which the text ends")
     echo: bool | None = Field(None, description="put the prompt before the text")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="tell so many likeliest tokens, too")
@@ -88,10 +87,14 @@ class CompletionRequest(Body):
     stream_options: StreamOptions | None = None
     best_of: OnlyOne = None
     frequency_penalty: OnlyZero = None
-    logit_bias: Annotated[dict[str, Any] | None, AfterValidator(_only_empty)] = None
+    logit_bias: NoBiases = None
+    min_p: OnlyZero = None
+    min_tokens: OnlyZero = None
     presence_penalty: OnlyZero = None
-    suffix: Nothing = None
-    user: Nothing = None
+    stop_token_ids: NoTokens = None
+    suffix: NoText = None
+    truncate_prompt_tokens: Nothing = None
+    user: User = None
 
 
 class Logprobs(Body):
@@ -147,11 +150,11 @@ class OpenAIEmbeddingRequest(Body):
     model: Name | None = Field(None, description="the default model if left out")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Nothing = None
-    user: Nothing = None
+    user: User = None
 
 
 class Embedding(Body):
-    """The mean of the token vectors [D] of one input; as base64, little-endian float32."""
+    """The mean of the token vectors [D] of one input, at length 1; as base64, little-endian float32."""
 
     object: Literal["embedding"] = "embedding"
     index: int

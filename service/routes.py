@@ -7,7 +7,9 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.answers import EventStream, embedding_json, tgi_events, vectors_of, whole
+from service.answers import EventStream, tgi_events, whole
+from service.body_route import BodyRoute
+from service.embeddings import Vectors, begun, token_json
 from service.errors import DrainingError
 from service.generation import Generation
 from service.intake import check_ids, encode_with_offsets, ids_of, prompt_of
@@ -38,7 +40,7 @@ COMPAT_DOCS: dict[int | str, dict[str, Any]] = {
 }
 
 probes = APIRouter(tags=["probes"])
-text = APIRouter(tags=["text"], responses=FAILURES)
+text = APIRouter(tags=["text"], responses=FAILURES, route_class=BodyRoute)
 
 
 @probes.get("/livez", responses={503: {"model": Status, "description": "the engine hangs"}})
@@ -98,10 +100,8 @@ async def compat(
 async def embeddings(body: EmbeddingRequest, request: Request, service: ServiceOf) -> Response:
     """Look up the vector of every token."""
     model = service.lifecycle.models.named(body.model)
-    rows = await ids_of(body.inputs, model)
-    vectors = await vectors_of(request, service, model, rows)
-    pieces = embedding_json(model, rows, vectors, encode=body.encoding_format == "base64")
-    return StreamingResponse(pieces, media_type="application/json")
+    vectors = Vectors(service, model, await ids_of(body.inputs, model, service.settings.max_tokens), request)
+    return await begun(vectors, service, token_json(vectors, encode=body.encoding_format == "base64"))
 
 
 @text.post("/tokenize")

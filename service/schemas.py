@@ -3,6 +3,7 @@
 Fields of TGI that are not supported are accepted at the value that changes nothing and refused otherwise.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,11 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def several(least: int, most: int) -> Any:
+    """Return the bounds of a list, which is refused for the first thing that is wrong with it."""
+    return Field(min_length=least, max_length=most, fail_fast=True)
+
+
 def _only(neutral: object, value: object) -> object:
     if value is not None and value != neutral:
         alternative = "leave it out" if neutral is None else f"leave it out or send {str(neutral).lower()}"
@@ -36,9 +42,18 @@ OnlyTrue = Annotated[bool | None, AfterValidator(partial(_only, True))]
 OnlyZero = Annotated[float | None, AfterValidator(partial(_only, 0))]
 OnlyOne = Annotated[float | None, AfterValidator(partial(_only, 1))]
 
+
+def _unless(off: Sequence[int], value: int | None) -> int | None:
+    return None if value in off else value
+
+
+# What vLLM and llama.cpp call off, or any; the same as null.
+TopK = Annotated[Annotated[int, Field(ge=-1, le=MAX_SEED)] | None, AfterValidator(partial(_unless, (-1, 0)))]
+Seed = Annotated[Annotated[int, Field(ge=-1, le=MAX_SEED)] | None, AfterValidator(partial(_unless, (-1,)))]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopList = Annotated[list[Stop], several(0, MAX_STOPS)]
 
 
 class Parameters(Body):
@@ -49,11 +64,11 @@ class Parameters(Body):
     )
     do_sample: bool | None = Field(None, description="draw tokens instead of always taking the best one")
     temperature: float | None = Field(None, gt=0, le=100, description="other than 1: sampling is on")
-    top_k: int | None = Field(None, ge=1, le=MAX_SEED, description="sampling is on, among the k best tokens")
+    top_k: TopK = Field(None, description="sampling is on, among the k best tokens; 0 and -1: all")
     top_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among the likeliest tokens")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="above 1: less likely to repeat itself")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same text")
-    stop: list[Stop] | None = Field(None, max_length=MAX_STOPS, description="strings before which the text ends")
+    seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
+    stop: StopList | None = Field(None, description="strings before which the text ends")
     return_full_text: bool | None = Field(None, description="put the prompt before the text")
     details: bool | None = Field(None, description="tell the tokens, the seed and why the text ended")
     adapter_id: Nothing = None
@@ -156,9 +171,9 @@ class ErrorBody(Body):
 
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
-Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_IDS)]
-Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]
-IdLists = Annotated[list[Annotated[list[Id], Field(max_length=MAX_IDS)]], Field(min_length=1, max_length=MAX_IDS)]
+Texts = Annotated[list[Text], several(1, MAX_IDS)]
+Ids = Annotated[list[Id], several(1, MAX_IDS)]
+IdLists = Annotated[list[Annotated[list[Id], several(0, MAX_IDS)]], several(1, MAX_IDS)]
 
 
 def inputs_tag(inputs: object) -> str:
@@ -213,7 +228,7 @@ class DetokenizeRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [464, 640]}]})
 
-    ids: Annotated[list[Id], Field(max_length=MAX_IDS)]
+    ids: Annotated[list[Id], several(0, MAX_IDS)]
     model: Name | None = None
 
 

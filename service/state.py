@@ -1,7 +1,9 @@
 """What every route works with, and which failures it may answer."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -45,13 +47,20 @@ STREAM_DOCS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes work with; `create_app` puts it into `app.state.service`."""
+    """What the routes work with; `create_app` puts it into `app.state.service`.
+
+    Attributes:
+        reading: held while a long body is read in a thread.
+        lookups: requests for vectors that are being answered, and their tokens.
+    """
 
     lifecycle: Lifecycle
     engine: Engine
     settings: Settings
     cache: ContractionCache
     answers: AnswerCache | None
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lookups: Counter[str] = field(default_factory=Counter)
 
     async def submit(self, model: LoadedModel, ids: Iterable[int], requests: Sequence[EngineRequest[Any]]) -> None:
         """Have the engine accept requests, after the cache was asked for the rows `ids` of the model's table.
