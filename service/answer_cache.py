@@ -10,11 +10,14 @@ from hashlib import sha256
 from math import isnan, nan
 from typing import Any
 
+import torch
+
 from service.cache_value import Layout
 from service.contraction_cache import SCHEMA, ContractionCache
 from service.generation import End, Generation, Token
 from service.jobs import Request
 from service.metrics import Metrics
+from service.prompt_scores import Scores
 from service.settings import Settings
 
 ANSWER = Layout("json")
@@ -35,7 +38,7 @@ class AnswerCache:
         found = await self._found(list(keys))
         for key, request in keys.items():
             if key in found:
-                request.replay(_tokens(found[key]))
+                request.replay(*_answer(found[key]))
             else:
                 request.on_end = self._remember_as(key)
         answered = {id(keys[key]) for key in found}
@@ -55,8 +58,8 @@ class AnswerCache:
         return found
 
     def _remember_as(self, key: str) -> Any:
-        def remember(tokens: Sequence[Token]) -> None:
-            payload = _payload(tokens)
+        def remember(tokens: Sequence[Token], scores: Sequence[Scores]) -> None:
+            payload = _payload(tokens, scores)
             self._local.put_many([(key, payload)])
             if self._redis is not None:
                 self._redis.offer([(key, payload, ANSWER)])
@@ -66,26 +69,32 @@ class AnswerCache:
     def _key(self, job: Generation) -> str:
         prompt, how = job.prompt, job.prompt.sampling
         decides = [
-            *self._decides, prompt.ids, prompt.max_new_tokens, prompt.stops, job.scored, job.top,
-            how.seed, how.temperature, how.top_k, how.top_p, how.repetition_penalty,
+            *self._decides, prompt.ids, prompt.max_new_tokens, prompt.stops, prompt.ignore_eos,
+            job.scored, job.top, job.scores is not None,
+            how.seed, how.temperature, how.top_k, how.top_p, how.typical_p, how.repetition_penalty,
         ]  # fmt: skip
         return (
             f"ttgpt:{SCHEMA}:{prompt.model.manifest.digest}:answer:{sha256(json.dumps(decides).encode()).hexdigest()}"
         )
 
 
-def _payload(tokens: Sequence[Token]) -> bytes:
-    end = tokens[-1].end
+def _payload(tokens: Sequence[Token], scores: Sequence[Scores]) -> bytes:
+    end = tokens[-1].end if tokens else None
     reason = None if end is None else end.reason
     told = [[t.id, t.text, None if isnan(t.logprob) else t.logprob, t.special, t.top] for t in tokens]
-    return json.dumps([reason, told]).encode()
+    scored = [[s.logprobs.tolist(), s.top_ids.tolist(), s.top_logprobs.tolist()] for s in scores]
+    return json.dumps([reason, told, scored]).encode()
 
 
-def _tokens(payload: bytes) -> list[Token]:
-    reason, told = json.loads(payload)
+def _answer(payload: bytes) -> tuple[list[Token], list[Scores]]:
+    reason, told, scored = json.loads(payload)
     end = End(reason, "".join(text for _, text, *_ in told))
-    return [
+    scores = [
+        Scores(torch.tensor(own), torch.tensor(ids, dtype=torch.int32), torch.tensor(tops)) for own, ids, tops in scored
+    ]
+    tokens = [
         Token(token_id, text, nan if logprob is None else logprob, special, end if k == len(told) else None,
               tuple((i, value) for i, value in top))
         for k, (token_id, text, logprob, special, top) in enumerate(told, 1)
     ]  # fmt: skip
+    return tokens, scores

@@ -51,6 +51,7 @@ class Parameters(Body):
     temperature: float | None = Field(None, gt=0, le=100, description="other than 1: sampling is on")
     top_k: int | None = Field(None, ge=1, le=MAX_SEED, description="sampling is on, among the k best tokens")
     top_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among the likeliest tokens")
+    typical_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among typical tokens only")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="above 1: less likely to repeat itself")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same text")
     stop: list[Stop] | None = Field(None, max_length=MAX_STOPS, description="strings before which the text ends")
@@ -63,7 +64,6 @@ class Parameters(Body):
     grammar: Nothing = None
     top_n_tokens: OnlyZero = None
     truncate: Nothing = None
-    typical_p: OnlyOne = None
     watermark: OnlyFalse = None
 
 
