@@ -9,20 +9,24 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import isnan, nan
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+import torch
+from pydantic import TypeAdapter
 
 from service.cache_value import Layout
 from service.contraction_cache import SCHEMA, ContractionCache
 from service.generation import End, FinishReason, Generation, Token
 from service.jobs import Request
 from service.metrics import Metrics
+from service.prompt_scores import Scores
 from service.settings import Settings
 
 ANSWER = Layout("json")
 Told = tuple[int, str, float | None, bool, tuple[tuple[int, float], ...]]
-REMEMBERED = TypeAdapter(tuple[FinishReason, Annotated[tuple[Told, ...], Field(min_length=1)]])
+Scored = tuple[list[float], list[list[int]], list[list[float]]]
+REMEMBERED = TypeAdapter(tuple[FinishReason | None, tuple[Told, ...], tuple[Scored, ...]])
+Answer = tuple[list[Token], list[Scores]]
 
 
 class AnswerCache:
@@ -40,13 +44,13 @@ class AnswerCache:
         found = await self._found(list(keys))
         for key, request in keys.items():
             if key in found:
-                request.replay(found[key])
+                request.replay(*found[key])
             else:
                 request.on_end = self._remember_as(key)
         answered = {id(keys[key]) for key in found}
         return [request for request in requests if id(request) not in answered]
 
-    async def _found(self, keys: Sequence[str]) -> dict[str, list[Token]]:
+    async def _found(self, keys: Sequence[str]) -> dict[str, Answer]:
         with self._operation.labels("local", "get_answer").time():
             found = _readable(zip(keys, self._local.get_many(keys), strict=True))
         missing = [key for key in keys if key not in found]
@@ -61,8 +65,8 @@ class AnswerCache:
         return found
 
     def _remember_as(self, key: str) -> Any:
-        def remember(tokens: Sequence[Token]) -> None:
-            payload = _payload(tokens)
+        def remember(tokens: Sequence[Token], scores: Sequence[Scores]) -> None:
+            payload = _payload(tokens, scores)
             self._local.put_many([(key, payload)])
             if self._redis is not None:
                 self._redis.offer([(key, payload, ANSWER)])
@@ -72,35 +76,43 @@ class AnswerCache:
     def _key(self, job: Generation) -> str:
         prompt, how = job.prompt, job.prompt.sampling
         decides = [
-            *self._decides, prompt.ids, prompt.max_new_tokens, prompt.stops, job.scored, job.top,
-            how.seed, how.temperature, how.top_k, how.top_p, how.repetition_penalty,
+            *self._decides, prompt.ids, prompt.max_new_tokens, prompt.stops, prompt.ignore_eos,
+            job.scored, job.top, job.scores is not None,
+            how.seed, how.temperature, how.top_k, how.top_p, how.typical_p, how.repetition_penalty,
         ]  # fmt: skip
         return (
             f"ttgpt:{SCHEMA}:{prompt.model.manifest.digest}:answer:{sha256(json.dumps(decides).encode()).hexdigest()}"
         )
 
 
-def _payload(tokens: Sequence[Token]) -> bytes:
-    end = tokens[-1].end
+def _payload(tokens: Sequence[Token], scores: Sequence[Scores]) -> bytes:
+    end = tokens[-1].end if tokens else None
     reason = None if end is None else end.reason
     told = [[t.id, t.text, None if isnan(t.logprob) else t.logprob, t.special, t.top] for t in tokens]
-    return json.dumps([reason, told]).encode()
+    scored = [[s.logprobs.tolist(), s.top_ids.tolist(), s.top_logprobs.tolist()] for s in scores]
+    return json.dumps([reason, told, scored]).encode()
 
 
-def _readable(payloads: Iterable[tuple[str, bytes | None]]) -> dict[str, list[Token]]:
+def _readable(payloads: Iterable[tuple[str, bytes | None]]) -> dict[str, Answer]:
     """Return the answers by key, without what is missing or was written by another version."""
     found = {}
     for key, payload in payloads:
-        with suppress(ValidationError):
+        with suppress(ValueError):
             if payload is not None:
-                found[key] = _tokens(payload)
+                found[key] = _answer(payload)
     return found
 
 
-def _tokens(payload: bytes) -> list[Token]:
-    reason, told = REMEMBERED.validate_json(payload)
-    end = End(reason, "".join(text for _, text, *_ in told))
-    return [
+def _answer(payload: bytes) -> Answer:
+    reason, told, scored = REMEMBERED.validate_json(payload)
+    if not (told or scored):
+        raise ValueError("an answer has tokens or scores")
+    end = None if reason is None else End(reason, "".join(text for _, text, *_ in told))
+    tokens = [
         Token(token_id, text, nan if logprob is None else logprob, special, end if k == len(told) else None, top)
         for k, (token_id, text, logprob, special, top) in enumerate(told, 1)
     ]
+    scores = [
+        Scores(torch.tensor(own), torch.tensor(ids, dtype=torch.int32), torch.tensor(tops)) for own, ids, tops in scored
+    ]
+    return tokens, scores

@@ -6,11 +6,15 @@ read, up to a chunk of them. Elsewhere a prompt is read alone, in chunks that be
 so that its matrix products always have the same shapes. Only the writing is shared, by as many rows as there happen to
 be; and where a kernel rounds a row differently in batches of different sizes, as torch's fp32 product does for fewer
 than some four rows, small batches are filled up with rows that nobody reads.
+
+A prompt that is scored is read in the same chunks. The logits behind its tokens take as long as reading them, or
+longer: they are computed in tiles of a few rows, each of which counts against the chunk as if it were tokens.
 """
 
 import heapq
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from math import nan
+from math import ceil, nan, prod
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +30,8 @@ from service.sampling import best_tokens, choose, log_probabilities
 from service.settings import Settings
 
 Share = tuple[Generation, int]  # and the most tokens of it that the model reads next
+Found = tuple[int, float, Top]  # the next token, its log-probability and the best ones
+TILE = 32  # rows; more are multiplied hardly faster, and their logits are megabytes
 KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -40,6 +46,9 @@ class Batch(Lane[Generation]):
         self._free = list(range(self.slots))  # a heap: the lowest slots are used again first, so memory stays small
         self._packs = model.gpt2.packs(self._cache)
         self._fewest_rows = fewest_rows(model.gpt2, self.slots) if settings.reproducible else 1
+        row = head_cost(model.gpt2)
+        self._tile = max(1, min(TILE, self._chunk // row))
+        self._tile_cost = min(self._tile * row, self._chunk)
         self._steps = metrics.decode_steps.labels(model.name)
         self._rows = metrics.batch_size.labels(model.name)
         self._head_seconds = metrics.core_contraction.labels(model.name, "head")
@@ -61,22 +70,50 @@ class Batch(Lane[Generation]):
             self._rows.set(0)
 
     def advance(self) -> None:
-        readers = [member for member in self.members if member.reading]
-        writers = [member for member in self.members if not member.reading]
+        writers = [(member, 1) for member in self.members if not member.reading]
+        left = self._score_prompts()
+        readers = [member for member in self.members if self._reads(member)]
         if writers:
             self._steps.inc()
             self._rows.set(len(writers))
         if self._packs:
-            self._advance([(member, 1) for member in writers] + self._shares(readers))
+            self._advance(writers + self._shares(readers, left))
             return
-        if writers:
-            self._advance([(member, 1) for member in writers])
-        if readers:
-            self._advance([(readers[0], self._chunk)])
+        self._advance(writers)
+        if left == self._chunk:
+            self._advance([(reader, self._chunk) for reader in readers[:1]])
 
-    def _shares(self, readers: list[Generation]) -> list[Share]:
-        """Return how much of a chunk each reader gets, who came first first."""
-        left, shares = self._chunk, []
+    def _reads(self, member: Generation) -> bool:
+        """Return whether the next thing to do is to read more of the prompt."""
+        return member.read < len(member.prompt.ids) and not (member.scores and member.scores.ready(self._tile))
+
+    def _score_prompts(self) -> int:
+        """Score what has been read of prompts, who came first first; return what it left of the chunk."""
+        left = self._chunk
+        for member in tuple(self.members):
+            try:
+                while left >= self._tile_cost and member.scores and member.scores.ready(self._tile):
+                    member.scores.score(self._tile, self._logits)
+                    left -= self._tile_cost
+                if member.scored_through:
+                    self._finish_prompt(member)
+            except Exception:
+                self.fail(member)
+        return left
+
+    def _finish_prompt(self, member: Generation) -> None:
+        """Write the first token behind a prompt that is read and scored, or end there."""
+        assert member.scores is not None  # noqa: S101 - it is scored
+        hidden = member.scores.last()
+        if member.prompt.max_new_tokens:
+            self._take(member, *self._next([member], hidden)[0])
+        else:
+            member.end_unwritten()
+            self.leave(member)
+
+    def _shares(self, readers: list[Generation], left: int) -> list[Share]:
+        """Return how much of what is `left` of a chunk each reader gets, who came first first."""
+        shares = []
         for reader in readers:
             count = min(left, len(reader.prompt.ids) - reader.read)
             if count:
@@ -86,6 +123,8 @@ class Batch(Lane[Generation]):
 
     def _advance(self, group: list[Share]) -> None:
         """Let the model read the next tokens of every generation in `group`; each alone, if that fails together."""
+        if not group:
+            return
         unread = [member.unread(at_most) for member, at_most in group]
         try:
             tokens = self._compute([member for member, _ in group], unread)
@@ -112,28 +151,38 @@ class Batch(Lane[Generation]):
             if ended:
                 self.leave(member)
 
-    def _compute(self, group: list[Generation], unread: list[list[int]]) -> list[tuple[int, float, Top] | None]:
-        """Return the next token, its log-probability and the best ones of each, or None in the middle of a prompt."""
-        hidden = self._read(unread, [member.slot for member in group])  # [B, D]
-        through = [i for i, member in enumerate(group) if member.read + len(unread[i]) >= len(member.prompt.ids)]
-        if not through:
-            return [None] * len(group)
-        hidden = hidden if len(through) == len(group) else hidden[torch.tensor(through)]
-        missing = max(self._fewest_rows - len(through), 0)
-        with self._head_seconds.time():
-            logits = self._gpt2.logits(F.pad(hidden, (0, 0, 0, missing)))  # [through or more, V]
-        found = iter(self._choose([group[i] for i in through], logits[: len(through)].float()))
+    def _compute(self, group: list[Generation], unread: list[list[int]]) -> list[Found | None]:
+        """Return what comes next in each, or None in the middle of a prompt and behind one that is to be scored."""
+        hidden = self._read(unread, [member.slot for member in group])
+        scored = {i: member.scores for i, member in enumerate(group) if member.reading and member.scores}
+        ends = [member.read + len(unread[i]) >= len(member.prompt.ids) for i, member in enumerate(group)]
+        through = [i for i, end in enumerate(ends) if end and i not in scored]
+        found: Iterator[Found] = iter(())
+        if through:
+            found = iter(self._next([group[i] for i in through], torch.stack([hidden[i][-1] for i in through])))
+        for i, scores in scored.items():
+            scores.add(hidden[i])
         return [next(found) if i in through else None for i in range(len(group))]
 
-    def _choose(self, group: list[Generation], logits: Tensor) -> list[tuple[int, float, Top]]:
+    def _next(self, group: list[Generation], hidden: Tensor) -> list[Found]:
+        """Return the next token, its log-probability and the best ones behind each hidden state [B, D]."""
+        missing = max(self._fewest_rows - len(group), 0)
+        logits = self._logits(F.pad(hidden, (0, 0, 0, missing)))  # [B or more, V]
+        return self._choose(group, logits[: len(group)].float())
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        with self._head_seconds.time():
+            return self._gpt2.logits(hidden)
+
+    def _choose(self, group: list[Generation], logits: Tensor) -> list[Found]:
         chosen = choose(logits, [member.choice() for member in group])
         scored = any(member.scored for member in group)
         logprobs = log_probabilities(logits, chosen) if scored else [nan] * len(group)
         tops = best_tokens(logits, max(member.top for member in group))
         return list(zip(chosen, logprobs, tops, strict=True))
 
-    def _read(self, unread: list[list[int]], slots: list[int]) -> Tensor:
-        """Return the hidden state after the last of the unread tokens [B, D] of every slot.
+    def _read(self, unread: list[list[int]], slots: list[int]) -> Sequence[Tensor]:
+        """Return the hidden states after the unread tokens [T, D] of every slot.
 
         Where the batch is too small, rows that nobody reads are computed, too: of other slots, which do not grow.
         """
@@ -144,13 +193,15 @@ class Batch(Lane[Generation]):
         others = [slot for slot in range(self.slots) if slot not in slots][:padding]
         counts = torch.tensor([len(unread[0])] * len(slots) + [0] * padding)
         ids, rows = torch.tensor([*unread, *[[0]] * padding]), torch.tensor(slots + others)
-        return self._gpt2(ids, self._cache, counts=counts, rows=rows)[: len(slots), -1]  # type: ignore[no-any-return]
+        return self._gpt2(ids, self._cache, counts=counts, rows=rows)[: len(slots)].unbind()  # type: ignore[no-any-return]
 
-    def _read_packed(self, unread: list[list[int]], slots: Tensor) -> Tensor:
-        """Return the hidden state after the last of the unread tokens [B, D], all tokens computed side by side."""
-        counts = torch.tensor([len(ids) for ids in unread])
-        hidden = self._gpt2.packed(torch.tensor(list(chain(*unread))), self._cache, slots, counts)  # [N, D]
-        return hidden[counts.cumsum(0) - 1]
+    def _read_packed(self, unread: list[list[int]], slots: Tensor) -> Sequence[Tensor]:
+        """Return the hidden states after the unread tokens [T, D] of every slot, all computed side by side."""
+        counts = [len(ids) for ids in unread]
+        hidden = self._gpt2.packed(
+            torch.tensor(list(chain(*unread))), self._cache, slots, torch.tensor(counts)
+        )  # [N, D]
+        return hidden.split(counts)
 
 
 @torch.inference_mode()
@@ -177,6 +228,13 @@ def _scores(gpt2: GPT2, cache: KVCache, slots: Tensor) -> Tensor:
     hidden: Tensor = gpt2(ids, cache, rows=slots)
     cache.lengths.copy_(lengths)
     return gpt2.logits(hidden[:, -1])
+
+
+def head_cost(gpt2: GPT2) -> int:
+    """Return about how many tokens the blocks read while the head is multiplied by one row; at least 1."""
+    config = gpt2.config
+    blocks = sum(prod(shape) for name, shape in config.matrix_shapes().items() if name.startswith("h."))
+    return ceil(config.vocab_size * config.n_embd / blocks)
 
 
 def kv_row_bytes(model: LoadedModel, settings: Settings) -> int:

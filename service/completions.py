@@ -19,13 +19,22 @@ from service.intake import as_inputs, check_ids, encode, new_tokens
 from service.jobs import Mailbox
 from service.metrics import Metrics
 from service.models import LoadedModel
-from service.openai_schemas import DEFAULT_MAX_TOKENS, Choice, Completion, CompletionRequest, Logprobs, Usage
+from service.openai_schemas import (
+    DEFAULT_MAX_TOKENS,
+    Choice,
+    Completion,
+    CompletionRequest,
+    Logprobs,
+    StreamOptions,
+    Usage,
+)
+from service.prompt_scores import PromptScores
 from service.sampling import Sampling
 from service.schemas import MAX_SEED
-from service.scoring import Scoring
 from service.streaming import TextStream
 
 Event = TypeVar("Event")
+NO_CHOICES = '"choices":[]'
 Scored = tuple[str, int, float | None, Top]  # released text, id, log-probability, likeliest tokens
 
 
@@ -39,8 +48,8 @@ class Order:
         model: that writes.
         prompts: ids of each prompt; the choices of a prompt follow each other.
         echoes: text of each prompt.
-        writing: a job per choice, none if only the prompts are wanted.
-        scoring: a job per prompt whose log-probabilities are wanted.
+        jobs: one per choice; if nothing is to be written, one per prompt that is to be scored. The first one of a
+            prompt scores it, if that is wanted.
         created: seconds since 1970.
     """
 
@@ -49,23 +58,25 @@ class Order:
     model: LoadedModel
     prompts: list[tuple[int, ...]]
     echoes: list[str]
-    writing: list[Generation]
-    scoring: list[Scoring]
+    jobs: list[Generation]
     created: int
 
     @property
-    def jobs(self) -> list[Generation | Scoring]:
-        """Everything that the engine has to do."""
-        return [*self.scoring, *self.writing]
-
-    @property
-    def mailboxes(self) -> list[Mailbox[Token] | Mailbox[list[tuple[float, Top]]]]:
+    def mailboxes(self) -> list[Mailbox[Token]]:
         """Where the results come."""
         return [job.mailbox for job in self.jobs]
 
 
-async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metrics: Metrics, chunk: int) -> Order:
-    """Return the jobs of a request; those that score prompts read `chunk` tokens at a time.
+@dataclass(frozen=True)
+class _Piece:
+    """The next piece of a choice, and how many tokens it has by now."""
+
+    choice: Choice
+    generated: int
+
+
+async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metrics: Metrics) -> Order:
+    """Return what a request wants.
 
     Raises:
         InvalidRequestError: naming the field that is out of range.
@@ -77,11 +88,17 @@ async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metri
     inputs = as_inputs(body.prompt)
     prompts = [await _ids(i, model) for i in inputs]
     scored = body.logprobs is not None
-    top = body.logprobs or 0
-    writing = [
-        Generation(prompt, metrics, streamed=bool(body.stream), scored=scored, top=top)
+    jobs = [
+        Generation(
+            prompt,
+            metrics,
+            streamed=bool(body.stream),
+            scored=scored,
+            top=body.logprobs or 0,
+            prompt_scored=scored and bool(body.echo) and number == 0,
+        )
         for ids in prompts
-        for prompt in _prompts(ids, body, model)
+        for number, prompt in enumerate(_prompts(ids, body, model))
     ]
     return Order(
         name=name,
@@ -92,8 +109,7 @@ async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metri
             text if isinstance(text, str) else "".join(_released(ids, model))
             for text, ids in zip(inputs, prompts, strict=True)
         ],
-        writing=writing,
-        scoring=[Scoring(model, ids, top=top, chunk=chunk) for ids in prompts if scored and body.echo],
+        jobs=jobs,
         created=int(time.time()),
     )
 
@@ -110,7 +126,8 @@ async def _ids(prompt: str | list[int], model: LoadedModel) -> tuple[int, ...]:
 def _prompts(ids: tuple[int, ...], body: CompletionRequest, model: LoadedModel) -> list[Prompt]:
     """Return what each of the n generations has to do; as if every prompt were asked for alone."""
     if body.max_tokens == 0:
-        return []
+        scored = Prompt(model=model, ids=ids, max_new_tokens=0, sampling=Sampling())
+        return [] if body.logprobs is None else [scored]
     asked = min(DEFAULT_MAX_TOKENS, max(model.context - len(ids), 1)) if body.max_tokens is None else body.max_tokens
     length = new_tokens(len(ids), asked, model.context, "max_tokens")
     seed = draw_seed() if body.seed is None else body.seed
@@ -121,6 +138,7 @@ def _prompts(ids: tuple[int, ...], body: CompletionRequest, model: LoadedModel) 
             max_new_tokens=length,
             sampling=_sampling(body, seed + i),
             stops=tuple(body.stop or ()),
+            ignore_eos=bool(body.ignore_eos),
         )
         for i in range(body.n or 1)
     ]
@@ -140,24 +158,36 @@ def _sampling(body: CompletionRequest, seed: int) -> Sampling:
     )
 
 
-async def whole_completion(order: Order, request: Request) -> Completion:
-    """Wait for all texts."""
+async def whole_completion(order: Order, request: Request) -> bytes:
+    """Wait for all texts; return a Completion as JSON.
+
+    Every choice is worded as soon as it is complete: as JSON it takes a fraction of the memory.
+    """
     n = order.body.n or 1
     pieces: list[list[Choice]] = [[] for _ in range(len(order.prompts) * n)]
+    worded = [""] * len(pieces)
     async with watched(request, *order.mailboxes):
         async for piece in _pieces(order):
-            pieces[piece.index].append(piece)
-    return _completion(order, [_joined(parts) for parts in pieces], _usage(order))
+            index = piece.choice.index
+            pieces[index].append(piece.choice)
+            if piece.choice.finish_reason:
+                worded[index] = _joined(pieces[index]).model_dump_json()
+                pieces[index].clear()
+    head, tail = _completion(order, [], _usage(order)).model_dump_json().split(NO_CHOICES)
+    return f'{head}"choices":[{",".join(worded)}]{tail}'.encode()
 
 
 async def openai_events(order: Order) -> AsyncIterator[str]:
     """Yield server-sent events, as OpenAI writes them; an error is an event, too."""
-    options = order.body.stream_options
+    options = order.body.stream_options or StreamOptions()
     try:
         async for piece in _pieces(order):
-            if piece.text or piece.logprobs or piece.finish_reason:  # not for half a character
-                yield _event(_completion(order, [piece], None).model_dump_json())
-        if options is not None and options.include_usage:
+            choice, usage = piece.choice, None
+            if options.include_usage and options.continuous_usage_stats:
+                usage = _usage_of(len(order.prompts[choice.index // (order.body.n or 1)]), piece.generated)
+            if choice.text or choice.logprobs or choice.finish_reason:  # not for half a character
+                yield _event(_completion(order, [choice], usage).model_dump_json())
+        if options.include_usage:
             yield _event(_completion(order, [], _usage(order)).model_dump_json())
         yield _event("[DONE]")
     except Exception as error:
@@ -181,7 +211,10 @@ def _completion(order: Order, choices: list[Choice], usage: Usage | None) -> Com
 
 
 def _usage(order: Order) -> Usage:
-    read, written = sum(map(len, order.prompts)), sum(job.generated for job in order.writing)
+    return _usage_of(sum(map(len, order.prompts)), sum(job.generated for job in order.jobs))
+
+
+def _usage_of(read: int, written: int) -> Usage:
     return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
@@ -202,34 +235,38 @@ def _joined(pieces: Sequence[Choice]) -> Choice:
     )
 
 
-async def _pieces(order: Order) -> AsyncIterator[Choice]:
+async def _pieces(order: Order) -> AsyncIterator[_Piece]:
     """Yield the pieces of all choices as they come: the echoed prompt first, then one per token."""
-    n, words = order.body.n or 1, _Words(order)
-    offsets = [0] * (len(order.prompts) * n)
+    async for _, pieces in _merged([_prompt_pieces(order, at) for at in range(len(order.prompts))]):
+        for piece in pieces:
+            yield piece
+
+
+async def _prompt_pieces(order: Order, at: int) -> AsyncIterator[list[_Piece]]:
+    """Yield the pieces of the choices of one prompt; the first job has scored it before its first token comes."""
+    n, jobs = order.body.n or 1, len(order.jobs) // len(order.prompts)
+    mine = order.jobs[at * jobs : (at + 1) * jobs]
+    told = [_Telling(order, index) for index in range(at * n, (at + 1) * n)]
+    streams = [job.mailbox.batches() for job in mine]
     if order.body.echo:
-        for at, echo in enumerate(order.echoes):
-            scored = await _scores(order, at) if order.scoring else None
-            for index in range(at * n, (at + 1) * n):
-                logprobs = words.logprobs(scored, 0) if scored else None
-                ended: Literal["length"] | None = None if order.writing else "length"
-                yield Choice(index=index, text=echo, logprobs=logprobs, finish_reason=ended)
-                offsets[index] = len(echo)
-    async for index, tokens in _arriving([job.mailbox for job in order.writing]):
-        for token in tokens:
-            logprobs = None
-            if order.body.logprobs is not None:
-                logprobs = words.logprobs([(token.text, token.id, token.logprob, token.top)], offsets[index])
-            reason = FINISHED_REASON[token.end.reason] if token.end else None
-            yield Choice(index=index, text=token.text, logprobs=logprobs, finish_reason=reason)
-            offsets[index] += len(token.text)
+        scores = mine[0].scores if mine else None
+        first = [] if scores is None else await anext(streams[0], [])
+        logprobs = None if scores is None else told[0].words.logprobs(_scored(order, at, scores), 0)
+        yield [telling.echo(order.echoes[at], logprobs) for telling in told]
+        await asyncio.sleep(0)  # it takes milliseconds to word a thousand tokens
+        yield [told[0].token(token) for token in first]
+    async for index, tokens in _merged(streams):
+        yield [told[index].token(token) for token in tokens]
 
 
-async def _scores(order: Order, at: int) -> list[Scored]:
-    """Return the tokens of one prompt with their scores; the first has none."""
-    scores = [score async for batch in order.scoring[at].mailbox.events() for score in batch]
+def _scored(order: Order, at: int, scores: PromptScores) -> list[Scored]:
+    """Return the tokens of one prompt with their log-probabilities; the first has none."""
     ids = order.prompts[at]
-    pairs = zip(_released(ids, order.model), ids, [(None, ()), *scores], strict=True)
-    return [(text, token_id, logprob, top) for text, token_id, (logprob, top) in pairs]
+    found: list[tuple[float | None, Top]] = [(None, ())]
+    for part in scores.found:
+        tops = zip(part.top_ids.tolist(), part.top_logprobs.tolist(), strict=True)
+        found += zip(part.logprobs.tolist(), (tuple(zip(*top, strict=True)) for top in tops), strict=True)
+    return [(text, i, *score) for text, i, score in zip(_released(ids, order.model), ids, found, strict=True)]
 
 
 def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
@@ -238,6 +275,33 @@ def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
     pieces = [stream.push(model.vocabulary.bytes[i] or (model.tokenizer.id_to_token(i) or "").encode()) for i in ids]
     pieces[-1] += stream.finish()
     return pieces
+
+
+class _Telling:
+    """Words one choice, piece by piece."""
+
+    def __init__(self, order: Order, index: int) -> None:
+        self.words = _Words(order)
+        self._scored = order.body.logprobs is not None
+        self._writes = order.body.max_tokens != 0
+        self._index = index
+        self._offset = self._generated = 0
+
+    def echo(self, text: str, logprobs: Logprobs | None) -> _Piece:
+        """Return the prompt as a piece."""
+        self._offset = len(text)
+        reason: Literal["length"] | None = None if self._writes else "length"
+        return _Piece(Choice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason), 0)
+
+    def token(self, token: Token) -> _Piece:
+        """Return a token as a piece."""
+        scored = [(token.text, token.id, token.logprob, token.top)]
+        logprobs = self.words.logprobs(scored, self._offset) if self._scored else None
+        reason = FINISHED_REASON[token.end.reason] if token.end else None
+        self._offset += len(token.text)
+        self._generated += 1
+        choice = Choice(index=self._index, text=token.text, logprobs=logprobs, finish_reason=reason)
+        return _Piece(choice, self._generated)
 
 
 class _Words:
@@ -276,20 +340,20 @@ class _Words:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-async def _arriving(mailboxes: Sequence[Mailbox[Event]]) -> AsyncIterator[tuple[int, list[Event]]]:
-    """Yield what comes into any of the mailboxes, with its index; raises the first error that ends one."""
-    came: asyncio.Queue[tuple[int, list[Event]] | Exception | None] = asyncio.Queue()
+async def _merged(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:
+    """Yield what comes out of any of the streams, with its index; raises the first error that ends one."""
+    came: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue()
 
-    async def read(index: int, mailbox: Mailbox[Event]) -> None:
+    async def read(index: int, stream: AsyncIterator[Event]) -> None:
         try:
-            async for batch in mailbox.batches():
-                came.put_nowait((index, batch))
+            async for event in stream:
+                came.put_nowait((index, event))
         except Exception as error:
             came.put_nowait(error)
         else:
             came.put_nowait(None)
 
-    readers = [asyncio.create_task(read(index, mailbox)) for index, mailbox in enumerate(mailboxes)]
+    readers = [asyncio.create_task(read(index, stream)) for index, stream in enumerate(streams)]
     try:
         left = len(readers)
         while left:

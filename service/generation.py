@@ -9,6 +9,7 @@ from typing import Literal
 from service.jobs import Request
 from service.metrics import Metrics, RequestClock
 from service.models import LoadedModel
+from service.prompt_scores import PromptScores, Scores
 from service.sampling import Choice, Sampling
 from service.streaming import TextStream
 
@@ -34,9 +35,10 @@ class Prompt:
     Attributes:
         model: that writes.
         ids: the prompt, at least one token.
-        max_new_tokens: at least 1; with the prompt at most the model's context.
+        max_new_tokens: at least 1, or 0 to score the prompt only; with the prompt at most the model's context.
         sampling: how tokens are chosen.
         stops: strings that end the text, which they are not part of.
+        ignore_eos: whether the text goes on behind the token that ends it.
     """
 
     model: LoadedModel
@@ -44,6 +46,7 @@ class Prompt:
     max_new_tokens: int
     sampling: Sampling
     stops: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,21 @@ class Generation(Request[Token]):
         clock: when what happened.
         slot: its place in the KV cache, given by the engine.
         read: how many of its tokens are in the KV cache.
-        on_end: told all tokens at the end, if it comes to one.
+        scores: of the prompt's own tokens, complete before the first new token or the end; None if not wanted.
+        on_end: told all tokens, and the scores of the prompt, at the end, if it comes to one.
 
     Law: the same prompt gives the same events, whatever else the engine does.
     """
 
     def __init__(
-        self, prompt: Prompt, metrics: Metrics, *, streamed: bool = True, scored: bool = True, top: int = 0
+        self,
+        prompt: Prompt,
+        metrics: Metrics,
+        *,
+        streamed: bool = True,
+        scored: bool = True,
+        top: int = 0,
+        prompt_scored: bool = False,
     ) -> None:
         """Begin with nothing read.
 
@@ -107,6 +118,7 @@ class Generation(Request[Token]):
             streamed: whether its tokens are delivered one by one rather than all at the end.
             scored: see above.
             top: see above.
+            prompt_scored: whether the log-probabilities of the prompt's own tokens are wanted, too.
         """
         tokens = len(prompt.ids) + prompt.max_new_tokens
         super().__init__(prompt.model.name, eager=streamed, tokens=tokens)
@@ -115,7 +127,8 @@ class Generation(Request[Token]):
         self.slot = -1
         self.read = 0
         self.top = top
-        self.on_end: Callable[[Sequence[Token]], None] | None = None
+        self.scores = PromptScores(prompt.ids, top) if prompt_scored else None
+        self.on_end: Callable[[Sequence[Token], Sequence[Scores]], None] | None = None
         self._taken: list[Token] = []
         self.clock = RequestClock(metrics, self.model_name)
         self._stream = TextStream(prompt.stops)
@@ -131,8 +144,16 @@ class Generation(Request[Token]):
 
     @property
     def reading(self) -> bool:
-        """Whether some of the prompt is still unread."""
-        return self.read < len(self.prompt.ids)
+        """Whether some of the prompt is still unread or unscored."""
+        return self.read < len(self.prompt.ids) or (self.scores is not None and self.scores.hidden is not None)
+
+    @property
+    def scored_through(self) -> bool:
+        """Whether all of a prompt that is scored has been, and nothing was made of it yet."""
+        scores = self.scores
+        return (
+            self.read >= len(self.prompt.ids) and scores is not None and scores.hidden is not None and not scores.left
+        )
 
     def unread(self, at_most: int) -> list[int]:
         """Return the next tokens for the model: up to `at_most` of the prompt, then one by one."""
@@ -165,18 +186,28 @@ class Generation(Request[Token]):
         if self.on_end is not None:
             self._taken.append(token)
         if end is not None:
-            self.mailbox.put(None)
-            if self.on_end is not None:
-                self.on_end(self._taken)
+            self._ended()
         return end is not None
 
-    def replay(self, tokens: Sequence[Token]) -> None:
+    def end_unwritten(self) -> None:
+        """End with the prompt, which is scored."""
+        self.clock.finished("length", len(self.prompt.ids))
+        self._ended()
+
+    def _ended(self) -> None:
+        self.mailbox.put(None)
+        if self.on_end is not None:
+            self.on_end(self._taken, self.scores.found if self.scores else ())
+
+    def replay(self, tokens: Sequence[Token], scores: Sequence[Scores]) -> None:
         """Take what the same prompt once gave, instead of going to the engine; for the event loop."""
+        if self.scores is not None:
+            self.scores.found.extend(scores)
         for token in tokens:
             self._ids.append(token.id)
             self.mailbox.put(token)
-            if token.end is not None:
-                self.clock.replayed(FINISHED_REASON[token.end.reason])
+        end = tokens[-1].end if tokens else None
+        self.clock.replayed("length" if end is None else FINISHED_REASON[end.reason])
         self.mailbox.put(None)
 
     def abort(self) -> None:
@@ -188,7 +219,7 @@ class Generation(Request[Token]):
         return End(reason, "".join(self._text))
 
     def _finish_reason(self, token_id: int) -> FinishReason | None:
-        if token_id == self.prompt.model.eos_id:
+        if token_id == self.prompt.model.eos_id and not self.prompt.ignore_eos:
             return "eos_token"
         if self._stream.stopped:
             return "stop_sequence"

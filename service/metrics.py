@@ -202,10 +202,14 @@ class RequestClock:
         self._generation_tokens.inc()
 
     def finished(self, reason: str, prompt_tokens: int) -> None:
-        """The last token was generated."""
+        """The last token was generated, or the prompt is scored and nothing more was wanted."""
         metrics = self._metrics
+        if self._tokens:
+            self._observe(metrics.request_decode_time, self._latest - self._first)
+        else:
+            self._latest = time.monotonic()
+            self._observe(metrics.request_prefill_time, self._latest - self._admitted)
         self._observe(metrics.e2e_request_latency, self._latest - self._arrived)
-        self._observe(metrics.request_decode_time, self._latest - self._first)
         self._observe(metrics.request_prompt_tokens, prompt_tokens)
         self._observe(metrics.request_generation_tokens, self._tokens)
         metrics.prompt_tokens.labels(self._model_name).inc(prompt_tokens)

@@ -38,18 +38,16 @@ async def one_model(name: str, service: ServiceOf) -> ModelCard:
 
 
 @v1.post("/completions", response_model=Completion, responses=COMPLETION_DOCS)
-async def completions(
-    body: CompletionRequest, request: Request, response: Response, service: ServiceOf
-) -> Completion | Response:
+async def completions(body: CompletionRequest, request: Request, service: ServiceOf) -> Response:
     """Continue texts, as a stream if `stream` is set."""
     model, engine = service.lifecycle.models.named(body.model), service.engine
     name = f"cmpl-{request_id(request.scope)}"
-    order = await order_of(body, name, model, engine.metrics, service.settings.prefill_chunk)
+    order = await order_of(body, name, model, engine.metrics)
     await service.submit(model, chain.from_iterable(order.prompts), order.jobs)
     if body.stream:
         return EventStream(openai_events(order), order.mailboxes)
-    answer = await whole_completion(order, request)
-    tell_times(response, request, order.writing)
+    answer = Response(await whole_completion(order, request), media_type="application/json")
+    tell_times(answer, request, order.jobs)
     return answer
 
 

@@ -1,5 +1,6 @@
-"""What goes over the wire under /v1; nothing else. Bodies are OpenAI's; `top_k` and `repetition_penalty` are vLLM's.
+"""What goes over the wire under /v1; nothing else. Bodies are OpenAI's, and some fields are vLLM's.
 
+vLLM's are `top_k`, `repetition_penalty`, `ignore_eos` and `continuous_usage_stats`.
 Fields that are not supported are accepted at the value that changes nothing and refused otherwise.
 """
 
@@ -62,6 +63,9 @@ class StreamOptions(Body):
     """What a stream tells besides the text."""
 
     include_usage: bool | None = Field(None, description="end with a chunk that has no choices but the usage")
+    continuous_usage_stats: bool | None = Field(
+        None, description="with include_usage: every chunk has the usage of its choice so far"
+    )
 
 
 class CompletionRequest(Body):
@@ -81,6 +85,7 @@ class CompletionRequest(Body):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="how many texts; text i has the seed plus i")
     seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
     stop: Stops = Field(None, description="strings before which the text ends")
+    ignore_eos: bool | None = Field(None, description="write on behind the end of the text, up to max_tokens")
     echo: bool | None = Field(None, description="put the prompt before the text")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="tell so many likeliest tokens, too")
     stream: bool | None = Field(None, description="send every token as it comes")

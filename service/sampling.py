@@ -1,7 +1,8 @@
 """Choosing the next token of every row of a batch, from the model's scores.
 
-The order is Hugging Face's and TGI's: repetition penalty, temperature, top-k, top-p, then the draw. A draw is a
-number in [0, 1) that the row brings along, and picks the token whose share of the summed probabilities it falls in.
+The order is Hugging Face's and TGI's: repetition penalty, temperature, top-k, top-p, typical p, then the draw.
+A draw is a number in [0, 1) that the row brings along, and picks the token whose share of the summed probabilities it
+falls in.
 
 Law: what a row gets depends on its own scores and choice only, never on the rows beside it.
 """
@@ -33,6 +34,7 @@ class Sampling:
         temperature: divides the scores, > 0.
         top_k: how many of the best tokens stay; None: all.
         top_p: the fewest best tokens stay whose probabilities add up to it, in (0, 1].
+        typical_p: the most typical tokens of those stay whose probabilities add up to it, in (0, 1]; see `typical`.
         repetition_penalty: see `penalise_repetition`; 1 is none.
         repeatable: whether the client chose the seed, or none is needed; a seed that was drawn comes only once.
     """
@@ -41,6 +43,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
     repeatable: bool = True
 
@@ -94,7 +97,11 @@ def _choose_alike(scores: Tensor, choices: Sequence[Choice], kind: int | None) -
         return [_draw_from_all(row, choice) for row, choice in zip(odds, choices, strict=True)]
     best, ids = scores.topk(kind)  # [B, k], the best first
     odds = ((best - best[:, :1]) / temperatures).softmax(-1).numpy()
-    return ids.numpy()[range(len(choices)), _draw_from_best(odds, choices)]
+    columns = _draw_from_best(odds, choices)
+    for row, choice in enumerate(choices):
+        if choice.how.typical_p < 1:
+            columns[row] = _draw_from_some(odds[row], choice)
+    return ids.numpy()[range(len(choices)), columns]
 
 
 def _draw_from_best(odds: Weights, choices: Sequence[Choice]) -> Ids:
@@ -112,16 +119,20 @@ def _draw_from_best(odds: Weights, choices: Sequence[Choice]) -> Ids:
 
 def _draw_from_all(odds: Weights, choice: Choice) -> int:
     """Draw from the probabilities [V] of all tokens."""
-    if choice.how.top_p < 1:
-        return _draw_from_nucleus(odds, choice)
+    if choice.how.top_p < 1 or choice.how.typical_p < 1:
+        return _draw_from_some(odds, choice)
     blocks = np.add.reduceat(odds, np.arange(0, len(odds), BLOCK), dtype=np.float64)  # [V / BLOCK]
     block = _draw(blocks, choice.uniform)
     rest = (choice.uniform * blocks.sum() - blocks[:block].sum()) / blocks[block]  # the draw within the block
     return block * BLOCK + _draw(odds[block * BLOCK : (block + 1) * BLOCK], rest)
 
 
-def _draw_from_nucleus(odds: Weights, choice: Choice) -> int:
-    inside = nucleus(odds, choice.how.top_p)
+def _draw_from_some(odds: Weights, choice: Choice) -> int:
+    """Draw from what top-p and typical p leave of the probabilities [V]."""
+    how = choice.how
+    inside = nucleus(odds, how.top_p) if how.top_p < 1 else np.flatnonzero(odds)
+    if how.typical_p < 1:
+        inside = inside[typical(odds[inside], how.typical_p)]
     return int(inside[_draw(odds[inside], choice.uniform)])
 
 
@@ -141,6 +152,21 @@ def nucleus(odds: Weights, p: float) -> Ids:
     equals = np.flatnonzero(likely == ordered[size - 1])
     inside[equals[: size - int(inside.sum())]] = True
     found: Ids = ids[inside]
+    return found
+
+
+def typical(odds: Weights, mass: float) -> Ids:
+    """Return the tokens whose surprise -log p is nearest to the expected one, until they have `mass` of all `odds` > 0.
+
+    Those that are as near as the last one belong to it.
+    Reference: Meister et al., "Locally typical sampling", arXiv 2202.00666, section 4.
+    """
+    shares = odds.astype(np.float64) / odds.sum(dtype=np.float64)
+    surprise = -np.log(shares)
+    distance = abs(surprise - (shares * surprise).sum())
+    order = distance.argsort(kind="stable")
+    last = min(int(np.searchsorted(shares[order].cumsum(), mass)), len(order) - 1)
+    found: Ids = np.flatnonzero(distance <= distance[order[last]])
     return found
 
 
@@ -178,6 +204,13 @@ def log_probabilities(logits: Tensor, ids: Sequence[int]) -> list[float]:
     """Return the model's own log-probability of one token per row, before any warping, in nats."""
     found: list[float] = logits.log_softmax(-1)[range(len(ids)), ids].tolist()
     return found
+
+
+def likelihoods(logits: Tensor, ids: Sequence[int], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-probability of one token per row [n], and ids and log-probabilities of the best [n, count]."""
+    logprobs = logits.log_softmax(-1)
+    best, best_ids = logprobs.topk(count)
+    return logprobs[range(len(ids)), ids], best_ids.int(), best
 
 
 def best_tokens(logits: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:

@@ -66,6 +66,7 @@ class Parameters(Body):
     temperature: float | None = Field(None, gt=0, le=100, description="other than 1: sampling is on")
     top_k: TopK = Field(None, description="sampling is on, among the k best tokens; 0 and -1: all")
     top_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among the likeliest tokens")
+    typical_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among typical tokens only")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="above 1: less likely to repeat itself")
     seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
     stop: StopList | None = Field(None, description="strings before which the text ends")
@@ -78,7 +79,6 @@ class Parameters(Body):
     grammar: Nothing = None
     top_n_tokens: OnlyZero = None
     truncate: Nothing = None
-    typical_p: OnlyOne = None
     watermark: OnlyFalse = None
 
 
