@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"dashboard", "errors", "kv_cache", "memory", "plot", "progress", "shapes"},
+    {"dashboard", "durable", "errors", "kv_cache", "memory", "plot", "progress", "shapes"},
     {"_kernels"},
     {"native"},
     {"codecs", "executor"},
