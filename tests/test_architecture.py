@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"dashboard", "durable", "errors", "kv_cache", "memory", "plot", "progress", "shapes"},
+    {"dashboard", "durable", "errors", "kv_cache", "memory", "plot", "progress", "shapes", "threads"},
     {"_kernels"},
     {"native"},
     {"codecs", "executor"},
     {"formats"},
     {"gpt2"},
-    {"methods", "artifact", "generate", "paths"},
+    {"methods", "artifact", "checkpoint", "generate", "paths"},
     {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},
     {"compress", "vocab"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "kv_cache", "artifact", "errors"}
+SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "kv_cache", "artifact", "errors", "threads"}
 
 
 def _imports(path: Path) -> set[str]:
