@@ -6,26 +6,24 @@
     tokenizer_config.json  for transformers only; older artefacts have none
     manifest.json      checksums, digest, bytes, quality, golden values; canonical JSON with a seal
 
-`write` makes the folder under a temporary name, flushes it to disk, reads it back and renames it, so
+`write` makes the folder under a temporary name, reads it back, flushes it to disk and renames it, so
 that whatever interrupts it leaves either the whole artefact or none. `read` trusts nothing, and reads every file once:
 what it has verified is what it returns, whatever happens to the folder meanwhile or later.
 """
 
 import hashlib
 import json
-import os
-import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from compressor import files, tensor_file
+from compressor import durable, files, tensor_file
 from compressor.codecs import Coded, codec_named
 from compressor.errors import ArtifactError
 from compressor.formats import Spec, from_tensors, resident_bytes
@@ -36,7 +34,6 @@ SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER, MANIFEST = "config.json", "model.safetensors", "tokenizer.json", "manifest.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SEALED = (CONFIG, WEIGHTS, TOKENIZER)  # what the digest is of: these decide what the model says
-UNFINISHED = re.compile(r"\..+\.(unfinished|replaced)-\d+")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -239,18 +236,17 @@ def write(
     Raises:
         ArtifactError: if `folder` exists and `force` is not set, or does not read back.
     """
-    _clear_leftovers(folder)
+    durable.clear_leftovers(folder)
     refuse_existing(folder, force)
-    unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
-    try:
-        files.make_folder(unfinished)
+    with durable.replacing(folder) as new:
+        new.mkdir()
         tokenizer = _parse_tokenizer(tokenizer_json, model.config)
         texts = {CONFIG: _canonical(_config_json(model, vector_codec)), TOKENIZER: tokenizer_json}
         texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, model.config)
         for name, data in texts.items():
-            files.write(unfinished / name, [data])
-        tensor_file.write(unfinished / WEIGHTS, _named_tensors(model, vector_codec))
-        checksums = {name: _sha256(unfinished / name) for name in (*texts, WEIGHTS)}
+            (new / name).write_bytes(data)
+        save_file(_named_tensors(model, vector_codec), new / WEIGHTS)
+        checksums = {name: _sha256(new / name) for name in (*texts, WEIGHTS)}
         manifest = Manifest(
             digest=_digest(checksums),
             files=checksums,
@@ -260,12 +256,8 @@ def write(
             provenance=provenance,
         )
         manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump())})
-        files.write(unfinished / MANIFEST, [_canonical(manifest.model_dump())])
-        _fsync(unfinished)
-        _read(unfinished, folder.name)
-        _replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (new / MANIFEST).write_bytes(_canonical(manifest.model_dump()))
+        _read(new, folder.name)
     return manifest
 
 
@@ -286,7 +278,7 @@ def read(folder: Path) -> Artifact:
     """
     if not folder.is_dir():
         raise ArtifactError(str(folder), "", "there is no such artefact folder; make one with ttgpt compress")
-    if UNFINISHED.fullmatch(folder.resolve().name):
+    if any(durable.UNFINISHED.fullmatch(part) for part in folder.resolve().parts[-2:]):
         raise ArtifactError(str(folder), "", "was left by a writer that did not finish; make it again")
     return _read(folder, folder.resolve().name)
 
@@ -466,47 +458,3 @@ def _digest(checksums: Mapping[str, str]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _replace(unfinished: Path, folder: Path) -> None:
-    """Rename; an existing artefact steps aside first and is restored if that fails."""
-    aside = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    _fsync(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Remove what killed writers of `folder` left, and put back what the last one had moved aside."""
-    for path in folder.parent.glob(f".{folder.name}.*-*"):
-        if not UNFINISHED.fullmatch(path.name) or _is_running(int(path.name.rpartition("-")[2])):
-            continue
-        if ".replaced-" in path.name and not folder.exists():
-            path.rename(folder)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compressor import durable
 from compressor.compress import Recipe
 from compressor.executor import HERE, Executor
 from compressor.experiment import RESULTS, Experiment, Workbench, experiments, result_of
@@ -28,19 +29,20 @@ def run_missing(
 
     Args:
         books: folder with train.txt.xz and valid.txt.xz; experiments on books are run only where it is given.
-        rerun: run all.
+        rerun: run all, and heal all anew.
         executor: where they run; each experiment is one task.
         progress: told of every long step in this process.
     """
     chosen = [experiment for experiment in experiments() if books or not experiment.books]
     missing = [experiment for experiment in chosen if rerun or not _is_whole(experiment)]
-    bench = Workbench(books, executor, progress)
+    bench = Workbench(books, executor, progress, anew=rerun)
     if not executor.in_process:
         bench.prepare(missing)
         bench.progress = silent
     RESULTS.mkdir(exist_ok=True)
     for experiment, result in zip(missing, executor.map(bench.run, missing), strict=True):
-        (RESULTS / f"{experiment.name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+        written = json.dumps(result, indent=2, sort_keys=True) + "\n"
+        durable.write(RESULTS / f"{experiment.name}.json", written.encode())
         yield experiment.name
 
 
@@ -198,7 +200,7 @@ def with_block(readme: str, name: str, text: str) -> str:
 
 def refresh_readme(path: Path) -> None:
     """Rewrite the generated blocks of the README at `path`, and the plots that it shows."""
-    path.write_text(refreshed(path.read_text()))
+    durable.write(path, refreshed(path.read_text()).encode())
     draw(points(), PLOT, results_sha256())
     pretraining.draw()
 

@@ -23,7 +23,7 @@ from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
 from compressor.methods import METHODS, quantize
 from compressor.methods.base import Statistics, Target, is_target
-from compressor.progress import Progress, silent
+from compressor.progress import Echo, Progress, silent, unheard
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
@@ -232,6 +232,7 @@ def healed(
     progress: Progress = silent,
     *,
     held_back: Tensor | None = None,
+    echo: Echo = unheard,
 ) -> Made:
     """Return `made` after healing.
 
@@ -242,12 +243,18 @@ def healed(
         read: gives about so many tokens of text [rows, T]; by default the dense model writes them.
         progress: told of every long step.
         held_back: tokens [T] that select the state; by default the last of the text.
+        echo: told what a user should know.
     """
     dense = checkpoint.model.prepared()
     config = replace(healing.config, context=min(healing.config.context, checkpoint.model.config.n_positions))
+
+    def frozen(name: str) -> bool:
+        return not is_target(name, made.target)
+
     if healing.minutes:
-        begun = heal.tokens_of_checkpoint(healing.folder) if healing.folder else None
-        config = replace(config, tokens=begun or heal.tokens_in(made.model, dense, config, healing.minutes))
+        config = replace(config, minutes=healing.minutes)
+        begun = heal.tokens_begun(healing.folder, made.model, dense, config, frozen) if healing.folder else None
+        config = replace(config, tokens=begun or heal.tokens_in(made.model, dense, config))
     tokens = min(config.tokens, MAX_HEALING_TOKENS if read else HEALING_TOKENS) + heal.SELECTION_ROWS * config.context
     text = read(tokens) if read else sample_text(dense, tokens, seed=1, progress=progress)
     result = heal.heal(
@@ -256,9 +263,10 @@ def healed(
         text,
         config,
         held_back=held_back,
-        frozen=lambda name: not is_target(name, made.target),
+        frozen=frozen,
         folder=healing.folder,
         progress=progress,
+        echo=echo,
     )
     report = {"tokens": result.tokens, "kl_before": result.kl_before, "kl_after": result.kl_after}
     return replace(made, model=result.model, settings=made.settings | {"heal": asdict(config) | report})

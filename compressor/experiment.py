@@ -5,6 +5,7 @@ Its result is a JSON file of the same name in results/, which is rerun only when
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -118,6 +119,7 @@ class Workbench:
         executor: where candidates are measured.
         progress: told of every long step.
         checkpoint: what is compressed; by default the embedded model.
+        anew: whether healing that was interrupted begins anew.
     """
 
     def __init__(
@@ -127,10 +129,12 @@ class Workbench:
         progress: Progress = silent,
         *,
         checkpoint: Checkpoint | None = None,
+        anew: bool = False,
     ) -> None:
         self.books = books
         self.executor = executor
         self.progress = progress
+        self.anew = anew
         self.checkpoint = checkpoint or huggingface.load(huggingface.EMBEDDED)
         self.dense = self.checkpoint.model.prepared()
         self.tokenizer = Tokenizer.from_str(self.checkpoint.tokenizer_json.decode())
@@ -174,7 +178,9 @@ class Workbench:
         return self.corpus.calibration(CALIBRATION_ROWS, context) if books else self.sampled
 
     def run(self, experiment: Experiment) -> dict[str, Any]:
-        """Return the result of an experiment."""
+        """Return the result of an experiment, whose healing then leaves nothing to resume."""
+        if self.anew:
+            shutil.rmtree(healing_folder(experiment), ignore_errors=True)
         made = self._healed(experiment, self._untied(experiment, self._made(experiment)))
         sizes = measure_bytes(made.model, made.vector_codec)
         quality = compress.measure(made.model, self.checkpoint, VALIDATION_TEXT, self.progress)
@@ -191,6 +197,7 @@ class Workbench:
             text = read_packed_text(self._folder / VALID, self.tokenizer)
             judged = evaluate(made.model.prepared(), self.dense, text, self.progress)
             result |= {"valid": judged.model_dump(), "target_bytes": _target_bytes(made.model, experiment.target)}
+        shutil.rmtree(healing_folder(experiment), ignore_errors=True)
         return result
 
     @property
@@ -220,11 +227,16 @@ class Workbench:
         return compress.healed(
             replace(made, target=experiment.target),
             self.checkpoint,
-            Healing(config=config, folder=Path("build") / "healing" / experiment.name),
+            Healing(config=config, folder=healing_folder(experiment)),
             lambda _: self.corpus.training if experiment.books else self.sampled_to_heal,
             self.progress,
             held_back=self.corpus.held_back(heal.SELECTION_ROWS, config.context) if experiment.books else None,
         )
+
+
+def healing_folder(experiment: Experiment) -> Path:
+    """Return the folder of an experiment's healing checkpoints."""
+    return Path("build") / "healing" / experiment.name
 
 
 def _needs_text(experiment: Experiment) -> bool:

@@ -4,29 +4,27 @@ Everything that is stored is trained: factors, cores, codes (straight through th
 biases. Nothing but the loss on text that is held back decides which state is kept.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from compressor import checkpoint
 from compressor.errors import check_range
 from compressor.formats import TTMatrix
 from compressor.formats.base import blocks
 from compressor.gpt2 import GPT2
-from compressor.progress import Progress, silent
+from compressor.progress import Echo, Progress, silent, unheard
 
 HEAD_ROWS = 1024  # positions whose scores exist at a time
 SELECTION_ROWS = 64
-CHECKPOINT = "healing.safetensors"
+CHECKPOINT = "healing-{identity:.16}.safetensors"  # so that the runs of a folder do not meet
 TIMED_STEPS = 4
 PRECISIONS = ("auto", "fp32", "bf16")
 SMALLEST_RMS = 1e-4  # a tensor of zeros must be able to leave them
@@ -46,6 +44,7 @@ class Config:
         warmup: share of the steps in which the rate rises; it then falls as a cosine to 1 % of itself.
         select_every: steps between measurements on the held-back text.
         patience: measurements without improvement after which it stops.
+        minutes: that `tokens` were estimated from, if they were.
         seed: of the order of the text.
         precision: of the student's products while it is trained; "auto" is bf16 where the CPU multiplies it, else
             fp32. Parameters, targets, the loss and what selects a state are fp32 in any case, and so are the products
@@ -61,6 +60,7 @@ class Config:
     patience: int = 10
     seed: int = 0
     precision: str = "auto"
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         check_range("tokens", self.tokens, 0, 10**12)
@@ -70,6 +70,8 @@ class Config:
         check_range("warmup", self.warmup, 0.0, 1.0)
         check_range("select_every", self.select_every, 1, 10**9)
         check_range("patience", self.patience, 1, 10**9)
+        if self.minutes is not None:
+            check_range("heal_minutes", self.minutes, 0.01, 10**6)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
 
@@ -113,6 +115,7 @@ def heal(
     frozen: Callable[[str], bool] = lambda name: False,
     folder: Path | None = None,
     progress: Progress = silent,
+    echo: Echo = unheard,
 ) -> Healed:
     """Train a compressed model towards the dense one and return its best state.
 
@@ -123,36 +126,35 @@ def heal(
         config: how.
         held_back: tokens [T] that select the state; by default the last tenth of `text`.
         frozen: which matrices, by name, stay bit for bit as they are.
-        folder: where to keep a checkpoint; a run that finds one of the same config there goes on from it.
+        folder: where to keep a checkpoint; a run that finds its own there, of the same models, text and config, resumes
+            it. Other runs' are left alone.
         progress: told about steps.
+        echo: told of a checkpoint that was found, or could not be written.
 
     Raises:
-        ValueError: if the text is too short or the context too long.
+        ValueError: if the text is too short, the context too long, or the checkpoint damaged.
     """
     check_range("context", config.context, 2, model.config.n_positions)
     rows, selection = _split(_rows(text, config), held_back if held_back is None else _rows(held_back, config), config)
     training = _Training(model, dense, config, frozen)
-    first = training.resume(folder) if folder is not None else 0
+    start = _start(model, dense, config, frozen)
+    kept = None if folder is None else _Checkpoint(folder, start, checkpoint.digest(start, rows, selection), echo)
+    first = training.resume(kept) if kept else 0
     if first == 0:
         training.select(selection)
     for step in progress(range(first, config.steps), label="Healing", total=config.steps - first):
         training.step(step, rows[_order(len(rows), config, step)])
         if (step + 1) % config.select_every == 0 or step + 1 == config.steps:
             training.select(selection)
-            if folder is not None:
-                training.save(folder, step + 1)
+            if kept:
+                training.save(kept, step + 1)
             if training.stale >= config.patience:
                 break
     return training.outcome(model, frozen)
 
 
-def tokens_in(model: GPT2, dense: GPT2, config: Config, minutes: float) -> int:
-    """Return how many tokens can be healed on in so many minutes on this machine, by timing a few steps.
-
-    Raises:
-        ValueError: if `minutes` is out of range.
-    """
-    check_range("heal_minutes", minutes, 0.01, 10**6)
+def tokens_in(model: GPT2, dense: GPT2, config: Config) -> int:
+    """Return how many tokens can be healed on in `config.minutes` on this machine, by timing a few steps."""
     training = _Training(model, dense, replace(config, tokens=10**9), lambda name: False)
     random = torch.Generator().manual_seed(config.seed)
     ids = torch.randint(model.config.vocab_size, (config.batch, config.context), generator=random)
@@ -161,16 +163,65 @@ def tokens_in(model: GPT2, dense: GPT2, config: Config, minutes: float) -> int:
         started = time.perf_counter()
         training.step(step, ids)
         seconds.append(time.perf_counter() - started)
-    return int(60 * minutes / min(seconds)) * ids.numel()
+    return int(60 * (config.minutes or 0) / min(seconds)) * ids.numel()
 
 
-def tokens_of_checkpoint(folder: Path) -> int | None:
-    """Return how many tokens the run whose checkpoint is in `folder` was to train on, or None without one."""
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        return int(json.loads(file.metadata()["about"])["config"]["tokens"])
+def tokens_begun(
+    folder: Path, model: GPT2, dense: GPT2, config: Config, frozen: Callable[[str], bool] = lambda name: False
+) -> int | None:
+    """Return on how many tokens an interrupted run for the same minutes was to train, or None without one.
+
+    Raises:
+        ValueError: if a checkpoint in `folder` is damaged.
+    """
+    start = _start(model, dense, config, frozen)
+    for path in sorted(folder.glob(CHECKPOINT.format(identity="*"))):
+        about = checkpoint.metadata(path)
+        if about.get("start") == start:
+            return int(about["tokens"])
+    return None
+
+
+def _start(model: GPT2, dense: GPT2, config: Config, frozen: Callable[[str], bool]) -> str:
+    """Return the identity of a run but for its text; that follows from the tokens, which minutes stand for."""
+    told = asdict(config if config.minutes is None else replace(config, tokens=0))
+    return checkpoint.digest(model, dense, told, [name for name in model.matrices() if frozen(name)])
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Where a run keeps its state.
+
+    Attributes:
+        folder: of all runs' checkpoints.
+        start: the run's identity but for the text.
+        identity: all of it.
+        echo: told what a user should know.
+    """
+
+    folder: Path
+    start: str
+    identity: str
+    echo: Echo
+
+    @property
+    def path(self) -> Path:
+        """The run's own file."""
+        return self.folder / CHECKPOINT.format(identity=self.identity)
+
+    def write(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Write a checkpoint; where that fails, say so and keep the last one."""
+        try:
+            checkpoint.write(self.path, self.identity, tensors, about | {"start": self.start})
+        except OSError as error:
+            self.echo(f"checkpoint: cannot write {self.path} ({error.strerror}); {checkpoint.LOST}")
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the run's state, or None; raises ValueError."""
+        found = checkpoint.read(self.path, self.identity)
+        if found is not None:
+            self.echo(f"resumes the healing in {self.path}: {found[1]['trained_tokens']:,} tokens are done")
+        return found
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -262,9 +313,8 @@ class _Training:
         healed = self.student.sealed().with_matrices(kept)
         return Healed(healed, self.history[0], min(self.history), self.trained_tokens)
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write a checkpoint under another name, then rename it."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, kept: _Checkpoint, step: int) -> None:
+        """Write a checkpoint."""
         state = {f"now.{name}": p.detach() for name, p in self.parameters.items()}
         state |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.parameters.items():
@@ -275,26 +325,16 @@ class _Training:
             "stale": self.stale,
             "trained_tokens": self.trained_tokens,
             "history": self.history,
-            "config": asdict(self.config),
+            "tokens": self.config.tokens,
         }
-        new = folder / f"{CHECKPOINT}.new"
-        save_file({name: t.contiguous() for name, t in state.items()}, new, metadata={"about": json.dumps(about)})
-        os.replace(new, folder / CHECKPOINT)
+        kept.write(state, about)
 
-    def resume(self, folder: Path) -> int:
-        """Restore the checkpoint in `folder`, if any; return the step to go on with.
-
-        Raises:
-            ValueError: if it belongs to another run.
-        """
-        path = folder / CHECKPOINT
-        if not path.is_file():
+    def resume(self, kept: _Checkpoint) -> int:
+        """Restore the run's checkpoint, if any; return the step to go on with; raises ValueError."""
+        found = kept.read()
+        if found is None:
             return 0
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["config"] != asdict(self.config) or {f"now.{n}" for n in self.parameters} - state.keys():
-            raise ValueError(f"checkpoint: {path} belongs to another healing run; remove it or choose another folder")
+        state, about = found
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[f"now.{name}"])

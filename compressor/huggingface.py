@@ -13,10 +13,11 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from compressor import files, tensor_file
+from compressor import durable, tensor_file
 from compressor.artifact import Source
 from compressor.codecs import float_codec
 from compressor.errors import CheckpointError
@@ -83,11 +84,12 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         "torch_dtype": "float32",
     }
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-    files.make_folder(folder)
-    tensor_file.write(folder / "model.safetensors", tensors, {"format": "pt"})
-    files.write(folder / "config.json", [(json.dumps(config, indent=2) + "\n").encode()])
-    files.write(folder / "tokenizer_config.json", [tokenizer_config(tokenizer, c)])
-    files.write(folder / "tokenizer.json", [tokenizer_json])
+    with durable.replacing(folder) as new:
+        new.mkdir()
+        save_file(tensors, new / "model.safetensors", {"format": "pt"})
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (new / "tokenizer_config.json").write_bytes(tokenizer_config(tokenizer, c))
+        (new / "tokenizer.json").write_bytes(tokenizer_json)
 
 
 def _locate(model: str) -> Path:

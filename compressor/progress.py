@@ -20,3 +20,7 @@ def silent(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
 
 
 Echo = Callable[[str], None]
+
+
+def unheard(message: str) -> None:
+    """Tell nobody."""

@@ -1,4 +1,4 @@
-"""A safetensors file, read once into memory of this process and written without a copy.
+"""A safetensors file, read once into memory of this process.
 
 Eight bytes with the length of the header, a JSON object with dtype, shape and place of every tensor, and then their
 bytes, without a gap. safetensors itself maps files into memory: a file that is cut off later ends the process
@@ -8,7 +8,6 @@ bytes, without a gap. safetensors itself maps files into memory: a file that is 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +19,6 @@ from torch import Tensor
 from compressor import files
 
 MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
-# In the order in which safetensors lays tensors out, so that each is aligned.
 DTYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
@@ -33,7 +31,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -82,28 +79,6 @@ def read(path: Path) -> TensorFile:
         if file.read(1):
             raise ValueError("it grew while it was read")
     return TensorFile(tensors, checksum.hexdigest(), size)
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write `tensors`, byte for byte as safetensors does, and flush them to disk; raises OSError."""
-    files.write(path, _pieces(tensors, metadata))
-
-
-def _pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[bytes | memoryview]:
-    order = list(NAMES).index
-    names = sorted(tensors, key=lambda name: (order(tensors[name].dtype), name))
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    start = 0
-    for name in names:
-        stop = start + tensors[name].nbytes
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [start, stop]}
-        start = stop
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    yield len(head).to_bytes(8, "little") + head
-    for name in names:
-        yield memoryview(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:

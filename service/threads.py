@@ -7,9 +7,8 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from compressor.threads import wait_briefly
 from service.cgroup import cpuset_cores, quota_cores
-
-SPINS = 1000  # some microseconds
 
 
 def compute_threads(root: Path = Path("/"), affinity: int | None = None) -> int:
@@ -31,13 +30,10 @@ def compute_threads(root: Path = Path("/"), affinity: int | None = None) -> int:
 def keep_libraries_to(threads: int, environment: MutableMapping[str, str] = os.environ) -> None:
     """Keep the pools of libraries that are loaded later to these threads; what the operator has set stays.
 
-    The tokeniser gets no pool of its own, since its work is small and the cores are the decoder's. Threads that have
-    done their part of a matrix product soon stop to spin for the others, who may need that very core: with the default
-    of milliseconds, two threads on cores shared with other processes were seen to take ten times longer.
+    The tokeniser gets no pool of its own, since its work is small and the cores are the decoder's.
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.setdefault(variable, str(threads))
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", str(SPINS))
+    wait_briefly(environment)
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("RAYON_NUM_THREADS", "1")

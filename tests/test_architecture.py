@@ -11,14 +11,14 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"dashboard", "errors", "files", "kv_cache", "memory", "plot", "progress", "shapes"},
+    {"dashboard", "durable", "errors", "files", "kv_cache", "memory", "plot", "progress", "shapes", "threads"},
     {"_kernels"},
     {"native"},
     {"codecs", "executor", "tensor_file"},
     {"formats"},
     {"gpt2"},
     {"tokenizer_config"},
-    {"methods", "artifact", "generate", "paths"},
+    {"methods", "artifact", "checkpoint", "generate", "paths"},
     {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},
     {"compress", "vocab"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "kv_cache", "artifact", "errors"}
+SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "kv_cache", "artifact", "errors", "threads"}
 
 
 def _imports(path: Path) -> set[str]:

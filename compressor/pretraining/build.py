@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from compressor import artifact, paths
+from compressor import artifact, checkpoint, paths
 from compressor.artifact import Manifest, Provenance, Source
 from compressor.evaluate import evaluate, golden
-from compressor.pretraining import checkpoint
 from compressor.pretraining.config import Config
 from compressor.pretraining.model import parameter_count, sealed
 from compressor.pretraining.text import Corpus, read_corpus
-from compressor.pretraining.training import Training
+from compressor.pretraining.training import CHECKPOINT, Training
 from compressor.progress import Echo, Progress, silent
 
 METHOD = "pretrain"
@@ -54,7 +53,7 @@ def pretrain(
     """
     artifact.refuse_existing(out, force)
     folder = run_folder(out)
-    remembered = checkpoint.said(folder).get("tokenizer") if config.tokenizer is None else None
+    remembered = checkpoint.metadata(folder / CHECKPOINT).get("tokenizer") if config.tokenizer is None else None
     corpus = read_corpus(config, texts, validation, tokenizer_json=remembered, progress=progress)
     _make_writable(folder)
     training = Training(config, corpus, folder, echo)

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor import artifact
+from compressor import artifact, checkpoint
 from compressor.evaluate import Text, evaluate
 from compressor.gpt2 import GPT2
-from compressor.pretraining import checkpoint
 from compressor.pretraining.config import FOLDER, Config, parse_config
 from compressor.pretraining.model import drawn, linears, parameter_count, sealed
 from compressor.pretraining.text import Corpus
-from compressor.pretraining.training import Training
+from compressor.pretraining.training import CHECKPOINT, Training
 from compressor.progress import Echo
 
 RESULTS = FOLDER / "results"
@@ -44,7 +43,7 @@ def train(corpus: Corpus, folder: Path, wanted: Iterable[tuple[str, int]], echo:
     for variant, seed in wanted:
         config = config_of(variant, seed)
         place = run_folder(folder, variant, seed)
-        if checkpoint.said(place).get("step") == config.steps:
+        if checkpoint.metadata(place / CHECKPOINT).get("step") == config.steps:
             continue
         place.mkdir(parents=True, exist_ok=True)
         training = Training(config, corpus, place, echo)
@@ -57,7 +56,7 @@ def judge(folder: Path, text: Text, wanted: Iterable[tuple[str, int]], echo: Ech
     """Measure finished runs that have no result yet, as they would be stored, and write what was found."""
     RESULTS.mkdir(exist_ok=True)
     for variant, seed in wanted:
-        found = checkpoint.read(run_folder(folder, variant, seed))
+        found = checkpoint.read(run_folder(folder, variant, seed) / CHECKPOINT)
         result = result_of(variant)
         config = config_of(variant, seed)
         if found is None or found[1]["step"] != config.steps or str(seed) in result["runs"]:

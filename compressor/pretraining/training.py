@@ -1,24 +1,22 @@
 """The training loop: AdamW, a schedule, clipped gradients, a validation curve, and checkpoints to go on from."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressor.pretraining import checkpoint
+from compressor import checkpoint
 from compressor.pretraining.config import Config
 from compressor.pretraining.head import head_loss
 from compressor.pretraining.model import drawn, head_matrix
 from compressor.pretraining.text import Corpus, batch_of_step
-from compressor.progress import Echo
+from compressor.progress import Echo, unheard
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-LOST = "keeps the last checkpoint and goes on; make room, or stop it and resume later"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Training:
         seconds: spent in steps, over all sessions.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, folder: Path, echo: Echo = lambda message: None) -> None:
+    def __init__(self, config: Config, corpus: Corpus, folder: Path, echo: Echo = unheard) -> None:
         """Draw the model, or go on from the checkpoint in `folder`.
 
         Args:
@@ -130,29 +128,23 @@ class Training:
             state = self.optimizer.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
         about = {
-            "run": self._identity(),
             "tokenizer": self.corpus.tokenizer.to_str(),
             "step": self.step,
             "seconds": self.seconds,
             "losses": self.losses,
             "curve": [[point.tokens, point.loss, point.seconds] for point in self.curve],
         }
+        where = self.folder / CHECKPOINT
         try:
-            checkpoint.write(self.folder, tensors, about)
+            checkpoint.write(where, self._identity(), tensors, about)
         except OSError as error:
-            where = self.folder / checkpoint.FILE
-            self.echo(f"checkpoint: cannot write {where} at step {self.step} ({error.strerror}); {LOST}")
+            self.echo(f"checkpoint: cannot write {where} at step {self.step} ({error.strerror}); {checkpoint.LOST}")
 
     def _resume(self) -> None:
-        found = checkpoint.read(self.folder)
+        found = checkpoint.read(self.folder / CHECKPOINT, self._identity())
         if found is None:
             return
         tensors, about = found
-        if about.get("run") != self._identity() or {f"now.{name}" for name in self.named} - tensors.keys():
-            where = self.folder / checkpoint.FILE
-            raise ValueError(
-                f"checkpoint: {where} belongs to another config or text; remove it or choose another --out"
-            )
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(tensors[f"now.{name}"])
@@ -161,14 +153,11 @@ class Training:
         self.step, self.seconds, self.losses = about["step"], about["seconds"], about["losses"]
         self.curve = [Point(*values) for values in about["curve"]]
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what decides about the numbers of a run."""
-        return {
-            "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
-            "tokenizer": hashlib.sha256(self.corpus.tokenizer.to_str().encode()).hexdigest(),
-            "text": self.corpus.sha256,
-            "validation": self.corpus.validation.sha256,
-        }
+    def _identity(self) -> str:
+        """Return the digest of what decides about the numbers of a run; the first model follows from the config."""
+        config = self.config.model_dump(mode="json", exclude={"checkpoint_every"})
+        corpus = self.corpus
+        return checkpoint.digest(config, corpus.tokenizer.to_str(), corpus.sha256, corpus.validation.sha256)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.bf16)

@@ -1,19 +1,28 @@
 """Experiments: results go out of date with what they depend on, and the frontier holds nothing that is beaten."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor import budget
+from compressor import budget, huggingface
+from compressor.artifact import Source
 from compressor.compare import points
 from compressor.compress import Recipe
-from compressor.experiment import Experiment, Workbench, experiments
+from compressor.experiment import Experiment, Workbench, experiments, healing_folder
+from compressor.huggingface import Checkpoint
 from compressor.plot import Point, draw, frontier
+from compressor.progress import silent
+from tests.conftest import tiny_model
 
+T = TypeVar("T")
+TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 PLAIN = Experiment(name="a", label="a", plan=Recipe(method="svd", options={"rank": 8}))
 sizes = st.lists(st.tuples(st.floats(0.1, 100), st.floats(1, 1000)), min_size=1, max_size=20)
 
@@ -43,6 +52,37 @@ def test_experiments_on_books_ask_for_them() -> None:
     on_books = next(experiment for experiment in experiments() if experiment.books)
     with pytest.raises(ValueError, match=r"books: give the folder with train.txt.xz and valid.txt.xz"):
         Workbench().run(on_books)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_rerun_heals_anew_and_an_interrupted_run_is_resumed(
+    anew: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    steps: list[int] = []
+
+    class StoppedError(Exception):
+        pass
+
+    def stopped_after_healing(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+        for item in items:
+            if label == "Evaluating":
+                raise StoppedError
+            steps.append(1)
+            yield item
+
+    tiny = Checkpoint(tiny_model(), TOKENIZER, Source(id="tiny", sha256="0" * 64), "fp32")
+    experiment = replace(PLAIN, heal_tokens=3 * 8 * 64)
+    bench = Workbench(progress=stopped_after_healing, checkpoint=tiny, anew=anew)
+    bench.sampled_to_heal = torch.randint(16384, (30, 64), generator=torch.Generator().manual_seed(0))
+    for healed in (3, 3 if anew else 0):
+        steps.clear()
+        with pytest.raises(StoppedError):
+            bench.run(experiment)
+        assert len(steps) == healed
+    bench.progress = silent
+    bench.run(experiment)
+    assert not healing_folder(experiment).exists()  # a finished run leaves nothing to resume
 
 
 @given(sizes)

@@ -1,9 +1,10 @@
 """Healing lowers the loss, resumes where it stopped, and touches nothing that is frozen."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from compressor.codecs import Coded, Latent, codec_named
 from compressor.formats import Dense, Format, LowRank
 from compressor.gpt2 import GPT2, GPT2Config
 from compressor.methods import quantize, svd, tensorgpt, ttm
+from compressor.progress import Progress
 from tests.cases import FORMAT_CASES
+from tests.compressor.test_durable import files_of_at_most
 from tests.conftest import tiny_model
 from tests.tolerances import EXACT
 
@@ -72,29 +75,115 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(dense: GPT2, text: t
     compressed = dense.with_matrices({"wte": _forms(dense)["low_rank"]})
     whole = heal.heal(compressed, dense, text, CONFIG)
 
-    class StoppedError(Exception):
-        pass
-
-    def until_step_25(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
-        for i, item in enumerate(items):
-            if i == 25:
-                raise StoppedError
-            yield item
-
     with pytest.raises(StoppedError):
-        heal.heal(compressed, dense, text, CONFIG, folder=tmp_path, progress=until_step_25)
+        heal.heal(compressed, dense, text, CONFIG, folder=tmp_path, progress=_until(25))
     resumed = heal.heal(compressed, dense, text, CONFIG, folder=tmp_path)
     assert resumed.kl_after == whole.kl_after
     for name, form in whole.model.matrices().items():
         assert all(torch.equal(resumed.model.matrices()[name].tensors()[key], t) for key, t in form.tensors().items())
 
 
-def test_a_checkpoint_of_another_run_is_refused(dense: GPT2, text: torch.Tensor, tmp_path: Path) -> None:
-    compressed = dense.with_matrices({"wte": _forms(dense)["dense"]})
-    heal.heal(compressed, dense, text, CONFIG, folder=tmp_path)
-    other = heal.Config(tokens=64, batch=4, context=16)
-    with pytest.raises(ValueError, match="belongs to another healing run"):
-        heal.heal(compressed, dense, text, other, folder=tmp_path)
+class StoppedError(Exception):
+    """What interrupts a run in these tests."""
+
+
+def _until(steps: int) -> Progress:
+    def progress(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+        for i, item in enumerate(items):
+            if i == steps:
+                raise StoppedError
+            yield item
+
+    return progress
+
+
+def _same(one: GPT2, other: GPT2) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+OTHERS: dict[str, Callable[[GPT2], GPT2]] = {
+    "values": lambda dense: dense.with_matrices({"wte": quantize.compress(dense.wte.dense(), quantize.Config())}),
+    "shape": lambda dense: dense.with_matrices(
+        {"wte": svd.compress(dense.wte.dense(), svd.Config(rank=5, codec="fp32"))}
+    ),
+    "format": lambda dense: dense.with_matrices({"wte": _forms(dense)["tt_matrix"]}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_model_is_not_healed_from_this_ones_checkpoint(
+    other: str, dense: GPT2, text: torch.Tensor, tmp_path: Path
+) -> None:
+    ours = dense.with_matrices({"wte": svd.compress(dense.wte.dense(), svd.Config(rank=6, codec="fp32"))})
+    theirs = OTHERS[other](dense)
+    expected = [heal.heal(model, dense, text, CONFIG).model for model in (ours, theirs)]
+    for model in (ours, theirs):
+        with pytest.raises(StoppedError):
+            heal.heal(model, dense, text, CONFIG, folder=tmp_path, progress=_until(25))
+    said: list[str] = []
+    resumed = [heal.heal(m, dense, text, CONFIG, folder=tmp_path, echo=said.append).model for m in (ours, theirs)]
+    assert all(map(_same, resumed, expected))
+    assert len(said) == 2  # both were resumed
+
+
+def test_whatever_decides_about_a_run_is_in_its_identity(dense: GPT2, text: torch.Tensor, tmp_path: Path) -> None:
+    student = dense.with_matrices({"wte": _forms(dense)["low_rank"]})
+    said: list[str] = []
+
+    def checkpoints(teacher: GPT2 = dense, ids: torch.Tensor = text, **changes: Any) -> int:
+        frozen = changes.pop("frozen", lambda name: False)
+        config = replace(CONFIG, **({"tokens": 10 * 4 * 16} | changes))
+        heal.heal(student, teacher, ids, config, frozen=frozen, folder=tmp_path, echo=said.append)
+        return len(list(tmp_path.iterdir()))
+
+    assert checkpoints() == 1
+    assert checkpoints(teacher=tiny_model(SHAPE, seed=1).prepared()) == 2
+    assert checkpoints(ids=text.flip(0)) == 3
+    assert checkpoints(seed=1) == 4
+    assert checkpoints(tokens=20 * 4 * 16) == 5
+    assert checkpoints(frozen=lambda name: name == "wpe") == 6
+    assert said == []
+    assert checkpoints() == 6
+    assert len(said) == 1
+
+
+def test_minutes_that_were_begun_are_resumed_with_as_many_tokens(
+    dense: GPT2, text: torch.Tensor, tmp_path: Path
+) -> None:
+    student = dense.with_matrices({"wte": _forms(dense)["low_rank"]})
+    config = replace(CONFIG, tokens=10 * 4 * 16, minutes=0.5)
+    assert heal.tokens_begun(tmp_path, student, dense, config) is None
+    heal.heal(student, dense, text, replace(CONFIG, tokens=10 * 4 * 16), folder=tmp_path)
+    assert heal.tokens_begun(tmp_path, student, dense, config) is None  # those tokens were asked for
+    heal.heal(student, dense, text, config, folder=tmp_path)
+    assert heal.tokens_begun(tmp_path, student, dense, replace(config, tokens=0)) == 10 * 4 * 16
+    assert heal.tokens_begun(tmp_path, student, dense, replace(config, minutes=0.6)) is None
+    assert heal.tokens_begun(tmp_path, dense, dense, config) is None
+
+
+@pytest.mark.parametrize("left", [0, 7, 1000, -1], ids=["nothing", "half a length", "a header", "all but a byte"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    left: int, dense: GPT2, text: torch.Tensor, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, tokens=10 * 4 * 16)
+    heal.heal(dense, dense, text, config, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"is damaged .*; remove it to start again$"):
+        heal.heal(dense, dense, text, config, folder=tmp_path)
+
+
+def test_a_full_disk_costs_no_more_than_the_checkpoint(dense: GPT2, text: torch.Tensor, tmp_path: Path) -> None:
+    student = dense.with_matrices({"wte": _forms(dense)["low_rank"]})
+    expected = heal.heal(student, dense, text, CONFIG)
+    said: list[str] = []
+    with files_of_at_most(10_000):
+        result = heal.heal(student, dense, text, CONFIG, folder=tmp_path / "full", echo=said.append)
+    assert _same(result.model, expected.model)
+    assert len(said) == CONFIG.steps // CONFIG.select_every
+    assert "cannot write" in said[0]
+    assert os.listdir(tmp_path / "full") == []
 
 
 def test_it_stops_when_nothing_improves(dense: GPT2, text: torch.Tensor) -> None:
