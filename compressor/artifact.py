@@ -13,6 +13,7 @@ what it has verified is what it returns, whatever happens to the folder meanwhil
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -9,6 +9,7 @@ from errno import EINVAL
 from pathlib import Path
 from typing import BinaryIO
 
+
 def opened(path: Path) -> BinaryIO:
     """Open a regular file to read, unbuffered; raises OSError for anything else, rather than wait for a pipe."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
