@@ -108,7 +108,7 @@ def test_the_official_client(ai: OpenAI, client: httpx.Client, tiny: LoadedModel
     assert "".join(c.text for chunk in streamed for c in chunk.choices) == whole.choices[0].text
     assert streamed[-1].usage == whole.usage
     ids = tiny.encode("The sea")
-    mean = tiny.gpt2.wte.rows(torch.tensor(ids)).mean(0)
+    mean = torch.nn.functional.normalize(tiny.gpt2.wte.rows(torch.tensor(ids)).mean(0), dim=0)
     for encoding in ("float", "base64", None):
         options: dict[str, Any] = {"encoding_format": encoding} if encoding else {}
         found = ai.embeddings.create(model="tiny-fp32", input=["The sea", "x"], **options).data[0].embedding
@@ -124,13 +124,28 @@ def test_the_official_client_knows_the_errors(ai: OpenAI) -> None:
         ai.completions.create(model="tiny-fp32", prompt="x", max_tokens=64)
 
 
+def test_base_models_do_not_chat(ai: OpenAI, client: httpx.Client) -> None:
+    route = "/v1/chat/completions"
+    labels = {"handler": route, "method": "POST", "status": "4xx"}
+    before = sample(client, "ttgpt_http_requests_total", **labels)
+    with pytest.raises(openai.NotFoundError, match="without a chat template"):
+        ai.chat.completions.create(model="tiny-fp32", messages=[{"role": "user", "content": TEXT}])
+    for body in (b"", b"{", b'{"messages": []}'):
+        error = client.post(route, content=body).json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert "/v1/completions" in error["message"]
+    assert sample(client, "ttgpt_http_requests_total", **labels) == before + 4
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "hint"),
     [
         ({"n": 5}, "n", "4"), ({"n": 0}, "n", "1"), ({"stop": ["a"] * 5}, "stop", "4"),
         ({"logprobs": 6}, "logprobs", "5"),
         ({"stop": "a" * 65}, "stop.0", "64"), ({"best_of": 2}, "best_of", "leave it out"),
-        ({"user": "me"}, "user", "not supp"),
+        ({"user": 5}, "user", "string"), ({"min_p": 0.1}, "min_p", "0"), ({"min_tokens": 1}, "min_tokens", "0"),
+        ({"stop_token_ids": [5]}, "stop_token_ids", "empty"), ({"top_k": -2}, "top_k", "-1"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "leave it out"), ({"seed": -2}, "seed", "-1"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"), ({"suffix": "x"}, "suffix", "leave it out"),
         ({"presence_penalty": 1}, "presence_penalty", "0"), ({"temperature": 2.1}, "temperature", "2"),
         ({"max_tokens": 0}, "max_tokens", "echo"), ({"max_tokens": 10**20}, "max_tokens", "65536"),
