@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from math import inf
 from typing import TypeVar
@@ -69,11 +68,10 @@ async def encode_with_offsets(text: str, model: LoadedModel, limit: int) -> list
 
 
 async def _tokenized(texts: Sequence[str], work: Callable[[], Result], model: LoadedModel) -> Result:
-    """Return what `work` makes of some texts: here if they are short, else in a thread; of long ones, one at a time."""
-    size_bytes = sum(map(_size_bytes, texts))
-    if size_bytes <= SHORT_BYTES:
+    """Return what `work` makes of some texts: here if they are short, else in a thread, one at a time."""
+    if sum(map(_size_bytes, texts)) <= SHORT_BYTES:
         return work()
-    async with model.encoding if size_bytes > BATCH_BYTES else nullcontext():
+    async with model.encoding:
         return await asyncio.to_thread(work)
 
 

@@ -97,8 +97,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
     "vLLM": {
         "n": 1, "best_of": 1, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
-        "top_p": 1.0, "top_k": 0, "min_p": 0.0, "stop": [], "stop_token_ids": [], "min_tokens": 0, "logit_bias": {}, "suffix": "",
-        "truncate_prompt_tokens": None,
+        "top_p": 1.0, "top_k": 0, "min_p": 0.0, "stop": [], "stop_token_ids": [], "min_tokens": 0, "logit_bias": {},
+        "suffix": "", "truncate_prompt_tokens": None,
     },
     "vLLM, older": {"top_k": -1, "stop_token_ids": None, "min_p": 0},
 }  # fmt: skip
