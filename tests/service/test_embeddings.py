@@ -1,6 +1,7 @@
 """POST /embeddings: one vector per token. POST /v1/embeddings: their means, at length 1."""
 
 import base64
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,14 @@ def test_openais_vectors_have_length_1(artifacts: list[Path], tmp_path: Path, en
     for vector, row in zip(found, ids, strict=True):
         mean = table[row].double().mean(0)
         assert torch.allclose(vector * mean.norm(), mean, atol=1e-6 * mean.norm().item())
+
+
+def test_a_slow_reader_is_cut_off_at_the_deadline(settings: Settings) -> None:
+    body = {"inputs": [[5] * 2000] * 60}
+    short = Settings(models=settings.models[:1], threads=1, request_seconds=0.5, max_tokens=120_000)
+    with serving(short) as client:
+        with client.stream("POST", "/embeddings", json=body) as answer:
+            time.sleep(1)
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                answer.read()
+        wait_until(lambda: client.post("/embeddings", json={"inputs": "The sea"}).status_code == 200)

@@ -89,34 +89,6 @@ def test_choices_are_seeded_one_by_one(client: httpx.Client) -> None:
     assert len(set(three)) > 1
 
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "OpenAI": {"user": "somebody", "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": None, "best_of": 1},
-    "nulls": dict.fromkeys(
-        ("best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "min_p", "min_tokens", "presence_penalty",
-         "stop", "stop_token_ids", "stream", "stream_options", "suffix", "top_k", "truncate_prompt_tokens", "user")
-    ),
-    "vLLM": {
-        "n": 1, "best_of": 1, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
-        "top_p": 1.0, "top_k": 0, "min_p": 0.0, "stop": [], "stop_token_ids": [], "min_tokens": 0, "logit_bias": {},
-        "suffix": "", "truncate_prompt_tokens": None,
-    },
-    "vLLM, older": {"top_k": -1, "stop_token_ids": None, "min_p": 0},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DEFAULTS)
-def test_defaults_of_clients_change_nothing(client: httpx.Client, name: str) -> None:
-    for how in ({"temperature": 0}, {"seed": 3}):
-        found = complete(client, **how, **DEFAULTS[name])["choices"]
-        assert found == complete(client, **how)["choices"]
-
-
-def test_a_seed_of_minus_1_is_any(client: httpx.Client) -> None:
-    assert len({complete(client, seed=-1)["choices"][0]["text"] for _ in range(4)}) > 1
-    asked = {"inputs": TEXT, "parameters": {"do_sample": True, "details": True, "seed": -1}}
-    assert len({client.post("/generate", json=asked).json()["details"]["seed"] for _ in range(4)}) == 4
-
-
 def test_usage(client: httpx.Client, tiny: LoadedModel) -> None:
     read = len(tiny.encode(TEXT))
     fields: dict[str, Any] = {"max_tokens": 5, "n": 2}
@@ -143,6 +115,34 @@ def test_the_official_client(ai: OpenAI, client: httpx.Client, tiny: LoadedModel
         if isinstance(found, str):
             found = torch.frombuffer(bytearray(base64.b64decode(found)), dtype=torch.float32).tolist()
         assert torch.allclose(torch.tensor(found), mean)
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "OpenAI": {"user": "somebody", "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": None, "best_of": 1},
+    "nulls": dict.fromkeys(
+        ("best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "min_p", "min_tokens", "presence_penalty",
+         "stop", "stop_token_ids", "stream", "stream_options", "suffix", "top_k", "truncate_prompt_tokens", "user")
+    ),
+    "vLLM": {
+        "n": 1, "best_of": 1, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+        "top_p": 1.0, "top_k": 0, "min_p": 0.0, "stop": [], "stop_token_ids": [], "min_tokens": 0, "logit_bias": {},
+        "suffix": "", "truncate_prompt_tokens": None,
+    },
+    "vLLM, older": {"top_k": -1, "stop_token_ids": None, "min_p": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_of_clients_change_nothing(client: httpx.Client, name: str) -> None:
+    for how in ({"temperature": 0}, {"seed": 3}):
+        found = complete(client, **how, **DEFAULTS[name])["choices"]
+        assert found == complete(client, **how)["choices"]
+
+
+def test_a_seed_of_minus_1_is_any(client: httpx.Client) -> None:
+    assert len({complete(client, seed=-1)["choices"][0]["text"] for _ in range(4)}) > 1
+    asked = {"inputs": TEXT, "parameters": {"do_sample": True, "details": True, "seed": -1}}
+    assert len({client.post("/generate", json=asked).json()["details"]["seed"] for _ in range(4)}) == 4
 
 
 def test_the_official_client_knows_the_errors(ai: OpenAI) -> None:
