@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     share_arenas()
     keep_libraries_to(settings.threads)
     skip_meta_kernels()
+    sys.set_int_max_str_digits(sys.int_info.str_digits_check_threshold)  # reading n digits takes n * n steps
     return serve(settings, listener)
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from functools import partial
+from math import inf
 from typing import TypeVar
 
 from service.errors import InvalidRequestError
@@ -43,11 +44,14 @@ async def encode(text: str, model: LoadedModel, limit: int, field: str = "inputs
     return ids
 
 
-async def encode_all(texts: Sequence[str], model: LoadedModel, limit: int, field: str) -> list[list[int]]:
-    """Return the ids of every text, at most `limit` of each; raises like `encode`."""
+async def encode_all(
+    texts: Sequence[str], model: LoadedModel, limit: int, field: str, most: float = inf
+) -> list[list[int]]:
+    """Return the ids of every text, at most `limit` of each and `most` of all; raises like `encode`."""
     rows: list[list[int]] = []
     for some in _batches(texts, model, limit, field):
-        rows += await _tokenized(some, model, lambda: _ids(some, model, limit, field))  # noqa: B023 - runs at once
+        rows += await _tokenized(some, partial(_ids, some, model, limit, field), model)
+        _check_total(sum(map(len, rows)), most, field)
     return rows
 
 
@@ -60,15 +64,14 @@ async def encode_with_offsets(text: str, model: LoadedModel, limit: int) -> list
         return list(zip(encoding.ids, encoding.offsets, strict=True))
 
     _check_length(text, model, limit, "inputs")
-    return await _tokenized([text], model, encoded)
+    return await _tokenized([text], encoded, model)
 
 
-async def _tokenized(texts: Sequence[str], model: LoadedModel, work: Callable[[], Result]) -> Result:
-    """Return what `work` makes of some texts: here if they are short, else in a thread; of long ones, one at a time."""
-    size_bytes = sum(map(_size_bytes, texts))
-    if size_bytes <= SHORT_BYTES:
+async def _tokenized(texts: Sequence[str], work: Callable[[], Result], model: LoadedModel) -> Result:
+    """Return what `work` makes of some texts: here if they are short, else in a thread, one at a time."""
+    if sum(map(_size_bytes, texts)) <= SHORT_BYTES:
         return work()
-    async with model.encoding if size_bytes > BATCH_BYTES else nullcontext():
+    async with model.encoding:
         return await asyncio.to_thread(work)
 
 
@@ -103,6 +106,11 @@ def _check_length(text: str, model: LoadedModel, limit: int, field: str) -> None
     at_least = _size_bytes(text) // model.vocabulary.longest_bytes
     if at_least > limit:
         raise InvalidRequestError(f"{field}: at least {at_least} tokens are more than the {limit} that fit")
+
+
+def _check_total(total: int, most: float, field: str) -> None:
+    if total > most:
+        raise InvalidRequestError(f"{field}: a request must have at most {most} tokens (TTGPT_MAX_TOKENS)")
 
 
 def _check_count(count: int, limit: int, field: str) -> None:
@@ -153,11 +161,11 @@ async def ids_of(inputs: EmbeddingInputs, model: LoadedModel, most: int, field: 
     """
     given = as_inputs(inputs)
     texts = [text for text in given if isinstance(text, str)]  # all of them or none
-    rows = await encode_all(texts, model, MAX_IDS, field) if texts else [row for row in given if isinstance(row, list)]
-    total = sum(map(len, rows))
-    if not 1 <= total <= most:
-        limits = f"between 1 and {most} tokens (TTGPT_MAX_TOKENS)"
-        raise InvalidRequestError(f"{field}: a request must have {limits}, not {total}")
+    rows = [row for row in given if isinstance(row, list)]
+    rows = await encode_all(texts, model, MAX_IDS, field, most) if texts else rows
+    _check_total(sum(map(len, rows)), most, field)
+    if not any(rows):
+        raise InvalidRequestError(f"{field}: a request must have at least 1 token")
     for row in rows:
         check_ids(row, model, field)
     return rows

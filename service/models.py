@@ -29,7 +29,7 @@ class LoadedModel:
         artifact_bytes: of all its files.
         modified_seconds: when the artefact was written, in seconds since 1970.
         load_seconds: by phase: read, prepare, warm_up.
-        encoding: held while a long text is encoded, which takes the tokeniser up to 200 bytes for each of its own.
+        encoding: held while texts are encoded in a thread, which takes up to 200 bytes for each of theirs.
     """
 
     name: str

@@ -108,13 +108,41 @@ def test_the_official_client(ai: OpenAI, client: httpx.Client, tiny: LoadedModel
     assert "".join(c.text for chunk in streamed for c in chunk.choices) == whole.choices[0].text
     assert streamed[-1].usage == whole.usage
     ids = tiny.encode("The sea")
-    mean = tiny.gpt2.wte.rows(torch.tensor(ids)).mean(0)
+    mean = torch.nn.functional.normalize(tiny.gpt2.wte.rows(torch.tensor(ids)).mean(0), dim=0)
     for encoding in ("float", "base64", None):
         options: dict[str, Any] = {"encoding_format": encoding} if encoding else {}
         found = ai.embeddings.create(model="tiny-fp32", input=["The sea", "x"], **options).data[0].embedding
         if isinstance(found, str):
             found = torch.frombuffer(bytearray(base64.b64decode(found)), dtype=torch.float32).tolist()
         assert torch.allclose(torch.tensor(found), mean)
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "OpenAI": {"user": "somebody", "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": None, "best_of": 1},
+    "nulls": dict.fromkeys(
+        ("best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "min_p", "min_tokens", "presence_penalty",
+         "stop", "stop_token_ids", "stream", "stream_options", "suffix", "top_k", "truncate_prompt_tokens", "user")
+    ),
+    "vLLM": {
+        "n": 1, "best_of": 1, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+        "top_p": 1.0, "top_k": 0, "min_p": 0.0, "stop": [], "stop_token_ids": [], "min_tokens": 0, "logit_bias": {},
+        "suffix": "", "truncate_prompt_tokens": None,
+    },
+    "vLLM, older": {"top_k": -1, "stop_token_ids": None, "min_p": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_of_clients_change_nothing(client: httpx.Client, name: str) -> None:
+    for how in ({"temperature": 0}, {"seed": 3}):
+        found = complete(client, **how, **DEFAULTS[name])["choices"]
+        assert found == complete(client, **how)["choices"]
+
+
+def test_a_seed_of_minus_1_is_any(client: httpx.Client) -> None:
+    assert len({complete(client, seed=-1)["choices"][0]["text"] for _ in range(4)}) > 1
+    asked = {"inputs": TEXT, "parameters": {"do_sample": True, "details": True, "seed": -1}}
+    assert len({client.post("/generate", json=asked).json()["details"]["seed"] for _ in range(4)}) == 4
 
 
 def test_the_official_client_knows_the_errors(ai: OpenAI) -> None:
@@ -124,13 +152,28 @@ def test_the_official_client_knows_the_errors(ai: OpenAI) -> None:
         ai.completions.create(model="tiny-fp32", prompt="x", max_tokens=64)
 
 
+def test_base_models_do_not_chat(ai: OpenAI, client: httpx.Client) -> None:
+    route = "/v1/chat/completions"
+    labels = {"handler": route, "method": "POST", "status": "4xx"}
+    before = sample(client, "ttgpt_http_requests_total", **labels)
+    with pytest.raises(openai.NotFoundError, match="without a chat template"):
+        ai.chat.completions.create(model="tiny-fp32", messages=[{"role": "user", "content": TEXT}])
+    for body in (b"", b"{", b'{"messages": []}'):
+        error = client.post(route, content=body).json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert "/v1/completions" in error["message"]
+    assert sample(client, "ttgpt_http_requests_total", **labels) == before + 4
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "hint"),
     [
         ({"n": 5}, "n", "4"), ({"n": 0}, "n", "1"), ({"stop": ["a"] * 5}, "stop", "4"),
         ({"logprobs": 6}, "logprobs", "5"),
         ({"stop": "a" * 65}, "stop.0", "64"), ({"best_of": 2}, "best_of", "leave it out"),
-        ({"user": "me"}, "user", "not supp"),
+        ({"user": 5}, "user", "string"), ({"min_p": 0.1}, "min_p", "0"), ({"min_tokens": 1}, "min_tokens", "0"),
+        ({"stop_token_ids": [5]}, "stop_token_ids", "empty"), ({"top_k": -2}, "top_k", "-1"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "leave it out"), ({"seed": -2}, "seed", "-1"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"), ({"suffix": "x"}, "suffix", "leave it out"),
         ({"presence_penalty": 1}, "presence_penalty", "0"), ({"temperature": 2.1}, "temperature", "2"),
         ({"max_tokens": 0}, "max_tokens", "echo"), ({"max_tokens": 10**20}, "max_tokens", "65536"),

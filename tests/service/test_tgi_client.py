@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import pytest
@@ -22,10 +23,38 @@ whole = hub.text_generation(sys.argv[2], details=True, **options)
 events = list(hub.text_generation(sys.argv[2], details=True, stream=True, **options))
 assert "".join(event.token.text for event in events) == whole.generated_text == events[-1].generated_text
 assert "".join(hub.text_generation(sys.argv[2], stream=True, **options)) == whole.generated_text
+hub.text_generation(sys.argv[2])  # all defaults
 endpoint = InferenceClient(sys.argv[1], provider="hf-inference")
 assert endpoint.get_endpoint_info()["model_id"] == "tiny-fp32"
 assert endpoint.health_check()
 """
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "text_generation 0.7": {
+        "best_of": None, "decoder_input_details": False, "details": True, "do_sample": False, "frequency_penalty": None,
+        "grammar": None, "repetition_penalty": None, "return_full_text": False, "seed": None, "stop": [],
+        "temperature": None, "top_k": None, "top_n_tokens": None, "top_p": None, "truncate": None, "typical_p": None,
+        "watermark": False,
+    },
+    "neutral values": {
+        "adapter_id": None, "best_of": 1, "decoder_input_details": False, "do_sample": False, "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0, "seed": -1, "stop": [], "temperature": 1.0, "top_k": 0, "top_n_tokens": 0,
+        "top_p": 1.0, "truncate": None, "watermark": False,
+    },
+    "everything off": {"top_k": -1, "seed": -1, "stop": None, "temperature": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_of_clients_change_nothing(client: httpx.Client, name: str) -> None:
+    plain = {"max_new_tokens": 12, "details": True}
+    expected = client.post("/generate", json={"inputs": TEXT, "parameters": plain}).json()
+    for route, stream in (("/generate", False), ("/", False)):
+        body = {"inputs": TEXT, "parameters": plain | DEFAULTS[name], "stream": stream}
+        answer = client.post(route, json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == ([expected] if route == "/" else expected)
 
 
 def test_the_official_client(client: httpx.Client) -> None:
