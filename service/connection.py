@@ -123,7 +123,10 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            return self._head_without_upgrade() + data[upgrade.args[0] :]
+            again = self._head_without_upgrade() + data[upgrade.args[0] :]
+            self.parser = httptools.HttpRequestParser(self)  # the old one reads no more if the head said close
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+            return again
         return b""
 
     def _head_without_upgrade(self) -> bytes:

@@ -10,14 +10,13 @@ TOKENIZE = b'{"inputs":"x"}'
 class Raw:
     """A connection that sends what it is told and reads until the server closes or a time has passed."""
 
-    def __init__(self, url: str, *, receive_bytes: int | None = None) -> None:
-        """Connect to `url`; the kernel keeps `receive_bytes` of what is not read, if given."""
-        host, port = url.removeprefix("http://").rsplit(":", 1)
-        self.socket = socket.socket()
-        if receive_bytes is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    def __init__(self, url: str) -> None:
+        """Connect to `url`, http://host:port or unix:///path."""
+        scheme, _, place = url.partition("://")
+        host, _, port = place.rpartition(":")
+        self.socket = socket.socket(socket.AF_UNIX if scheme == "unix" else socket.AF_INET)
         self.socket.settimeout(60)
-        self.socket.connect((host, int(port)))
+        self.socket.connect(place if scheme == "unix" else (host, int(port)))
 
     def __enter__(self) -> "Raw":
         return self
