@@ -123,7 +123,10 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            return self._head_without_upgrade() + data[upgrade.args[0] :]
+            again = self._head_without_upgrade() + data[upgrade.args[0] :]
+            self.parser = httptools.HttpRequestParser(self)  # the old one reads no more if the head said close
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+            return again
         return b""
 
     def _head_without_upgrade(self) -> bytes:
@@ -218,13 +221,16 @@ class Connection(HttpToolsProtocol):
             self._arm(self.settings.head_seconds, self._head_is_late)
 
     def shutdown(self) -> None:
-        """Close the connection as soon as the request that has come whole, if any, is answered."""
+        """Close the connection as soon as the requests that have come whole, if any, are answered."""
         self._ending = True
-        self.pipeline.clear()
-        if self._accepted and self._running is not None:
-            self._running.keep_alive = False
-        else:
+        if not self._accepted or self._running is None:
             self._close()
+            return
+        if self._receiving:
+            self._receiving = False
+            self.pipeline.popleft()  # the latest, which has not come whole
+        last = self.pipeline[0][0] if self.pipeline else self._running
+        last.keep_alive = False
 
     # How connections end.
 

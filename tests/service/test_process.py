@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,10 +20,14 @@ from tests.service.conftest import sample, wait_until
 REPOSITORY = Path(__file__).parents[2]
 
 
+def without_settings() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("TTGPT_")}
+
+
 @contextmanager
-def process(*arguments: object, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-W", "error", "-m", "service", *map(str, arguments)]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("TTGPT_")} | environment
+def process(*arguments: object, prefix: Sequence[str] = (), **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [*prefix, sys.executable, "-W", "error", "-m", "service", *map(str, arguments)]
+    env = without_settings() | environment
     with subprocess.Popen(command, cwd=REPOSITORY, env=env, stderr=subprocess.PIPE, text=True) as child:
         try:
             yield child

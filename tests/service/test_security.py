@@ -82,6 +82,27 @@ def test_other_pages_are_refused_unless_named(
     asyncio.run(test())
 
 
+def test_every_header_of_openais_clients_may_be_sent(settings: Settings) -> None:
+    """Browsers ask before: for those of openai-node, of LangChain and of whoever comes next."""
+    sent = "authorization,content-type,x-stainless-lang,x-stainless-retry-count,x-stainless-timeout,openai-organization"
+    asking = {
+        "origin": "https://a.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": sent,
+    }
+
+    async def test() -> None:
+        app = create_app(settings.model_copy(update={"cors_origins": ("https://a.example",)}))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            answer = await client.options("/v1/completions", headers=asking)
+            assert answer.status_code == 200
+            assert set(sent.split(",")) <= set(answer.headers["access-control-allow-headers"].lower().split(","))
+            other = await client.options("/v1/completions", headers={**asking, "origin": "https://b.example"})
+            assert "access-control-allow-origin" not in other.headers
+
+    asyncio.run(test())
+
+
 def test_a_request_has_its_deadline(settings: Settings) -> None:
     """The engine's thread is held until the answer is there, so that only the deadline can have ended it."""
     short = settings.model_copy(update={"request_seconds": 0.2, "max_batch": 2})
