@@ -58,7 +58,7 @@ class AnswerCache:
         return found
 
     def _remember_as(self, key: str) -> Any:
-        def remember(tokens: Sequence[Token], scores: Sequence[Scores]) -> None:
+        def remember(tokens: Sequence[Token], scores: Scores | None) -> None:
             payload = _payload(tokens, scores)
             self._local.put_many([(key, payload)])
             if self._redis is not None:
@@ -78,20 +78,18 @@ class AnswerCache:
         )
 
 
-def _payload(tokens: Sequence[Token], scores: Sequence[Scores]) -> bytes:
+def _payload(tokens: Sequence[Token], scores: Scores | None) -> bytes:
     end = tokens[-1].end if tokens else None
     reason = None if end is None else end.reason
     told = [[t.id, t.text, None if isnan(t.logprob) else t.logprob, t.special, t.top] for t in tokens]
-    scored = [[s.logprobs.tolist(), s.top_ids.tolist(), s.top_logprobs.tolist()] for s in scores]
+    scored = None if scores is None else [part.tolist() for part in scores]
     return json.dumps([reason, told, scored]).encode()
 
 
-def _answer(payload: bytes) -> tuple[list[Token], list[Scores]]:
+def _answer(payload: bytes) -> tuple[list[Token], Scores | None]:
     reason, told, scored = json.loads(payload)
     end = End(reason, "".join(text for _, text, *_ in told))
-    scores = [
-        Scores(torch.tensor(own), torch.tensor(ids, dtype=torch.int32), torch.tensor(tops)) for own, ids, tops in scored
-    ]
+    scores = None if scored is None else Scores(*map(torch.tensor, scored))
     tokens = [
         Token(token_id, text, nan if logprob is None else logprob, special, end if k == len(told) else None,
               tuple((i, value) for i, value in top))

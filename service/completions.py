@@ -262,11 +262,10 @@ async def _prompt_pieces(order: Order, at: int) -> AsyncIterator[list[_Piece]]:
 def _scored(order: Order, at: int, scores: PromptScores) -> list[Scored]:
     """Return the tokens of one prompt with their log-probabilities; the first has none."""
     ids = order.prompts[at]
-    found: list[tuple[float | None, Top]] = [(None, ())]
-    for part in scores.found:
-        tops = zip(part.top_ids.tolist(), part.top_logprobs.tolist(), strict=True)
-        found += zip(part.logprobs.tolist(), (tuple(zip(*top, strict=True)) for top in tops), strict=True)
-    return [(text, i, *score) for text, i, score in zip(_released(ids, order.model), ids, found, strict=True)]
+    tops = zip(scores.found.top_ids.tolist(), scores.found.top_logprobs.tolist(), strict=True)
+    told: list[Top] = [(), *(tuple(zip(*top, strict=True)) for top in tops)]
+    logprobs = [None, *scores.found.logprobs.tolist()]
+    return list(zip(_released(ids, order.model), ids, logprobs, told, strict=True))
 
 
 def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
