@@ -197,11 +197,10 @@ class Batch(Lane[Generation]):
 
     def _read_packed(self, unread: list[list[int]], slots: Tensor) -> Sequence[Tensor]:
         """Return the hidden states after the unread tokens [T, D] of every slot, all computed side by side."""
-        counts = [len(ids) for ids in unread]
-        hidden = self._gpt2.packed(
-            torch.tensor(list(chain(*unread))), self._cache, slots, torch.tensor(counts)
-        )  # [N, D]
-        return hidden.split(counts)
+        counts, ids = [len(ids) for ids in unread], torch.tensor(list(chain(*unread)))
+        hidden = self._gpt2.packed(ids, self._cache, slots, torch.tensor(counts))  # [N, D]
+        found: Sequence[Tensor] = hidden.split(counts)
+        return found
 
 
 @torch.inference_mode()
