@@ -159,6 +159,12 @@ def test_a_step_reads_and_scores_no_more_than_a_chunk(
     asyncio.run(test())
 
 
+@needs_kernels
+def test_a_head_of_floats_costs_more_where_blocks_are_integers(models: list[LoadedModel]) -> None:
+    fp32, int8 = (model.gpt2 for model in models)
+    assert head_cost(int8.with_matrices({"wte": fp32.wte})) > 5 * head_cost(int8)
+
+
 def test_a_client_that_hangs_up_in_the_middle_frees_its_slots(settings: Settings) -> None:
     engine = Remembering(settings.model_copy(update={"prefill_chunk": 4}))
     name = {"model_name": "tiny-fp32"}
