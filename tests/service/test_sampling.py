@@ -90,6 +90,16 @@ def test_typical_p_leaves_what_transformers_leaves(
     assert_drawn_from(logits[0], how, expected)
 
 
+@given(st.integers(0, 2**32), st.sampled_from([0.001, 0.3, 0.95, 0.9999]), st.sampled_from([0.0, 0.1, 1.0, 5.0, 20.0]))
+def test_typical_tokens_of_a_whole_vocabulary(seed: int, mass: float, spread: float) -> None:
+    """Sharp or flat: where they are looked for makes no difference to what they are."""
+    logits = torch.from_numpy(spread * np.random.default_rng(seed).normal(size=(1, 5000)))
+    expected = TypicalLogitsWarper(mass)(None, logits)[0].isfinite()
+    odds = logits[0].softmax(-1).numpy()
+    ids = np.flatnonzero(odds)
+    assert ids[sampling.typical(odds[ids], mass)].tolist() == expected.nonzero()[:, 0].tolist()
+
+
 def test_as_typical_as_the_last_one_is_typical() -> None:
     assert sampling.typical(np.full(8, 0.125, np.float32), 0.2).tolist() == list(range(8))
     assert sampling.typical(np.array([0.9, 0.1], np.float32), 0.5).tolist() == [0]
