@@ -132,6 +132,7 @@ def _draw_from_some(odds: Weights, choice: Choice) -> int:
     how = choice.how
     inside = nucleus(odds, how.top_p) if how.top_p < 1 else np.flatnonzero(odds)
     if how.typical_p < 1:
+        inside = inside[odds[inside] > 0]
         inside = inside[typical(odds[inside], how.typical_p)]
     return int(inside[_draw(odds[inside], choice.uniform)])
 
