@@ -25,8 +25,8 @@ from service.settings import Settings
 ANSWER = Layout("json")
 Told = tuple[int, str, float | None, bool, tuple[tuple[int, float], ...]]
 Scored = tuple[list[float], list[list[int]], list[list[float]]]
-REMEMBERED = TypeAdapter(tuple[FinishReason | None, tuple[Told, ...], tuple[Scored, ...]])
-Answer = tuple[list[Token], list[Scores]]
+REMEMBERED = TypeAdapter(tuple[FinishReason | None, tuple[Told, ...], Scored | None])
+Answer = tuple[list[Token], Scores | None]
 
 
 class AnswerCache:
@@ -65,7 +65,7 @@ class AnswerCache:
         return found
 
     def _remember_as(self, key: str) -> Any:
-        def remember(tokens: Sequence[Token], scores: Sequence[Scores]) -> None:
+        def remember(tokens: Sequence[Token], scores: Scores | None) -> None:
             payload = _payload(tokens, scores)
             self._local.put_many([(key, payload)])
             if self._redis is not None:
@@ -85,11 +85,11 @@ class AnswerCache:
         )
 
 
-def _payload(tokens: Sequence[Token], scores: Sequence[Scores]) -> bytes:
+def _payload(tokens: Sequence[Token], scores: Scores | None) -> bytes:
     end = tokens[-1].end if tokens else None
     reason = None if end is None else end.reason
     told = [[t.id, t.text, None if isnan(t.logprob) else t.logprob, t.special, t.top] for t in tokens]
-    scored = [[s.logprobs.tolist(), s.top_ids.tolist(), s.top_logprobs.tolist()] for s in scores]
+    scored = None if scores is None else [part.tolist() for part in scores]
     return json.dumps([reason, told, scored]).encode()
 
 
@@ -112,7 +112,8 @@ def _answer(payload: bytes) -> Answer:
         Token(token_id, text, nan if logprob is None else logprob, special, end if k == len(told) else None, top)
         for k, (token_id, text, logprob, special, top) in enumerate(told, 1)
     ]
-    scores = [
-        Scores(torch.tensor(own), torch.tensor(ids, dtype=torch.int32), torch.tensor(tops)) for own, ids, tops in scored
-    ]
+    scores = None
+    if scored is not None:
+        own, ids, tops = scored
+        scores = Scores(torch.tensor(own), torch.tensor(ids, dtype=torch.int32), torch.tensor(tops))
     return tokens, scores

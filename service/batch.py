@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.codecs import Coded
+from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from compressor.kv_cache import KVCache
 from service.generation import Generation, Top
@@ -32,6 +34,7 @@ from service.settings import Settings
 Share = tuple[Generation, int]  # and the most tokens of it that the model reads next
 Found = tuple[int, float, Top]  # the next token, its log-probability and the best ones
 TILE = 32  # rows; more are multiplied hardly faster, and their logits are megabytes
+FLOAT_COST = 6  # values that the kernels multiply by while torch does by one in fp32
 KV_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -197,11 +200,10 @@ class Batch(Lane[Generation]):
 
     def _read_packed(self, unread: list[list[int]], slots: Tensor) -> Sequence[Tensor]:
         """Return the hidden states after the unread tokens [T, D] of every slot, all computed side by side."""
-        counts = [len(ids) for ids in unread]
-        hidden = self._gpt2.packed(
-            torch.tensor(list(chain(*unread))), self._cache, slots, torch.tensor(counts)
-        )  # [N, D]
-        return hidden.split(counts)
+        counts, ids = [len(ids) for ids in unread], torch.tensor(list(chain(*unread)))
+        hidden = self._gpt2.packed(ids, self._cache, slots, torch.tensor(counts))  # [N, D]
+        found: Sequence[Tensor] = hidden.split(counts)
+        return found
 
 
 @torch.inference_mode()
@@ -232,9 +234,16 @@ def _scores(gpt2: GPT2, cache: KVCache, slots: Tensor) -> Tensor:
 
 def head_cost(gpt2: GPT2) -> int:
     """Return about how many tokens the blocks read while the head is multiplied by one row; at least 1."""
-    config = gpt2.config
-    blocks = sum(prod(shape) for name, shape in config.matrix_shapes().items() if name.startswith("h."))
-    return ceil(config.vocab_size * config.n_embd / blocks)
+    matrices = gpt2.matrices()
+    head = matrices.get("lm_head", matrices["wte"])
+    blocks = [part for name, form in matrices.items() if name.startswith("h.") for part in form.modules()]
+    work = sum(prod(part.shape) * _cost(part.kernel is not None) for part in blocks if isinstance(part, Coded))
+    return ceil(prod(head.shape) * _cost(isinstance(head, Dense) and head.matrix.kernel is not None) / work)
+
+
+def _cost(kernels: bool) -> int:
+    """Return how long a product by one value takes, in those of the kernels."""
+    return 1 if kernels else FLOAT_COST
 
 
 def kv_row_bytes(model: LoadedModel, settings: Settings) -> int:

@@ -28,7 +28,7 @@ from service.openai_schemas import (
     StreamOptions,
     Usage,
 )
-from service.prompt_scores import PromptScores
+from service.prompt_scores import PromptScores, Scores
 from service.sampling import Sampling
 from service.schemas import MAX_SEED
 from service.streaming import TextStream
@@ -47,7 +47,7 @@ class Order:
         body: the request.
         model: that writes.
         prompts: ids of each prompt; the choices of a prompt follow each other.
-        echoes: text of each prompt.
+        echoes: text of each prompt, None if it came as ids.
         jobs: one per choice; if nothing is to be written, one per prompt that is to be scored. The first one of a
             prompt scores it, if that is wanted.
         created: seconds since 1970.
@@ -57,7 +57,7 @@ class Order:
     body: CompletionRequest
     model: LoadedModel
     prompts: list[tuple[int, ...]]
-    echoes: list[str]
+    echoes: list[str | None]
     jobs: list[Generation]
     created: int
 
@@ -105,10 +105,7 @@ async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metri
         body=body,
         model=model,
         prompts=prompts,
-        echoes=[
-            text if isinstance(text, str) else "".join(_released(ids, model))
-            for text, ids in zip(inputs, prompts, strict=True)
-        ],
+        echoes=[text if isinstance(text, str) else None for text in inputs],
         jobs=jobs,
         created=int(time.time()),
     )
@@ -237,36 +234,36 @@ def _joined(pieces: Sequence[Choice]) -> Choice:
 
 async def _pieces(order: Order) -> AsyncIterator[_Piece]:
     """Yield the pieces of all choices as they come: the echoed prompt first, then one per token."""
-    async for _, pieces in _merged([_prompt_pieces(order, at) for at in range(len(order.prompts))]):
-        for piece in pieces:
-            yield piece
+    async for _, news in _merged([_news(order, at) for at in range(len(order.prompts))]):
+        for telling, token in news:  # worded here, when they are wanted: a client may be slow, and words are large
+            if token is not None:
+                yield telling.token(token)
+                continue
+            yield telling.echo()
+            await asyncio.sleep(0)  # it takes milliseconds to word a thousand tokens
 
 
-async def _prompt_pieces(order: Order, at: int) -> AsyncIterator[list[_Piece]]:
-    """Yield the pieces of the choices of one prompt; the first job has scored it before its first token comes."""
+async def _news(order: Order, at: int) -> AsyncIterator[list[tuple["_Telling", Token | None]]]:
+    """Yield what is to be told of one prompt's choices: a token or, with None, the prompt, once it is scored."""
     n, jobs = order.body.n or 1, len(order.jobs) // len(order.prompts)
     mine = order.jobs[at * jobs : (at + 1) * jobs]
-    told = [_Telling(order, index) for index in range(at * n, (at + 1) * n)]
+    scores = mine[0].scores if mine else None
+    told = [_Telling(order, index, scores) for index in range(at * n, (at + 1) * n)]
     streams = [job.mailbox.batches() for job in mine]
     if order.body.echo:
-        scores = mine[0].scores if mine else None
         first = [] if scores is None else await anext(streams[0], [])
-        logprobs = None if scores is None else told[0].words.logprobs(_scored(order, at, scores), 0)
-        yield [telling.echo(order.echoes[at], logprobs) for telling in told]
-        await asyncio.sleep(0)  # it takes milliseconds to word a thousand tokens
-        yield [told[0].token(token) for token in first]
+        yield [(telling, None) for telling in told]
+        yield [(told[0], token) for token in first]
     async for index, tokens in _merged(streams):
-        yield [told[index].token(token) for token in tokens]
+        yield [(told[index], token) for token in tokens]
 
 
-def _scored(order: Order, at: int, scores: PromptScores) -> list[Scored]:
-    """Return the tokens of one prompt with their log-probabilities; the first has none."""
-    ids = order.prompts[at]
-    found: list[tuple[float | None, Top]] = [(None, ())]
-    for part in scores.found:
-        tops = zip(part.top_ids.tolist(), part.top_logprobs.tolist(), strict=True)
-        found += zip(part.logprobs.tolist(), (tuple(zip(*top, strict=True)) for top in tops), strict=True)
-    return [(text, i, *score) for text, i, score in zip(_released(ids, order.model), ids, found, strict=True)]
+def _scored(ids: Sequence[int], released: Sequence[str], scores: Scores) -> list[Scored]:
+    """Return the tokens of one prompt, which released these texts, with their log-probabilities; the first has none."""
+    tops = zip(scores.top_ids.tolist(), scores.top_logprobs.tolist(), strict=True)
+    told: list[Top] = [(), *(tuple(zip(*top, strict=True)) for top in tops)]
+    logprobs = [None, *scores.logprobs.tolist()]
+    return list(zip(released, ids, logprobs, told, strict=True))
 
 
 def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
@@ -280,23 +277,29 @@ def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
 class _Telling:
     """Words one choice, piece by piece."""
 
-    def __init__(self, order: Order, index: int) -> None:
-        self.words = _Words(order)
-        self._scored = order.body.logprobs is not None
-        self._writes = order.body.max_tokens != 0
+    def __init__(self, order: Order, index: int, scores: PromptScores | None) -> None:
+        self._order = order
+        self._words = _Words(order)
         self._index = index
+        self._scores = scores
         self._offset = self._generated = 0
 
-    def echo(self, text: str, logprobs: Logprobs | None) -> _Piece:
+    def echo(self) -> _Piece:
         """Return the prompt as a piece."""
+        order, at = self._order, self._index // (self._order.body.n or 1)
+        ids, echo, logprobs = order.prompts[at], order.echoes[at], None
+        released = _released(ids, order.model)
+        if self._scores is not None:
+            logprobs = self._words.logprobs(_scored(ids, released, self._scores.found), 0)
+        text = "".join(released) if echo is None else echo
         self._offset = len(text)
-        reason: Literal["length"] | None = None if self._writes else "length"
+        reason: Literal["length"] | None = "length" if order.body.max_tokens == 0 else None
         return _Piece(Choice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason), 0)
 
     def token(self, token: Token) -> _Piece:
         """Return a token as a piece."""
         scored = [(token.text, token.id, token.logprob, token.top)]
-        logprobs = self.words.logprobs(scored, self._offset) if self._scored else None
+        logprobs = None if self._order.body.logprobs is None else self._words.logprobs(scored, self._offset)
         reason = FINISHED_REASON[token.end.reason] if token.end else None
         self._offset += len(token.text)
         self._generated += 1

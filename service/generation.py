@@ -128,7 +128,7 @@ class Generation(Request[Token]):
         self.read = 0
         self.top = top
         self.scores = PromptScores(prompt.ids, top) if prompt_scored else None
-        self.on_end: Callable[[Sequence[Token], Sequence[Scores]], None] | None = None
+        self.on_end: Callable[[Sequence[Token], Scores | None], None] | None = None
         self._taken: list[Token] = []
         self.clock = RequestClock(metrics, self.model_name)
         self._stream = TextStream(prompt.stops)
@@ -197,12 +197,12 @@ class Generation(Request[Token]):
     def _ended(self) -> None:
         self.mailbox.put(None)
         if self.on_end is not None:
-            self.on_end(self._taken, self.scores.found if self.scores else ())
+            self.on_end(self._taken, self.scores.found if self.scores else None)
 
-    def replay(self, tokens: Sequence[Token], scores: Sequence[Scores]) -> None:
+    def replay(self, tokens: Sequence[Token], scores: Scores | None) -> None:
         """Take what the same prompt once gave, instead of going to the engine; for the event loop."""
-        if self.scores is not None:
-            self.scores.found.extend(scores)
+        if self.scores is not None and scores is not None:
+            self.scores.found = scores
         for token in tokens:
             self._ids.append(token.id)
             self.mailbox.put(token)

@@ -1,7 +1,7 @@
 """How likely the model finds a prompt: the log-probability of each of its tokens, given those before it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,11 @@ from torch import Tensor
 from service.sampling import likelihoods
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What the model thinks of some successive tokens of a prompt, in nats.
+class Scores(NamedTuple):
+    """What the model thinks of the n tokens behind a prompt's first one, in nats.
 
     Attributes:
-        logprobs: of the n tokens themselves, fp32 [n].
+        logprobs: of the tokens themselves, fp32 [n].
         top_ids: the k likeliest tokens in the place of each, the best first, int32 [n, k].
         top_logprobs: of these, fp32 [n, k].
     """
@@ -32,7 +31,8 @@ class PromptScores:
     has the same rows in the same places, and the same bits.
 
     Attributes:
-        found: what was found so far, in the order of the prompt.
+        found: what is found so far, in place. Small pieces, kept between logits that come and go, would leave holes as
+            large as those.
         hidden: hidden states [n, D] of tokens that were read, from the first on whose successor is not scored yet;
             at the end that of the last token; None before anything was read and after it was taken.
     """
@@ -44,10 +44,10 @@ class PromptScores:
             ids: the prompt.
             top: how many of the likeliest tokens are wanted beside each, k.
         """
-        self.found: list[Scores] = []
+        n = len(ids) - 1
+        self.found = Scores(torch.zeros(n), torch.zeros(n, top, dtype=torch.int32), torch.zeros(n, top))
         self.hidden: Tensor | None = None
         self._ids = ids
-        self._top = top
         self._scored = 0
 
     @property
@@ -68,9 +68,12 @@ class PromptScores:
         assert self.hidden is not None  # noqa: S101 - they are ready
         count = min(tile, self.left)
         logits = head(F.pad(self.hidden[:count], (0, 0, 0, tile - count)))[:count]
-        targets = self._ids[self._scored + 1 : self._scored + 1 + count]
-        self.found.append(Scores(*likelihoods(logits.float(), targets, self._top)))
-        self._scored += count
+        end = self._scored + count
+        targets = self._ids[self._scored + 1 : end + 1]
+        top = self.found.top_ids.shape[-1]
+        for whole, part in zip(self.found, likelihoods(logits.float(), targets, top), strict=True):
+            whole[self._scored : end] = part
+        self._scored = end
         self.hidden = self.hidden[count:]
 
     def last(self) -> Tensor:

@@ -9,7 +9,7 @@ Law: what a row gets depends on its own scores and choice only, never on the row
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, log
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 COLDEST = 1e-30  # a lower temperature would be 0 in fp32
 LARGEST = 1e30  # magnitude of a penalised score; its difference to any other is finite
 BLOCK = 256  # tokens that a draw from the whole vocabulary skips at a time
-RARE = (1e-4, 1e-5, 0.0)  # a nucleus is looked for among the tokens at least this probable, before all are sorted
+RARE = (1e-4, 1e-5, 0.0)  # what top-p and typical p leave is looked for among the tokens so probable first
 
 Weights = NDArray[np.floating]
 Ids = NDArray[np.integer]
@@ -132,6 +132,7 @@ def _draw_from_some(odds: Weights, choice: Choice) -> int:
     how = choice.how
     inside = nucleus(odds, how.top_p) if how.top_p < 1 else np.flatnonzero(odds)
     if how.typical_p < 1:
+        inside = inside[odds[inside] > 0]
         inside = inside[typical(odds[inside], how.typical_p)]
     return int(inside[_draw(odds[inside], choice.uniform)])
 
@@ -163,10 +164,16 @@ def typical(odds: Weights, mass: float) -> Ids:
     """
     shares = odds.astype(np.float64) / odds.sum(dtype=np.float64)
     surprise = -np.log(shares)
-    distance = abs(surprise - (shares * surprise).sum())
-    order = distance.argsort(kind="stable")
-    last = min(int(np.searchsorted(shares[order].cumsum(), mass)), len(order) - 1)
-    found: Ids = np.flatnonzero(distance <= distance[order[last]])
+    entropy = float((shares * surprise).sum())
+    distance = abs(surprise - entropy)
+    for rare in RARE:
+        limit = -log(rare) - entropy if rare else inf  # of the distance; beyond it are the rarer ones
+        near = np.flatnonzero(distance <= limit)
+        if shares[near].sum() >= mass:
+            break
+    near = near[distance[near].argsort()]
+    last = min(int(np.searchsorted(shares[near].cumsum(), mass)), len(near) - 1)
+    found: Ids = np.flatnonzero(distance <= distance[near[last]])
     return found
 
 

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
         api_key_hashes: SHA-256 of the keys that clients may use, in hexadecimal, in the environment separated by
             commas; without any, everybody may do everything.
         cors_origins: web pages that may call the service, in the environment separated by commas; "*" for all.
-        prefill_chunk: tokens of a prompt that are read in one step, which all running requests wait for.
+        prefill_chunk: tokens of prompts that are read, or scored, in one step, which all running requests wait for.
         reproducible: give the same seed the same text in any batch, also where that costs speed.
         kv_dtype: numbers of the KV cache.
         kv_bytes: the most that all KV caches may occupy; half the memory limit by default.

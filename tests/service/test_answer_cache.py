@@ -21,6 +21,8 @@ REQUESTS = [
     ("/generate_stream", {"inputs": "The sea", "parameters": SEEDED}),
     ("/v1/completions", {"prompt": ["A", "B"], "seed": 3, "n": 2, "max_tokens": 6, "logprobs": 2, "echo": True}),
     ("/v1/completions", {"prompt": "A", "temperature": 0, "max_tokens": 6, "stream": True}),
+    ("/v1/completions", {"prompt": ["The sea", "A"], "max_tokens": 0, "logprobs": 2, "echo": True}),
+    ("/v1/completions", {"prompt": "The sea", "max_tokens": 0, "logprobs": 0, "echo": True, "n": 2, "stream": True}),
 ]
 
 
@@ -55,7 +57,7 @@ def test_remembered_answers_are_the_computed_ones(artifacts: list[Path], redis: 
         assert [body_of(first.post(route, json=body)) for route, body in REQUESTS] == expected
         steps = sample(first, STEPS, model_name="tiny-fp32")
         assert [body_of(first.post(route, json=body)) for route, body in REQUESTS] == expected
-        assert sample(first, STEPS, model_name="tiny-fp32") == steps  # /v1's echo is scored, but nothing is written
+        assert sample(first, STEPS, model_name="tiny-fp32") == steps
         written = results(first, "local")["miss"]
         assert results(first, "local")["hit"] >= written
         wait_until(lambda: len(redis.stored("*:answer:*")) == written)
@@ -80,7 +82,7 @@ def test_what_was_drawn_at_random_is_not_remembered(artifacts: list[Path], redis
 @pytest.mark.parametrize(
     "change",
     [{"seed": 8}, {"temperature": 0.9}, {"max_new_tokens": 11}, {"stop": ["q"]}, {"top_k": 5}, {"top_p": 0.5},
-     {"repetition_penalty": 1.5}],
+     {"typical_p": 0.5}, {"repetition_penalty": 1.5}],
 )  # fmt: skip
 def test_whatever_decides_an_answer_is_part_of_its_key(artifacts: list[Path], change: dict[str, Any]) -> None:
     with serving(of(artifacts[:1], cache_answers=True)) as client:

@@ -112,6 +112,7 @@ def random_prompt(random: Random, model: LoadedModel) -> Prompt:
         temperature=random.choice([0.5, 1.0, 1.7]),
         top_k=random.choice([None, None, 7, 50]),
         top_p=random.choice([1.0, 1.0, 0.3, 0.9]),
+        typical_p=random.choice([1.0, 1.0, 0.5, 0.95]),
         repetition_penalty=random.choice([1.0, 1.0, 1.3]),
     )
     return Prompt(

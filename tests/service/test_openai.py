@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,8 +12,11 @@ import pytest
 import torch
 from openai import OpenAI
 
+from compressor.formats import Dense
 from service.models import LoadedModel
-from tests.service.conftest import sample
+from service.settings import Settings
+from tests.conftest import TINY, tiny_model, write_artifact
+from tests.service.conftest import sample, serving
 
 TEXT = "The old man looked at the sea"
 ASKED: list[dict[str, Any]] = [
@@ -89,6 +93,26 @@ def test_choices_are_seeded_one_by_one(client: httpx.Client) -> None:
     assert len(set(three)) > 1
 
 
+def test_text_behind_its_end(tmp_path: Path) -> None:
+    """With vLLM's ignore_eos; the token that ends a text is then a part of it, whose text is empty."""
+    model = tiny_model()
+    table, towards = model.wte.dense().clone(), model.vectors()["ln_f.bias"]
+    table[TINY.eos_token_id] = 12 * towards / towards.norm()  # often likely
+    folder = write_artifact(tmp_path / "ends", model.with_matrices({"lm_head": Dense.of(table, "fp32")}))
+    fields: dict[str, Any] = {"prompt": [4, 5, 6], "max_tokens": 30, "logprobs": 0, "seed": 1}
+    with serving(Settings(models=(folder,), threads=1)) as client:
+        ended = complete(client, ignore_eos=False, **fields)["choices"][0]
+        whole = complete(client, ignore_eos=True, **fields)["choices"][0]
+    count = len(ended["logprobs"]["tokens"])
+    assert (ended["finish_reason"], whole["finish_reason"]) == ("stop", "length")
+    assert count < len(whole["logprobs"]["tokens"]) == 30
+    assert whole["logprobs"]["token_logprobs"][:count] == ended["logprobs"]["token_logprobs"]
+    assert whole["logprobs"]["tokens"][count - 1] == ""
+    assert whole["text"].startswith(ended["text"])
+    assert whole["text"] > ended["text"]
+    assert "endoftext" not in whole["text"]
+
+
 def test_usage(client: httpx.Client, tiny: LoadedModel) -> None:
     read = len(tiny.encode(TEXT))
     fields: dict[str, Any] = {"max_tokens": 5, "n": 2}
@@ -97,6 +121,25 @@ def test_usage(client: httpx.Client, tiny: LoadedModel) -> None:
     told = chunks(client, stream_options={"include_usage": True}, **fields)
     assert [(chunk["choices"], chunk["usage"]) for chunk in told if chunk["usage"]] == [([], expected)]
     assert all(chunk["usage"] is None for chunk in chunks(client, **fields))
+
+
+@pytest.mark.parametrize("fields", [{"n": 2, "max_tokens": 12}, {"prompt": ["x", TEXT], "max_tokens": 9, "echo": True}])
+def test_usage_of_every_chunk(client: httpx.Client, tiny: LoadedModel, fields: dict[str, Any]) -> None:
+    """As guidellm asks for it; vLLM's is of the chunk's choice so far, and needs include_usage."""
+    both = {"include_usage": True, "continuous_usage_stats": True}
+    *told, last = chunks(client, seed=1, stream_options=both, **fields)
+    prompts = fields.get("prompt", [TEXT])
+    lengths = [len(tiny.encode(prompt)) for prompt in prompts for _ in range(fields.get("n", 1))]
+    for index, read in enumerate(lengths):
+        mine = [chunk for chunk in told if chunk["choices"][0]["index"] == index]
+        written = [chunk["usage"]["completion_tokens"] for chunk in mine]
+        assert written == sorted(written)
+        assert written[-1] == fields["max_tokens"]
+        assert {chunk["usage"]["prompt_tokens"] for chunk in mine} == {read}
+        assert all(c["usage"]["total_tokens"] == read + c["usage"]["completion_tokens"] for c in mine)
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], len(lengths) * fields["max_tokens"])
+    alone = chunks(client, stream_options={"continuous_usage_stats": True}, **fields)
+    assert all(chunk["usage"] is None for chunk in alone)
 
 
 def test_the_official_client(ai: OpenAI, client: httpx.Client, tiny: LoadedModel) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
 from service import sampling
 from service.sampling import Choice, Sampling
@@ -66,6 +67,45 @@ def test_top_p_of_a_whole_vocabulary(seed: int, p: float) -> None:
     assert len(inside) == len(odds) or odds[inside].min() >= np.delete(odds, inside).max()
 
 
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.01, 0.2, 0.5, 0.9, 0.95, 0.999]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.sampled_from([None, 1, 10, 400]),
+    st.sampled_from([1.0, 0.95, 0.4]),
+)
+def test_typical_p_leaves_what_transformers_leaves(
+    seed: int, typical_p: float, temperature: float, top_k: int | None, top_p: float
+) -> None:
+    """After temperature, top-k and top-p, in this order; TGI's is transformers'."""
+    random = np.random.default_rng(seed)
+    logits = torch.from_numpy(random.choice([0.3, 1, 5]) * random.normal(size=300)).float().unsqueeze(0)
+    scores = TemperatureLogitsWarper(temperature)(None, logits.double())
+    if top_k is not None:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    expected = TypicalLogitsWarper(typical_p)(None, scores)[0].softmax(-1)
+    how = Sampling(seed=0, temperature=temperature, top_k=top_k, top_p=top_p, typical_p=typical_p)
+    assert_drawn_from(logits[0], how, expected)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.001, 0.3, 0.95, 0.9999]), st.sampled_from([0.0, 0.1, 1.0, 5.0, 20.0]))
+def test_typical_tokens_of_a_whole_vocabulary(seed: int, mass: float, spread: float) -> None:
+    """Sharp or flat: where they are looked for makes no difference to what they are."""
+    logits = torch.from_numpy(spread * np.random.default_rng(seed).normal(size=(1, 5000)))
+    expected = TypicalLogitsWarper(mass)(None, logits)[0].isfinite()
+    odds = logits[0].softmax(-1).numpy()
+    ids = np.flatnonzero(odds)
+    assert ids[sampling.typical(odds[ids], mass)].tolist() == expected.nonzero()[:, 0].tolist()
+
+
+def test_as_typical_as_the_last_one_is_typical() -> None:
+    assert sampling.typical(np.full(8, 0.125, np.float32), 0.2).tolist() == list(range(8))
+    assert sampling.typical(np.array([0.9, 0.1], np.float32), 0.5).tolist() == [0]
+    assert sampling.typical(np.array([1.0], np.float32), 0.99).tolist() == [0]
+
+
 def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
     logits = torch.randn(3 * sampling.BLOCK + 7, generator=torch.Generator().manual_seed(0))
     odds = logits.double().softmax(-1)
@@ -112,6 +152,7 @@ SAMPLINGS = st.builds(
     temperature=st.sampled_from([0.5, 1.0, 2.0]),
     top_k=st.sampled_from([None, None, 1, 5, 5, 1000]),
     top_p=st.sampled_from([1.0, 1.0, 0.5, 0.9]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.2, 0.95]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.5]),
 )
 CHOICES = st.builds(
