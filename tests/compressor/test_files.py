@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,22 +137,25 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-# Another user loads the checkpoint sys.argv[1].
+# Another user loads the checkpoint, or artefact, in the folder sys.argv[1].
 READER = """
 import os, sys
-from compressor import huggingface
+from pathlib import Path
+from compressor import artifact, huggingface
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)
-huggingface.load(".")
+huggingface.load(".") if sys.argv[2] == "checkpoint" else artifact.read(Path("."))
 """
 
 
-def test_a_checkpoint_that_may_not_be_read_says_so(checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").chmod(0)
-    checkpoint.chmod(0o755)
-    run = subprocess.run([sys.executable, "-c", READER, checkpoint], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("kind", ["checkpoint", "artefact"])
+def test_a_file_that_may_not_be_read_says_so(checkpoint: Path, tiny_artifact: Path, tmp_path: Path, kind: str) -> None:
+    folder = checkpoint if kind == "checkpoint" else Path(shutil.copytree(tiny_artifact, tmp_path / "artefact"))
+    (folder / "model.safetensors").chmod(0)
+    folder.chmod(0o755)
+    run = subprocess.run([sys.executable, "-c", READER, folder, kind], capture_output=True, text=True, check=False)
     assert "model.safetensors: cannot be read" in run.stderr
     assert os.strerror(errno.EACCES) in run.stderr
 
