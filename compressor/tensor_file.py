@@ -122,7 +122,7 @@ def _place(name: str, entry: Any) -> _Place:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name} must have a shape and two data_offsets of whole numbers")
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in list(DTYPES):
         raise ValueError(f"{name} has the dtype {entry['dtype']}, and only {', '.join(DTYPES)} are read")
     dtype, (start, stop) = DTYPES[entry["dtype"]], offsets
     if stop - start != prod(shape) * dtype.itemsize:

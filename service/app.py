@@ -97,6 +97,7 @@ def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models
     torch.set_num_threads(settings.threads)
     unmap_idle_code()
     models = load_all(settings.models, settings.default_model, engine.metrics.add_model, cache.attach)
+    settle()  # what was freed while loading, before the KV caches are made
     check_kv_budget(tuple(models), settings)
     for model in models:
         engine.prepare(model)

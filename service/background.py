@@ -34,7 +34,9 @@ def task(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Ta
         while True:
             try:
                 await work()
-            except Exception:
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
                 structlog.get_logger().exception("a background task failed and is started again", task=name)
             await asyncio.sleep(RESTART_SECONDS)
 

@@ -32,7 +32,7 @@ def _reseal(folder: Path) -> None:
     """Make the checksums match whatever the files are now."""
     path = folder / artifact.MANIFEST
     manifest = artifact.Manifest.model_validate_json(path.read_bytes())
-    files = {name: artifact._sha256(folder / name) for name in FILES}
+    files = {name: artifact._sha256(folder / name) for name in FILES if (folder / name).exists()}
     manifest = manifest.model_copy(update={"files": files, "digest": artifact._digest(files)})
     manifest = manifest.model_copy(update={"seal": artifact._seal(manifest.model_dump())})
     path.write_bytes(artifact._canonical(manifest.model_dump()))

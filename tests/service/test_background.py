@@ -2,12 +2,17 @@
 
 import ast
 import asyncio
+from math import inf
 from pathlib import Path
 
 import pytest
 import structlog
 
 from service import background
+from service.engine import Engine
+from service.jobs import Job
+from service.metrics import Metrics
+from service.settings import Settings
 
 SERVICE = Path(background.__file__).parent
 # What is started there is awaited or cancelled by the request, or the server's life, that started it.
@@ -30,14 +35,15 @@ def test_whatever_ends_a_thread_is_told(error: BaseException) -> None:
     assert told == [error]
 
 
-def test_a_task_that_fails_is_logged_and_started_again() -> None:
+@pytest.mark.parametrize("error", [TypeError("no such thing"), Panic()])
+def test_a_task_that_fails_is_logged_and_started_again(error: BaseException) -> None:
     began = 0
 
     async def work() -> None:
         nonlocal began
         began += 1
         if began == 1:
-            raise TypeError("no such thing")
+            raise error
         await asyncio.sleep(3600)
 
     async def test() -> None:
@@ -51,6 +57,25 @@ def test_a_task_that_fails_is_logged_and_started_again() -> None:
     with structlog.testing.capture_logs() as logs:
         asyncio.run(test())
     assert [(line["log_level"], line["task"]) for line in logs] == [("error", "work")]
+
+
+class Panicking(Job[int]):
+    def step(self) -> bool:
+        raise Panic
+
+
+def test_the_death_of_the_engine_is_logged_and_seen_by_livez(settings: Settings) -> None:
+    engine = Engine(settings, Metrics())
+
+    async def test() -> None:
+        engine.start()
+        engine.submit(Panicking("tiny-fp32"))
+        while engine.round_seconds != inf:
+            await asyncio.sleep(0.01)
+
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(test())
+    assert [line["log_level"] for line in logs] == ["critical"]
 
 
 @pytest.mark.parametrize("path", sorted(SERVICE.rglob("*.py")), ids=lambda path: path.name)

@@ -98,7 +98,8 @@ def test_sigterm_ends_a_start_that_hangs(artifacts: list[Path], tmp_path: Path, 
 
 
 def test_a_library_that_panics_while_loading_ends_the_process(artifacts: list[Path], tmp_path: Path) -> None:
-    panics = "import tokenizers\nclass Panic(BaseException): pass\nclass Broken:\n    def __getattr__(self, name): raise Panic"
+    panics = "import tokenizers\nclass Panic(BaseException): pass\n"
+    panics += "class Broken:\n    def __getattr__(self, name): raise Panic"
     (tmp_path / "sitecustomize.py").write_text(f"{panics}\ntokenizers.Tokenizer = Broken()")
     with process(artifacts[0], "--port", 0, PYTHONPATH=f"{tmp_path}:{REPOSITORY}") as child:
         errors = child.communicate(timeout=120)[1]

@@ -1,4 +1,4 @@
-"""Whatever stands in TTGPT_REDIS_URL and whatever Redis answers: refused in one line at start, or no more than a miss."""
+"""Whatever stands in TTGPT_REDIS_URL or is answered by Redis: refused in one line at start, or no more than a miss."""
 
 import inspect
 import resource
