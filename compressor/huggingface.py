@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from compressor import durable
 from compressor.artifact import Source
 from compressor.codecs import float_codec
 from compressor.errors import CheckpointError
@@ -60,20 +61,18 @@ def load(model: str) -> Checkpoint:
 
 
 def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
-    """Write `model`, decoded to dense fp32, as a checkpoint that `transformers` loads.
+    """Write `model`, decoded to dense fp32, as a checkpoint that `transformers` loads; all of it or nothing.
 
     Raises:
         CheckpointError: if `folder` exists.
     """
-    if folder.exists():
-        raise CheckpointError(f"out: {folder} exists already; choose another folder")
+    refuse_existing(folder)
     tensors = {f"transformer.{name}": vector.contiguous() for name, vector in model.vectors().items()}
     for name, form in model.matrices().items():
         dense = form.dense()
         if name.startswith("h."):
             dense = dense.T  # Conv1D keeps [in, out]
         tensors[name + ".weight" if name == "lm_head" else f"transformer.{name}.weight"] = dense.contiguous()
-    folder.mkdir(parents=True)
     c = model.config
     config = {
         **{name: getattr(c, name) for name in c.__dataclass_fields__},
@@ -90,10 +89,18 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         "eos_token": END_OF_TEXT,
         "unk_token": END_OF_TEXT,
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
-    (folder / "tokenizer.json").write_bytes(tokenizer_json)
+    with durable.replacing(folder) as new:
+        new.mkdir()
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (new / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+        (new / "tokenizer.json").write_bytes(tokenizer_json)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise CheckpointError if a folder to be made is there already."""
+    if folder.exists():
+        raise CheckpointError(f"out: {folder} exists already; choose another folder")
 
 
 def _locate(model: str) -> Path:

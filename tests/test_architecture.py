@@ -11,14 +11,26 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"dashboard", "durable", "errors", "kv_cache", "memory", "plot", "progress", "shapes", "threads"},
+    {
+        "dashboard",
+        "display",
+        "durable",
+        "errors",
+        "kv_cache",
+        "memory",
+        "plot",
+        "progress",
+        "run_folder",
+        "shapes",
+        "threads",
+    },
     {"_kernels"},
     {"native"},
     {"codecs", "executor"},
     {"formats"},
     {"gpt2"},
     {"methods", "artifact", "checkpoint", "generate", "paths"},
-    {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
+    {"huggingface", "evaluate", "calibrate", "heal", "journal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},
     {"compress", "vocab"},
     {"experiment"},
