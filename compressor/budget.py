@@ -7,7 +7,7 @@ replaced. Bytes are then spent where they lower it most.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from compressor import __version__, checkpoint
 from compressor.codecs import Coded, codec_named
 from compressor.errors import check_range
 from compressor.executor import HERE, Executor
@@ -22,6 +23,7 @@ from compressor.formats import Dense, Format, Stacked
 from compressor.formats.base import blocks
 from compressor.gpt2 import GPT2
 from compressor.heal import HEAD_ROWS, distillation_loss
+from compressor.journal import Journal
 from compressor.methods import METHODS
 from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
@@ -110,6 +112,15 @@ class Piece:
         """The matrix, with its rows unless it is whole: wte[0:512]."""
         return self.matrix if self.whole else f"{self.matrix}[{self.rows.start}:{self.rows.stop}]"
 
+    @property
+    def file_name(self) -> str:
+        """The same for every file system: wte-0-512."""
+        return f"{self.matrix}-{self.rows.start}-{self.rows.stop}"
+
+    def shape_in(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return its own shape in a matrix of `shape`."""
+        return self.rows.stop - self.rows.start, shape[1]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -169,6 +180,7 @@ def measure(
     only: Callable[[str], bool] = lambda name: True,
     executor: Executor = HERE,
     progress: Progress = silent,
+    journal: Journal | None = None,
 ) -> dict[str, list[Choice]]:
     """Return every candidate of every piece, by the piece's name, with its bytes and its loss.
 
@@ -178,35 +190,70 @@ def measure(
         ids: calibration text [rows, T], of which the first MEASURED_TOKENS tokens are used.
         only: which matrices, by name, are measured.
         executor: where the tasks run; each is one piece.
-        progress: told about pieces.
+        progress: told about candidates.
+        journal: what it holds is not measured again, and what is measured is added.
     """
     ids = ids[: max(1, MEASURED_TOKENS // ids.shape[1])]
     with torch.inference_mode():
         target = dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)  # [tokens, V]
     shapes = {name: form.shape for name, form in dense.matrices().items() if only(name)}
     cut = [piece for name, shape in shapes.items() for piece in pieces(name, shape)]
-    task = partial(_measure_piece, dense, ids=ids, target=target)
-    measured = executor.map(task, cut, [statistics.get(piece.matrix) for piece in cut])
-    found = progress(measured, label="Measuring matrices", total=len(cut))
-    return {piece.name: choices for piece, choices in zip(cut, found, strict=True)}
+    found = {piece.name: _remembered(piece, journal) for piece in cut}
+    left = [piece for piece in cut if not found[piece.name]]
+    if journal is not None and len(left) < len(cut):
+        journal.echo(f"resumes: {len(cut) - len(left)} of {len(cut)} pieces were measured before")
+    task = partial(_measure_piece if executor.in_process else _measure_whole_piece, dense, ids=ids, target=target)
+    measured = zip(left, executor.map(task, left, [statistics.get(piece.matrix) for piece in left]), strict=True)
+    total = sum(len(candidates(piece.matrix, piece.shape_in(shapes[piece.matrix]))) for piece in left)
+    for choice in progress(_flowing(measured, journal), label="Measuring matrices", total=total):
+        found[choice.piece.name].append(choice)
+    return found
+
+
+def _remembered(piece: Piece, journal: Journal | None) -> list[Choice]:
+    """Return the candidates that a journal holds of a piece, or none."""
+    rows = journal.read(piece.file_name) if journal is not None else None
+    return [Choice(piece, row["method"], row["options"], form.num_bytes, row["kl"], form) for row, form in rows or ()]
+
+
+def _flowing(measured: Iterable[tuple[Piece, Iterable[Choice]]], journal: Journal | None) -> Iterator[Choice]:
+    """Yield every candidate as it is measured; whole pieces go into the journal."""
+    for piece, choices in measured:
+        rows = []
+        for choice in choices:
+            rows.append(({"method": choice.method, "options": dict(choice.options), "kl": choice.kl}, choice.form))
+            yield choice
+        if journal is not None:
+            journal.write(piece.file_name, rows)
+
+
+def identity(dense: GPT2, ids: Tensor) -> str:
+    """Return the digest of all that decides about what is measured, for a journal."""
+    shapes = {name: form.shape for name, form in dense.matrices().items()}
+    tried = {p.name: candidates(name, p.shape_in(shape)) for name, shape in shapes.items() for p in pieces(name, shape)}
+    versions = {"ttgpt": __version__, "torch": torch.__version__}
+    return checkpoint.digest(dense, ids, {"tried": tried, "tokens": MEASURED_TOKENS, "versions": versions})
+
+
+def _measure_whole_piece(
+    dense: GPT2, piece: Piece, statistics: Statistics | None, ids: Tensor, target: Tensor
+) -> list[Choice]:
+    return list(_measure_piece(dense, piece, statistics, ids, target))
 
 
 @torch.inference_mode()
 def _measure_piece(
     dense: GPT2, piece: Piece, statistics: Statistics | None, ids: Tensor, target: Tensor
-) -> list[Choice]:
+) -> Iterator[Choice]:
+    """Yield the candidates of a piece."""
     weight = dense.matrices()[piece.matrix].dense()
     part = weight[piece.rows]
     if statistics is not None and statistics.row_weights is not None:
         statistics = replace(statistics, row_weights=statistics.row_weights[piece.rows])
-    found = []
     for method, options in candidates(piece.matrix, (part.shape[0], part.shape[1])):
         form = METHODS[method].compress(part, METHODS[method].config(**options), statistics, silent)
         replaced = torch.cat([weight[: piece.rows.start], form.dense(), weight[piece.rows.stop :]])
-        found.append(
-            Choice(piece, method, options, form.num_bytes, _kl(dense, piece.matrix, replaced, ids, target), form)
-        )
-    return found
+        yield Choice(piece, method, options, form.num_bytes, _kl(dense, piece.matrix, replaced, ids, target), form)
 
 
 def _kl(dense: GPT2, name: str, matrix: Tensor, ids: Tensor, target: Tensor) -> float:

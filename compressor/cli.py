@@ -5,22 +5,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from compressor import __version__
 from compressor.budget import PRESETS
 from compressor.budget import Config as Budget
+from compressor.display import bar
 from compressor.executor import EXECUTORS, Executor
 from compressor.methods import METHODS
-
-T = TypeVar("T")
+from compressor.run_folder import claimed, require_files, require_space, require_writable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -42,7 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         code = _fail(error.format_message())
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        code = _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except ValueError as error:
         code = _fail(str(error))
     except (typer.Abort, KeyboardInterrupt):
         code = 130
@@ -54,10 +55,8 @@ def _fail(message: str) -> int:
     return 2
 
 
-def bar(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
-    """Draw a progress bar on stderr, or nothing where that is not a terminal."""
-    console = Console(stderr=True)
-    return track(items, description=label, total=total, console=console, disable=not console.is_terminal)
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _version(value: bool) -> None:
@@ -154,20 +153,31 @@ def compress(
         plan, heal_minutes = _budget(sizes, target or "all", heal_tokens, heal_minutes)
     tasks = Executor(kind=executor, workers=workers)
     healing = Healing(config=heal.Config(tokens=heal_tokens or 0), minutes=heal_minutes, folder=heal_folder)
+    limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
+    require_files("text", [text or VALIDATION_TEXT])
+    require_files("calibration text", calibration_text or ())
     artifact.refuse_existing(out, force)
+    if heal_folder is not None:
+        if not healing.wanted and preset is None:
+            raise ValueError("heal_folder does not go without heal_tokens or heal_minutes")
+        require_writable("heal_folder", heal_folder)
     keep_freed_memory()
-    manifest = build(
-        huggingface.load(model),
-        plan,
-        out,
-        healing=healing,
-        text=text or VALIDATION_TEXT,
-        calibration_texts=calibration_text or (),
-        memory_limit=None if memory_limit is None else _bytes("memory_limit", memory_limit),
-        force=force,
-        executor=tasks,
-        progress=bar,
-    )
+    with claimed(out) as run:
+        artifact.refuse_existing(out, force)  # which a run that has just ended may have made
+        manifest = build(
+            huggingface.load(model),
+            plan,
+            out,
+            healing=healing,
+            text=text or VALIDATION_TEXT,
+            calibration_texts=calibration_text or (),
+            memory_limit=limit,
+            force=force,
+            executor=tasks,
+            progress=bar,
+            run=run,
+            echo=_say,
+        )
     _print_plan(manifest.provenance.config.get("plan", []))
     smaller = manifest.dense_bytes / manifest.weight_bytes
     print(
@@ -341,6 +351,9 @@ def dashboard(
 
     if png.exists() and not force:
         raise ValueError(f"png: {png} exists; choose another name or add --force")
+    if png.is_dir():
+        raise ValueError(f"png: {png} is a folder")
+    require_writable("png", png.parent)
     live.draw(live.read(live.fetch(url)), png)
 
 
@@ -352,8 +365,11 @@ def export(
     """Write an artefact as a dense fp32 checkpoint that transformers and lm-eval load."""
     from compressor import artifact, huggingface
 
-    loaded = artifact.read(folder)
-    huggingface.export(loaded.model, loaded.tokenizer_json, out)
+    huggingface.refuse_existing(out)
+    with claimed(out) as run:
+        loaded = artifact.read(folder)
+        require_space("out", run, loaded.manifest.dense_bytes)
+        huggingface.export(loaded.model, loaded.tokenizer_json, out)
 
 
 @app.command("lm-eval-task")
@@ -365,7 +381,9 @@ def lm_eval_task(
     from compressor import lm_eval_tasks
     from compressor.compress import VALIDATION_TEXT
 
-    print(lm_eval_tasks.write(text or VALIDATION_TEXT, out))
+    lm_eval_tasks.refuse_existing(out)
+    with claimed(out):
+        print(lm_eval_tasks.write(text or VALIDATION_TEXT, out))
 
 
 @app.command()
@@ -387,17 +405,18 @@ def pretrain(
     from compressor.pretraining.config import SHIPPED, read_config
     from compressor.pretraining.display import shown
 
+    limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
     keep_freed_memory()
     manifest = build.pretrain(
         read_config(SHIPPED.get(config, Path(config))),
         text,
         out,
         validation=validation,
-        memory_limit=None if memory_limit is None else _bytes("memory_limit", memory_limit),
+        memory_limit=limit,
         force=force,
         progress=bar,
         watch=shown,
-        echo=lambda message: print(message, file=sys.stderr),
+        echo=_say,
     )
     run, quality = manifest.provenance.config, manifest.quality
     speed = f"{run['tokens_per_second']:,} tokens/s"
@@ -425,7 +444,8 @@ def vocab_set(folder: Folder, token: TokenText, like: LikeText = None, vector: V
     """Give an existing token another vector."""
     from compressor.vocab import set_token
 
-    _print_edit(folder, token, set_token(folder, token, like=like, vector=vector))
+    with claimed(folder.resolve(), "folder"):
+        _print_edit(folder, token, set_token(folder, token, like=like, vector=vector))
 
 
 @vocab.command("add")
@@ -433,7 +453,8 @@ def vocab_add(folder: Folder, token: TokenText, like: LikeText = None, vector: V
     """Add a token to the tokenizer, the embedding and the head."""
     from compressor.vocab import add_token
 
-    _print_edit(folder, token, add_token(folder, token, like=like, vector=vector))
+    with claimed(folder.resolve(), "folder"):
+        _print_edit(folder, token, add_token(folder, token, like=like, vector=vector))
 
 
 def _print_edit(folder: Path, token: str, edited: Any) -> None:
@@ -455,10 +476,11 @@ def compare(
     workers: Workers = None,
 ) -> None:
     """Run the experiments that have no result yet and refresh the tables in the README."""
-    from compressor.compare import refresh_readme, run_missing
+    from compressor.compare import check, refresh_readme, run_missing
     from compressor.memory import keep_freed_memory
 
     tasks = Executor(kind=executor, workers=workers)
+    check(readme, books)
     keep_freed_memory()
     for name in run_missing(books=books, rerun=rerun, executor=tasks, progress=bar):
         print(f"ran {name}")

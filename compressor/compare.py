@@ -12,10 +12,11 @@ from typing import Any
 from compressor import durable
 from compressor.compress import Recipe
 from compressor.executor import HERE, Executor
-from compressor.experiment import RESULTS, Experiment, Workbench, experiments, result_of
+from compressor.experiment import RESULTS, TRAIN, VALID, Experiment, Workbench, experiments, result_of
 from compressor.plot import Point, draw
 from compressor.pretraining import report as pretraining
 from compressor.progress import Progress, silent
+from compressor.run_folder import require_files, require_writable
 
 PLOT = RESULTS / "footprint.svg"
 TENSORGPT_RANKS = (1, 2, 3, 4)
@@ -44,6 +45,19 @@ def run_missing(
         written = json.dumps(result, indent=2, sort_keys=True) + "\n"
         durable.write(RESULTS / f"{experiment.name}.json", written.encode())
         yield experiment.name
+
+
+def check(readme: Path, books: Path | None) -> None:
+    """Refuse at once what would fail when all experiments have run; raises ValueError."""
+    require_files("readme", [readme])
+    require_writable("readme", readme.parent)
+    text = readme.read_text()
+    for name in BLOCKS:
+        with_block(text, name, "")
+    if books is not None:
+        require_files("books", [books / TRAIN, books / VALID])
+    elif late := [e.name for e in experiments() if e.books and not _is_whole(e)]:
+        raise ValueError(f"books: experiment {late[0]} has no up-to-date result and needs them (--books DIR)")
 
 
 def _is_whole(experiment: Experiment) -> bool:

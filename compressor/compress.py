@@ -16,14 +16,17 @@ from compressor import artifact, budget, heal, huggingface, paths
 from compressor.artifact import Manifest, Provenance, Quality
 from compressor.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.codecs import FloatCodec, codec_named
+from compressor.errors import check_range
 from compressor.evaluate import Text, evaluate, golden, read_text
 from compressor.executor import HERE, Executor
 from compressor.formats import Format
 from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
+from compressor.journal import Journal
 from compressor.methods import METHODS, quantize
 from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Echo, Progress, silent, unheard
+from compressor.run_folder import require_space
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
@@ -140,6 +143,10 @@ class Healing:
     minutes: float | None = None
     folder: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.minutes:
+            check_range("heal_minutes", self.minutes, 0.01, 10**6)
+
     @property
     def wanted(self) -> bool:
         """Whether there is anything to do."""
@@ -163,8 +170,19 @@ def make_within(
     *,
     calibration: Tensor | None = None,
     executor: Executor = HERE,
+    run: Path | None = None,
+    echo: Echo = unheard,
 ) -> Made:
     """Return the best model that a byte budget buys.
+
+    Args:
+        checkpoint: the dense model.
+        config: the budget.
+        progress: told of every long step.
+        calibration: text [rows, T]; by default the model writes it itself.
+        executor: where candidates are measured.
+        run: folder in which what was measured is kept, and looked for.
+        echo: told what a user should know.
 
     Raises:
         ValueError: if the budget is too small for any choice.
@@ -173,7 +191,10 @@ def make_within(
     ids = _text_or_sample(dense, calibration, progress)
     statistics = collect(dense, ids, progress)
     wanted = partial(is_target, target=config.target)
-    measured = budget.measure(dense, statistics, ids, only=wanted, executor=executor, progress=progress)
+    journal = None if run is None else Journal(run, budget.identity(dense, ids), echo)
+    measured = budget.measure(
+        dense, statistics, ids, only=wanted, executor=executor, progress=progress, journal=journal
+    )
     return spent(checkpoint, config, measured, ids)
 
 
@@ -277,7 +298,7 @@ def seal(
     checkpoint: Checkpoint,
     out: Path,
     *,
-    text: Path = VALIDATION_TEXT,
+    text: Text,
     force: bool = False,
     build_seconds: float = 0.0,
     progress: Progress = silent,
@@ -320,6 +341,8 @@ def build(
     force: bool = False,
     executor: Executor = HERE,
     progress: Progress = silent,
+    run: Path | None = None,
+    echo: Echo = unheard,
 ) -> Manifest:
     """Compress, heal, measure and write an artefact to `out`.
 
@@ -334,9 +357,11 @@ def build(
         force: replace an artefact in `out`.
         executor: where a budget's measurements run.
         progress: told of every long step.
+        run: folder in which what a budget has measured is kept until the artefact is there, see `run_folder`.
+        echo: told what a user should know.
 
     Raises:
-        ValueError: if an option is illegal.
+        ValueError: if an option is illegal or a text will not do; all of that before the first long step.
         ArtifactError: if `out` exists and `force` is not set.
     """
     artifact.refuse_existing(out, force)
@@ -347,25 +372,79 @@ def build(
     def read(tokens: int) -> Tensor:
         return read_ids(calibration_texts, tokenizer, context=context, tokens=tokens)
 
+    judged = read_text(text, tokenizer)
     calibration = read(DEFAULT_TOKENS) if calibration_texts else None
+    _check(checkpoint, plan, healing or Healing(), read if calibration_texts else None)
+    if run is not None:
+        require_space("out", run, estimated_bytes(checkpoint, plan))
     if isinstance(plan, Recipe):
         made = make(checkpoint, plan, progress, calibration=calibration)
         uses_text = METHODS[plan.method].calibrated
     else:
-        made = make_within(checkpoint, plan, progress, calibration=calibration, executor=executor)
+        made = make_within(checkpoint, plan, progress, calibration=calibration, executor=executor, run=run, echo=echo)
         uses_text = True
     if healing is not None and healing.wanted:
-        made = healed(made, checkpoint, healing, read if calibration_texts else None, progress)
+        made = healed(made, checkpoint, healing, read if calibration_texts else None, progress, echo=echo)
         uses_text = True
     if uses_text:
         source = [path.name for path in calibration_texts] or "sampled from the model"
         made = replace(made, settings=made.settings | {"calibration": source})
     made = replace(made, model=paths.measured(made.model, memory_limit))
     seconds = round(time.perf_counter() - started, 1)
-    return seal(made, checkpoint, out, text=text, force=force, build_seconds=seconds, progress=progress)
+    manifest = seal(made, checkpoint, out, text=judged, force=force, build_seconds=seconds, progress=progress)
+    if run is not None:
+        Journal.clear(run)
+    return manifest
 
 
-def measure(model: GPT2, checkpoint: Checkpoint, text: Path, progress: Progress = silent) -> Quality:
-    """Return the quality of `model` against the checkpoint on a text file."""
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
-    return evaluate(model.prepared(), checkpoint.model.prepared(), read_text(text, tokenizer), progress)
+def _check(
+    checkpoint: Checkpoint, plan: Recipe | budget.Config, healing: Healing, read: Callable[[int], Tensor] | None
+) -> None:
+    """Refuse at once what would fail after hours; raises ValueError."""
+    model = checkpoint.model
+    if isinstance(plan, Recipe):
+        method = METHODS[plan.method]
+        options = method.config(**plan.options)
+        for name, form in model.matrices().items():
+            if is_target(name, plan.target or method.target):
+                options.check(form.shape, model.config.n_head)
+    if not healing.wanted:
+        return
+    if isinstance(plan, Recipe) and METHODS[plan.method].target == "none" and plan.rest is None:
+        raise ValueError(f"healing does not go with {plan.method}, which changes nothing; leave one of them out")
+    config = replace(healing.config, context=min(healing.config.context, model.config.n_positions))
+    if read is not None:
+        heal.check_text(read(config.least_tokens), config)
+    if healing.folder is not None:
+        trained = sum(vector.numel() for vector in model.vectors().values())
+        trained += sum(form.out_features * form.in_features for form in model.matrices().values())
+        require_space("heal_folder", healing.folder, heal.CHECKPOINT_BYTES * trained)
+
+
+def estimated_bytes(checkpoint: Checkpoint, plan: Recipe | budget.Config) -> int:
+    """Return about how many bytes a run writes: the artefact, and what a budget keeps until that is there."""
+    model = checkpoint.model
+    vectors = 4 * sum(vector.numel() for vector in model.vectors().values())
+    if not isinstance(plan, Recipe):
+        targets = {name: form for name, form in model.matrices().items() if is_target(name, plan.target)}
+        dense = sum(4 * form.out_features * form.in_features for form in targets.values())
+        others = sum(form.num_bytes for name, form in model.matrices().items() if name not in targets)
+        # No candidate takes more than int8, and all of them together take about as much as fp32.
+        bought = min(plan.size_bytes or dense, dense // 4, int(dense / (plan.ratio or 1)))
+        return dense + bought + others + vectors
+    method = METHODS[plan.method]
+    codec = getattr(method.config(**plan.options), "codec", None)
+    total = vectors
+    for name, form in model.matrices().items():
+        wanted = codec if is_target(name, plan.target or method.target) else plan.rest
+        total += form.num_bytes if wanted is None else _stored_bytes(wanted, form.shape)
+    return total
+
+
+def _stored_bytes(codec: str, shape: tuple[int, int]) -> int:
+    return sum(math.prod(part.shape) * part.dtype.itemsize for part in codec_named(codec).layout(shape).values())
+
+
+def measure(model: GPT2, checkpoint: Checkpoint, text: Text, progress: Progress = silent) -> Quality:
+    """Return the quality of `model` against the checkpoint on a text."""
+    return evaluate(model.prepared(), checkpoint.model.prepared(), text, progress)

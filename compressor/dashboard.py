@@ -1,6 +1,5 @@
 """Footprint against quality, drawn from the metrics of a running service."""
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from compressor import durable
 from compressor.plot import frontier
 
 COMPONENTS = ("wte", "wpe", "attn", "mlp", "norm")
@@ -156,12 +156,8 @@ def draw(snapshot: Snapshot, path: Path) -> None:
     _memory(axes["memory"], snapshot)
     _cost(axes["cost"], snapshot.models)
     figure.suptitle("Footprint vs quality, as the service reports it")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=100)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with durable.replacing(path) as new:
+        figure.savefig(new, format=path.suffix.removeprefix(".") or "png", dpi=100)
 
 
 def _points(axes: Any, models: dict[str, Model]) -> None:

@@ -1,18 +1,18 @@
-"""Where independent tasks run: in this process, in local processes, or on a Ray cluster; all by joblib."""
+"""Where independent tasks run: in this process, in local processes, or on a Ray cluster; the others by joblib."""
 
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any, TypeVar
 
-import joblib
 import torch
 from joblib import Parallel, delayed
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 
 from compressor.errors import check_range
 from compressor.memory import keep_freed_memory
@@ -21,6 +21,7 @@ R = TypeVar("R")
 
 EXECUTORS = ("local", "ray")
 MAX_WORKERS = 256
+WATCH_SECONDS = 0.5  # between a worker's looks at its parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +70,38 @@ class Executor:
 
 
 HERE = Executor()
+_function: Callable[..., Any]  # of a worker process
 
 
 def _in_processes(function: Callable[..., R], tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[R]:
     threads = max(1, torch.get_num_threads() // (workers or 1))
-    with TemporaryDirectory() as folder:
-        stored = Path(folder) / "function"
-        joblib.dump(function, stored)
-        calls = (delayed(_call)(partial(joblib.load, stored), threads, task) for task in tasks)
-        yield from Parallel(n_jobs=workers, return_as="generator")(calls)
+    # The function goes to each worker through a pipe as it starts, so that no file of it can be left.
+    pool = ProcessPoolExecutor(
+        workers, initializer=_begin, initargs=(function, os.getpid()), env={"OMP_NUM_THREADS": str(threads)}
+    )
+    try:
+        yield from pool.map(partial(_call, _begun, threads), tasks)
+    except BrokenProcessPool as error:
+        raise ValueError("workers: one has died, perhaps for want of memory; give fewer --workers") from error
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def _begin(function: Callable[..., Any], parent: int) -> None:
+    """Prepare a worker process: keep what it is to do, and end it with its parent, whatever that one dies of."""
+    global _function
+    _function = function
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _begun() -> Callable[..., Any]:
+    return _function
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
 
 
 def _on_ray(function: Callable[..., R], tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[R]:

@@ -21,7 +21,7 @@ from compressor.artifact import measure_bytes
 from compressor.calibrate import collect, sample_text
 from compressor.compress import HEALING_TOKENS, VALIDATION_TEXT, Healing, Made, Recipe
 from compressor.corpus import Corpus, read_corpus, read_packed_text
-from compressor.evaluate import GOLDEN_PROMPT, evaluate
+from compressor.evaluate import GOLDEN_PROMPT, evaluate, read_text
 from compressor.executor import HERE, Executor
 from compressor.generate import generate
 from compressor.gpt2 import GPT2
@@ -183,7 +183,9 @@ class Workbench:
             shutil.rmtree(healing_folder(experiment), ignore_errors=True)
         made = self._healed(experiment, self._untied(experiment, self._made(experiment)))
         sizes = measure_bytes(made.model, made.vector_codec)
-        quality = compress.measure(made.model, self.checkpoint, VALIDATION_TEXT, self.progress)
+        quality = compress.measure(
+            made.model, self.checkpoint, read_text(VALIDATION_TEXT, self.tokenizer), self.progress
+        )
         tasks = accuracy(made.model.prepared(), VALIDATION_TEXT.read_text(), self.tokenizer, self.progress)
         result = {
             "inputs": experiment.inputs(),

@@ -27,6 +27,7 @@ SELECTION_ROWS = 64
 CHECKPOINT = "healing-{identity:.16}.safetensors"  # so that the runs of a folder do not meet
 TIMED_STEPS = 4
 PRECISIONS = ("auto", "fp32", "bf16")
+CHECKPOINT_BYTES = 16  # per value: itself, the best one, and two moments
 SMALLEST_RMS = 1e-4  # a tensor of zeros must be able to leave them
 
 
@@ -79,6 +80,11 @@ class Config:
     def steps(self) -> int:
         """How many optimiser steps `tokens` are worth."""
         return self.tokens // (self.batch * self.context)
+
+    @property
+    def least_tokens(self) -> int:
+        """How many tokens a text must have, with those that are held back."""
+        return (self.batch + self.batch // 9 + 1) * self.context
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, as a share of `learning_rate`."""
@@ -151,6 +157,11 @@ def heal(
             if training.stale >= config.patience:
                 break
     return training.outcome(model, frozen)
+
+
+def check_text(text: Tensor, config: Config) -> None:
+    """Refuse a text [...] that is too short to train and select on; raises ValueError."""
+    _split(_rows(text, config), None, config)
 
 
 def tokens_in(model: GPT2, dense: GPT2, config: Config) -> int:
@@ -363,8 +374,7 @@ def _split(rows: Tensor, held_back: Tensor | None, config: Config) -> tuple[Tens
         held = min(SELECTION_ROWS, max(1, len(rows) // 10))
         rows, held_back = rows[:-held], rows[-held:]
     if len(rows) < config.batch or not len(held_back):
-        need = (config.batch + config.batch // 9 + 1) * config.context
-        raise ValueError(f"text must have at least {need} tokens for batch = {config.batch}")
+        raise ValueError(f"text must have at least {config.least_tokens} tokens to heal on for batch = {config.batch}")
     return rows, held_back[:SELECTION_ROWS]
 
 

@@ -61,13 +61,12 @@ def load(model: str) -> Checkpoint:
 
 
 def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
-    """Write `model`, decoded to dense fp32, as a checkpoint that `transformers` loads.
+    """Write `model`, decoded to dense fp32, as a checkpoint that `transformers` loads; all of it or nothing.
 
     Raises:
         CheckpointError: if `folder` exists.
     """
-    if folder.exists():
-        raise CheckpointError(f"out: {folder} exists already; choose another folder")
+    refuse_existing(folder)
     tensors = {f"transformer.{name}": vector.contiguous() for name, vector in model.vectors().items()}
     for name, form in model.matrices().items():
         dense = form.dense()
@@ -90,6 +89,12 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (new / "tokenizer_config.json").write_bytes(tokenizer_config(tokenizer, c))
         (new / "tokenizer.json").write_bytes(tokenizer_json)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise CheckpointError if a folder to be made is there already."""
+    if folder.exists():
+        raise CheckpointError(f"out: {folder} exists already; choose another folder")
 
 
 def _locate(model: str) -> Path:

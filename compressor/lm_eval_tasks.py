@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from compressor import durable
 from compressor.errors import check_range
 from compressor.evaluate import read_utf8
 from compressor.tasks import passages
@@ -24,21 +25,28 @@ def write(text: Path, folder: Path) -> str:
     Raises:
         ValueError: if `folder` exists, or the text cannot be read or has no passage.
     """
-    if folder.exists():
-        raise ValueError(f"out: {folder} exists already; choose another folder")
+    refuse_existing(folder)
     whole = read_utf8(text)
     asked = [{"context": beginning, "target": last} for beginning, last in passages(whole)]
     check_range("text: number of passages", len(asked), 1, 10**9)
-    folder.mkdir(parents=True)
     per_byte = [_metric("byte_perplexity", "weighted_perplexity"), _metric("bits_per_byte", "bits_per_byte")]
     per_byte.append(_metric("word_perplexity", "weighted_perplexity"))
-    _write_task(folder, TEXT, "loglikelihood_rolling", [{"context": "", "target": whole}], per_byte)
     per_passage = [_metric("acc", "mean", more_is_better=True), _metric("perplexity", "perplexity")]
-    _write_task(folder, LAST_WORD, "loglikelihood", asked, per_passage)
+    with durable.replacing(folder) as new:
+        new.mkdir()
+        place = folder.resolve()
+        _write_task(new, place, TEXT, "loglikelihood_rolling", [{"context": "", "target": whole}], per_byte)
+        _write_task(new, place, LAST_WORD, "loglikelihood", asked, per_passage)
     return (
         f"lm_eval --include_path {shlex.quote(str(folder))} --tasks {TEXT},{LAST_WORD} "
         "--model hf --model_args pretrained=DIR,dtype=float32 --device cpu"
     )
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise ValueError if a folder to be made is there already."""
+    if folder.exists():
+        raise ValueError(f"out: {folder} exists already; choose another folder")
 
 
 def _metric(name: str, aggregation: str, *, more_is_better: bool = False) -> dict[str, Any]:
@@ -46,18 +54,19 @@ def _metric(name: str, aggregation: str, *, more_is_better: bool = False) -> dic
 
 
 def _write_task(
-    folder: Path, name: str, kind: str, documents: list[dict[str, str]], metrics: list[dict[str, Any]]
+    new: Path, place: Path, name: str, kind: str, documents: list[dict[str, str]], metrics: list[dict[str, Any]]
 ) -> None:
-    data = folder / f"{name}.jsonl"
+    """Write a task to the folder `new`, which is going to be at `place`."""
+    data = new / f"{name}.jsonl"
     data.write_text("".join(json.dumps(document) + "\n" for document in documents))
     task = {
         "task": name,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
+        "dataset_kwargs": {"data_files": {"test": str(place / data.name)}},
         "test_split": "test",
         "output_type": kind,
         "doc_to_text": "{{context}}",
         "doc_to_target": "{{target}}",
         "metric_list": metrics,
     }
-    (folder / f"{name}.yaml").write_text(json.dumps(task, indent=2) + "\n")  # JSON is YAML
+    (new / f"{name}.yaml").write_text(json.dumps(task, indent=2) + "\n")  # JSON is YAML

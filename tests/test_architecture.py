@@ -11,7 +11,20 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"dashboard", "durable", "errors", "files", "kv_cache", "memory", "plot", "progress", "shapes", "threads"},
+    {
+        "dashboard",
+        "display",
+        "durable",
+        "errors",
+        "files",
+        "kv_cache",
+        "memory",
+        "plot",
+        "progress",
+        "run_folder",
+        "shapes",
+        "threads",
+    },
     {"_kernels"},
     {"native"},
     {"codecs", "executor", "tensor_file"},
@@ -19,7 +32,7 @@ LAYERS = [
     {"gpt2"},
     {"tokenizer_config"},
     {"methods", "artifact", "checkpoint", "generate", "paths"},
-    {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
+    {"huggingface", "evaluate", "calibrate", "heal", "journal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},
     {"compress", "vocab"},
     {"experiment"},

@@ -59,6 +59,9 @@ def needed(statistics: Statistics | None, method: str) -> Statistics:
 class Config:
     """Options of a method, checked in __post_init__. This one has none."""
 
+    def check(self, shape: tuple[int, int], heads: int) -> None:
+        """Refuse options that do not suit a matrix [out, in] of a model with so many heads; raises ValueError."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig(Config):
@@ -88,6 +91,9 @@ class RankConfig(CodecConfig):
         super().__post_init__()
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, not {self.rank}")
+
+    def check(self, shape: tuple[int, int], heads: int) -> None:
+        check_range("rank", self.rank, 1, min(shape))
 
 
 @dataclass(frozen=True, kw_only=True)

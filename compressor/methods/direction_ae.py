@@ -51,6 +51,9 @@ class Config(CodecConfig):
                 raise ValueError(f"{field} must be at least 1, not {value}")
         check_range("ratio", self.ratio, 1, 1e6)
 
+    def check(self, shape: tuple[int, int], heads: int) -> None:
+        check_range("rank", self.rank or 1, 1, min(shape))
+
 
 @dataclass(frozen=True)
 class Autoencoder:

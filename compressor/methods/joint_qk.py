@@ -43,6 +43,16 @@ class Config(WhitenedConfig):
         if self.heads is not None and self.heads < 1:
             raise ValueError(f"heads must be at least 1, not {self.heads}")
 
+    def check(self, shape: tuple[int, int], heads: int) -> None:
+        width = shape[1]
+        if shape[0] != 3 * width:
+            raise ValueError(f"target must be qkv for joint_qk: q, k and v fused, [3 D, D], not {list(shape)}")
+        if self.heads not in (None, heads):
+            raise ValueError(f"heads must be {heads} as in the model, not {self.heads}")
+        if width % heads:
+            raise ValueError(f"heads must divide D = {width}, not be {heads}")
+        check_range("rank", self.rank, 1, width // heads)
+
 
 def compress(
     weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
@@ -56,10 +66,9 @@ def compress(
         ValueError: if the matrix is not fused, the heads are unknown or do not divide D, or the rank is too large.
     """
     width = weight.shape[1]
-    if weight.shape[0] != 3 * width:
-        raise ValueError(f"target must be qkv for joint_qk: q, k and v fused, [3 D, D], not {list(weight.shape)}")
-    size = width // _heads(config, statistics, width)  # D / H
-    check_range("rank", config.rank, 1, size)
+    heads = _heads(config, statistics)
+    config.check((weight.shape[0], width), heads)
+    size = width // heads  # D / H
     if config.rank * (size + width) >= size * width:
         return Dense.of(weight, config.codec)
     root = torch.eye(width).double() if statistics is None else root_of(statistics.second_moment, config.damping)
@@ -85,13 +94,8 @@ def joint_factors(query: Tensor, key: Tensor, rank: int, root: Tensor) -> tuple[
     return balanced(v, u.T @ query), balanced(u, v.T @ key)
 
 
-def _heads(config: Config, statistics: Statistics | None, width: int) -> int:
-    own = None if statistics is None else statistics.heads
-    heads = config.heads or own
+def _heads(config: Config, statistics: Statistics | None) -> int:
+    heads = (statistics.heads if statistics is not None else None) or config.heads
     if heads is None:
         raise ValueError("heads must be given: how many q, k and v each are made of")
-    if own is not None and heads != own:
-        raise ValueError(f"heads must be {own} as in the model, not {heads}")
-    if width % heads:
-        raise ValueError(f"heads must divide D = {width}, not be {heads}")
     return heads

@@ -43,6 +43,10 @@ class Config(WhitenedConfig):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} must be at least 1, not {value}")
 
+    def check(self, shape: tuple[int, int], heads: int) -> None:
+        super().check(shape, heads)
+        check_range("kept", self.kept, 1, shape[1])
+
 
 def compress(
     weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent

@@ -33,6 +33,9 @@ class Config(RankConfig):
     rank: int = 2
     padded: bool = True
 
+    def check(self, shape: tuple[int, int], heads: int) -> None:
+        pass  # the rank is a cap
+
 
 def compress(
     weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent

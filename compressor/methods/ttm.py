@@ -44,6 +44,9 @@ class Config(RankConfig):
             raise ValueError(f"modes must be one of {', '.join(MODES)}, not {self.modes!r}")
         check_range("order", self.order, 1, 12)
 
+    def check(self, shape: tuple[int, int], heads: int) -> None:
+        pass  # the rank is a cap
+
 
 def compress(
     weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent

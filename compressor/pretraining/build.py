@@ -1,7 +1,5 @@
 """From a config and text files to an artefact that is served."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,10 +9,11 @@ from compressor import artifact, checkpoint, paths
 from compressor.artifact import Manifest, Provenance, Source
 from compressor.evaluate import evaluate, golden
 from compressor.pretraining.config import Config
-from compressor.pretraining.model import parameter_count, sealed
+from compressor.pretraining.model import drawn, parameter_count, sealed
 from compressor.pretraining.text import Corpus, read_corpus
-from compressor.pretraining.training import CHECKPOINT, Training
+from compressor.pretraining.training import CHECKPOINT, CHECKPOINT_BYTES, Training
 from compressor.progress import Echo, Progress, silent
+from compressor.run_folder import claimed, require_space
 
 METHOD = "pretrain"
 Watch = Callable[[Training], Iterable[float]]
@@ -34,7 +33,7 @@ def pretrain(
 ) -> Manifest:
     """Train on text files and write an artefact to `out`; a run that was interrupted goes on from its checkpoint.
 
-    Checkpoints are in a folder beside `out`, with ".run" behind its name, which is removed in the end.
+    Checkpoints are in the run folder of `out`, which is removed in the end.
 
     Args:
         config: what to train.
@@ -52,33 +51,26 @@ def pretrain(
         ArtifactError: if `out` exists and `force` is not set.
     """
     artifact.refuse_existing(out, force)
-    folder = run_folder(out)
-    remembered = checkpoint.metadata(folder / CHECKPOINT).get("tokenizer") if config.tokenizer is None else None
-    corpus = read_corpus(config, texts, validation, tokenizer_json=remembered, progress=progress)
-    _make_writable(folder)
-    training = Training(config, corpus, folder, echo)
-    if training.step:
-        echo(f"goes on from the checkpoint in {folder}: {training.tokens:,} tokens are done")
-    for _ in watch(training):
-        pass
-    manifest = _seal(training, corpus, out, memory_limit, force, progress)
-    shutil.rmtree(folder, ignore_errors=True)
+    with claimed(out) as folder:
+        artifact.refuse_existing(out, force)  # which a run that has just ended may have made
+        _check_space(config, folder)
+        remembered = checkpoint.metadata(folder / CHECKPOINT).get("tokenizer") if config.tokenizer is None else None
+        corpus = read_corpus(config, texts, validation, tokenizer_json=remembered, progress=progress)
+        training = Training(config, corpus, folder, echo)
+        if training.step:
+            echo(f"goes on from the checkpoint in {folder}: {training.tokens:,} tokens are done")
+        for _ in watch(training):
+            pass
+        manifest = _seal(training, corpus, out, memory_limit, force, progress)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
     return manifest
 
 
-def run_folder(out: Path) -> Path:
-    """Return the folder of checkpoints for an artefact's folder."""
-    return out.parent / f"{out.name}.run"
-
-
-def _make_writable(folder: Path) -> None:
-    """Make the folder and try it, so that hours of training do not end in an error."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder}: {error.strerror}") from error
+def _check_space(config: Config, folder: Path) -> None:
+    """Refuse a disk on which two checkpoints, of which one replaces the other, and the artefact have no room."""
+    last = folder / CHECKPOINT
+    have = last.stat().st_size if last.is_file() else 0
+    require_space("out", folder, (2 * CHECKPOINT_BYTES + 4) * parameter_count(drawn(config)) - have)
 
 
 def _seal(

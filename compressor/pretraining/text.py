@@ -59,6 +59,7 @@ def read_corpus(
         ValueError: if a file cannot be read, is empty or too short, or the tokenizer does not match.
     """
     contents = [_read(path) for path in files_of(texts)]
+    held_out_text = None if validation is None else _read(validation)
     documents = [part for content in contents for part in content.split(END_OF_TEXT) if part.strip()]
     if not documents:
         raise ValueError(f"text: {', '.join(map(str, texts)) or 'no file'}: there is nothing but white space")
@@ -70,13 +71,13 @@ def read_corpus(
         tokenizer = trained_tokenizer(documents, config.model.vocab_size)
     dtype = torch.uint16 if config.model.vocab_size <= 1 << 16 else torch.int32
     ids = torch.cat([part.to(dtype) for part in _encoded(tokenizer, documents, progress)])
-    if validation is None:
+    if validation is None or held_out_text is None:
         cut = len(ids) - max(int(HELD_OUT * len(ids)), config.model.n_positions + 1)
         ids, rest = ids[: max(cut, 0)], ids[max(cut, 0) :].long()
         data = tokenizer.decode(rest.tolist(), skip_special_tokens=False).encode()
         held_out = Text("end of the training text", hashlib.sha256(data).hexdigest(), len(data), rest)
     else:
-        held_out = _validation(validation, tokenizer)
+        held_out = _validation(validation, held_out_text, tokenizer)
     longest = max(phase.context for phase in config.phases)
     need = max(longest, config.batch_tokens) + 1
     if len(ids) < need:
@@ -150,7 +151,7 @@ def trained_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
 
 def read_validation(config: Config, path: Path) -> Text:
     """Return a text in the tokens of the config's tokenizer, which must be a given one; raises ValueError."""
-    return _validation(path, given_tokenizer(config))
+    return _validation(path, _read(path), given_tokenizer(config))
 
 
 def given_tokenizer(config: Config) -> Tokenizer:
@@ -183,8 +184,7 @@ def _encoded(tokenizer: Tokenizer, documents: Sequence[str], progress: Progress)
             yield torch.tensor([*encoding.ids, 0])
 
 
-def _validation(path: Path, tokenizer: Tokenizer) -> Text:
-    data = _read(path)
+def _validation(path: Path, data: str, tokenizer: Tokenizer) -> Text:
     ids = tokenizer.encode_batch_fast([data], add_special_tokens=False)[0].ids
     if len(ids) < 2:
         raise ValueError(f"validation: {path} must have at least 2 tokens, not {len(ids)}")

@@ -17,6 +17,7 @@ from compressor.progress import Echo, unheard
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_BYTES = 12  # per parameter: itself and two moments
 
 
 @dataclass(frozen=True)

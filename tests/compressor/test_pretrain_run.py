@@ -15,11 +15,12 @@ from safetensors import safe_open
 
 from compressor import artifact, checkpoint
 from compressor.cli import main
-from compressor.pretraining.build import pretrain, run_folder
+from compressor.pretraining.build import pretrain
 from compressor.pretraining.config import SHIPPED, Config, largest_ttm_rank, parse_config, read_config
 from compressor.pretraining.model import drawn, parameter_count
 from compressor.pretraining.text import Corpus, read_corpus, rows_of_step
 from compressor.pretraining.training import CHECKPOINT, Training
+from compressor.run_folder import run_folder
 from service.settings import Settings
 from tests.compressor.test_durable import files_of_at_most
 from tests.compressor.test_pretraining import FORMS, SHAPE, config_of
