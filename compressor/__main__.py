@@ -1,5 +1,25 @@
-"""`python -m compressor` is `ttgpt`."""
+"""`python -m compressor` is `ttgpt`: Ctrl-C is one line and exit code 130, from the first moment on."""
 
-from compressor.cli import main
+import signal
+from types import FrameType
 
-main()
+from compressor.interrupt import leave
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGINT, leave)
+    from compressor import cli  # brings torch
+
+    signal.signal(signal.SIGINT, _interrupt)
+    cli.main()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, once: what a second one would end is the removal of what is unfinished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

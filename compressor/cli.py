@@ -18,9 +18,11 @@ from compressor import __version__
 from compressor.budget import PRESETS
 from compressor.budget import Config as Budget
 from compressor.executor import EXECUTORS, Executor
+from compressor.figures import figure
 from compressor.methods import METHODS
 
 T = TypeVar("T")
+INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -45,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         code = _fail(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        code = 130
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer returns it for Ctrl-C in a command
+        print("interrupted", file=sys.stderr)
     sys.exit(code)
 
 
@@ -156,8 +160,11 @@ def compress(
     healing = Healing(config=heal.Config(tokens=heal_tokens or 0), minutes=heal_minutes, folder=heal_folder)
     artifact.refuse_existing(out, force)
     keep_freed_memory()
+    checkpoint = huggingface.load(model)
+    for note in checkpoint.notes:
+        print("note:", note, file=sys.stderr)
     manifest = build(
-        huggingface.load(model),
+        checkpoint,
         plan,
         out,
         healing=healing,
@@ -172,7 +179,7 @@ def compress(
     smaller = manifest.dense_bytes / manifest.weight_bytes
     print(
         f"{out}: {_mb(manifest.weight_bytes)} ({smaller:.2f}x smaller than fp32, {smaller / 2:.2f}x than fp16), "
-        f"perplexity {manifest.quality.perplexity:.2f} ({_ratio(manifest.quality.perplexity_ratio)} x dense)"
+        f"perplexity {figure(manifest.quality.perplexity, 2)} ({_ratio(manifest.quality.perplexity_ratio)} x dense)"
     )
 
 
@@ -318,7 +325,7 @@ def serve(
 ) -> None:
     """Serve artefacts over HTTP."""
     arguments = [*map(str, folders), "--host", host, "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "service.start", *arguments])  # noqa: S606
 
 
 @app.command()
@@ -394,7 +401,7 @@ def pretrain(
     speed = f"{run['tokens_per_second']:,} tokens/s"
     print(
         f"{out}: {run['parameters']:,} parameters, {_mb(manifest.weight_bytes)}, {speed}; "
-        f"perplexity {quality.perplexity:.2f} on {quality.tokens:,} tokens of {quality.text}"
+        f"perplexity {figure(quality.perplexity, 2)} on {quality.tokens:,} tokens of {quality.text}"
     )
 
 
@@ -430,7 +437,7 @@ def vocab_add(folder: Folder, token: TokenText, like: LikeText = None, vector: V
 def _print_edit(folder: Path, token: str, edited: Any) -> None:
     print(
         f"{folder}: {json.dumps(token, ensure_ascii=False)} is token {edited.token_id}, its vector stored with a "
-        f"relative error of {edited.error:.4f}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
+        f"relative error of {figure(edited.error, 4)}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
         "manifest are of before the edit"
     )
 
@@ -471,7 +478,7 @@ def _print_object(values: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(values))
         return
     for name, value in values.items():
-        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        print(f"{name}: {figure(value, 4) if isinstance(value, float) else value}")
 
 
 def _mb(size_bytes: int) -> str:
@@ -479,4 +486,4 @@ def _mb(size_bytes: int) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3f}"
+    return "?" if value is None else figure(value, 3)

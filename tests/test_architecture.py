@@ -11,13 +11,14 @@ ROOT = Path(__file__).parent.parent
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"dashboard", "errors", "kv_cache", "memory", "plot", "progress", "shapes"},
+    {"dashboard", "errors", "figures", "interrupt", "kv_cache", "memory", "plot", "progress", "shapes", "tokenizer"},
     {"_kernels"},
     {"native"},
     {"codecs", "executor"},
     {"formats"},
     {"gpt2"},
     {"methods", "artifact", "generate", "paths"},
+    {"checkpoint_config", "checkpoint_files", "checkpoint_tokenizer"},
     {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},
     {"compress", "vocab"},
@@ -26,7 +27,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "kv_cache", "artifact", "errors"}
+SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "interrupt", "kv_cache", "artifact", "errors"}
 
 
 def _imports(path: Path) -> set[str]:

@@ -84,7 +84,7 @@ def test_a_tokenizer_is_made_of_vocab_and_merges(folder: Path) -> None:
         ({"model_type": "llama"}, "model_type must be 'gpt2', not 'llama'"),
         ({"model_type": "ttgpt"}, "model_type must be 'gpt2', not 'ttgpt'"),
         ({"add_cross_attention": True}, "add_cross_attention must be False, not True"),
-        ({"activation_function": "silu"}, "activation_function must be one of"),
+        ({"activation_function": "mish"}, "activation_function must be one of"),
         ({"n_embd": 64}, r"wte.weight must have shape \[16384, 64\], not \[16384, 32\]"),
         ({"n_layer": 3}, "h.2.attn.c_attn.weight is missing"),
         ({"n_layer": 1}, "h.1.attn.c_attn.bias is not a tensor of a GPT-2"),
