@@ -25,7 +25,7 @@ from compressor.codecs import float_codec
 from compressor.errors import CheckpointError
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2
-from compressor.tokenizer import end_of_text, read_tokenizer
+from compressor.tokenizer import end_of_text, read_tokenizer, tokenizer_config
 
 EMBEDDED = "gpt2-mini"
 EMBEDDED_FOLDER = Path(__file__).parent / "reference"
@@ -98,7 +98,7 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
             dense = dense.T  # Conv1D keeps [in, out]
         tensors[name + ".weight" if name == "lm_head" else f"transformer.{name}.weight"] = dense.contiguous()
     c = model.config
-    end = end_of_text(read_tokenizer(tokenizer_json), c.eos_token_id)
+    for_transformers = tokenizer_config(read_tokenizer(tokenizer_json), c.eos_token_id, c.n_positions)
     folder.mkdir(parents=True)
     config = {
         **{name: getattr(c, name) for name in c.__dataclass_fields__},
@@ -108,16 +108,9 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         "tie_word_embeddings": model.lm_head is None,
         "torch_dtype": "float32",
     }
-    tokenizer_config = {
-        "tokenizer_class": "GPT2TokenizerFast",
-        "model_max_length": c.n_positions,
-        "bos_token": end,
-        "eos_token": end,
-        "unk_token": end,
-    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(for_transformers, indent=2) + "\n")
     (folder / "tokenizer.json").write_bytes(tokenizer_json)
 
 

@@ -54,3 +54,16 @@ def end_of_text(tokenizer: Tokenizer, token_id: int) -> str:
         size = tokenizer.get_vocab_size()
         raise ValueError(f"eos_token_id must be one of the tokenizer's {size} tokens, not {token_id}")
     return token
+
+
+def tokenizer_config(tokenizer: Tokenizer, token_id: int, context: int) -> dict[str, str | int]:
+    """Return what transformers needs beside tokenizer.json to make the same tokens: a class that takes it as it is.
+
+    Args:
+        tokenizer: the tokenizer.
+        token_id: of the token that ends a text.
+        context: longest text in tokens.
+    """
+    end = end_of_text(tokenizer, token_id)
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **names}
