@@ -12,7 +12,10 @@ def main() -> None:
     from compressor import cli  # brings torch
 
     signal.signal(signal.SIGINT, _interrupt)
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code is known, and nothing is left to stop
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -145,12 +145,12 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     tensors: dict[str, Tensor] = {}
     checksum = hashlib.sha256()
     for file in files:
-        loaded = {_own_name(name): tensor for name, tensor in _load_shard(file).items()}
+        for name, tensor in _load_shard(file).items():
+            if (own := _own_name(name)) in tensors:
+                raise CheckpointError(f"{file.name}: {own} is there twice")
+            tensors[own] = tensor
         with file.open("rb") as handle:
             checksum.update(hashlib.file_digest(handle, "sha256").digest())
-        if twice := loaded.keys() & tensors.keys():
-            raise CheckpointError(f"{file.name}: {min(twice)} is in another file, too")
-        tensors |= loaded
     return tensors, checksum.hexdigest()
 
 

@@ -147,7 +147,7 @@ def _write_vocab(folder: Path, vocab: dict[str, int], files: dict[str, object], 
     return folder
 
 
-OWN_NAME = {("</s>" if token == "<|endoftext|>" else token): n for token, n in VOCAB.items()}
+OWN_NAME = {token: n for token, n in VOCAB.items() if n} | {"</s>": 0}
 DESCRIBED = {"content": "<pad>", "single_word": False, "lstrip": False, "rstrip": True, "normalized": False}
 FOLDERS: dict[str, tuple[dict[str, int], dict[str, object], int, str]] = {
     "no more files": (VOCAB, {}, 0, "<|endoftext|>"),
