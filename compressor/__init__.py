@@ -7,6 +7,13 @@ A *codec* stores the numbers of one tensor, a *format* is how one weight matrix 
 tensors and multiplied, a *method* finds a format for one matrix.
 """
 
-from importlib.metadata import version
+__version__: str
 
-__version__ = version("ttgpt")
+
+def __getattr__(name: str) -> str:
+    """Return the version when it is asked for: finding it takes longer than anything else here."""
+    if name != "__version__":
+        raise AttributeError(name)
+    from importlib.metadata import version
+
+    return version("ttgpt")

@@ -29,7 +29,7 @@ from compressor.codecs import Coded, codec_named
 from compressor.errors import ArtifactError
 from compressor.formats import Spec, from_tensors, resident_bytes
 from compressor.gpt2 import COMPONENTS, GPT2, GPT2Config, component_of
-from compressor.tokenizer_config import tokenizer_config
+from compressor.tokenizer import check_size, end_of_text, read_tokenizer, tokenizer_config
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER, MANIFEST = "config.json", "model.safetensors", "tokenizer.json", "manifest.json"
@@ -203,15 +203,26 @@ class Artifact:
     size_bytes: int
     modified_seconds: int
 
+    @property
+    def end_of_text(self) -> str:
+        """What the tokenizer calls the token that ends a text."""
+        return end_of_text(self.tokenizer, self.model.config.eos_token_id)
 
-def measure_bytes(model: GPT2, vector_codec: str) -> dict[str, Bytes]:
-    """Return the sizes of every component of `model`, its vectors stored by `vector_codec`."""
+
+def measure_bytes(model: GPT2, vector_codec: str, *, tied: bool = False) -> dict[str, Bytes]:
+    """Return the sizes of every component of `model`.
+
+    Args:
+        model: as stored.
+        vector_codec: of its vectors.
+        tied: whether the dense model's head is its embedding though this one's is apart.
+    """
     disk, resident, dense = (dict.fromkeys(COMPONENTS, 0) for _ in range(3))
     for name, form in model.matrices().items():
         component = component_of(name)
         disk[component] += form.num_bytes
         resident[component] += resident_bytes(form)
-        if name != "lm_head":  # the dense model's head is its embedding
+        if name != "lm_head" or not tied:
             dense[component] += 4 * form.out_features * form.in_features
     for name, vector in model.vectors().items():
         component = component_of(name)
@@ -243,7 +254,7 @@ def write(
         new.mkdir()
         tokenizer = _parse_tokenizer(tokenizer_json, model.config)
         texts = {CONFIG: _canonical(_config_json(model, vector_codec)), TOKENIZER: tokenizer_json}
-        texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, model.config)
+        texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, model.config.eos_token_id, model.config.n_positions)
         for name, data in texts.items():
             (new / name).write_bytes(data)
         save_file(_named_tensors(model, vector_codec), new / WEIGHTS)
@@ -345,12 +356,11 @@ def _check_sha256(name: str, found: str, manifest: Manifest) -> None:
 
 def _parse_tokenizer(data: bytes, config: GPT2Config) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ArtifactError(TOKENIZER, "", f"is not a tokenizer: {error}") from error
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        problem = f"has {tokenizer.get_vocab_size()} tokens, more than vocab_size = {config.vocab_size}"
-        raise ArtifactError(TOKENIZER, "vocab", problem)
+        tokenizer = read_tokenizer(data)
+        check_size(tokenizer, config.vocab_size)
+        end_of_text(tokenizer, config.eos_token_id)
+    except ValueError as error:
+        raise ArtifactError(TOKENIZER, "", str(error)) from error
     return tokenizer
 
 
@@ -379,8 +389,11 @@ def _parse_config(raw: Any) -> tuple[GPT2Config, Compression]:
 def _named_tensors(model: GPT2, vector_codec: str) -> dict[str, Tensor]:
     tensors = {f"{name}.{key}": t for name, form in model.matrices().items() for key, t in form.tensors().items()}
     for name, vector in model.vectors().items():
-        for part, tensor in Coded.encode(codec_named(vector_codec), vector).parts().items():
-            tensors[f"{name}.{part}"] = tensor
+        try:
+            stored = Coded.encode(codec_named(vector_codec), vector).parts()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 

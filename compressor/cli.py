@@ -18,8 +18,11 @@ from compressor.budget import PRESETS
 from compressor.budget import Config as Budget
 from compressor.display import bar
 from compressor.executor import EXECUTORS, Executor
+from compressor.figures import figure
 from compressor.methods import METHODS
 from compressor.run_folder import claimed, require_files, require_space, require_writable
+
+INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -46,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         code = _fail(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        code = 130
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer returns it for Ctrl-C in a command
+        print("interrupted", file=sys.stderr)
     sys.exit(code)
 
 
@@ -164,8 +169,11 @@ def compress(
     keep_freed_memory()
     with claimed(out) as run:
         artifact.refuse_existing(out, force)  # which a run that has just ended may have made
+        checkpoint = huggingface.load(model)
+        for note in checkpoint.notes:
+            print("note:", note, file=sys.stderr)
         manifest = build(
-            huggingface.load(model),
+            checkpoint,
             plan,
             out,
             healing=healing,
@@ -182,7 +190,7 @@ def compress(
     smaller = manifest.dense_bytes / manifest.weight_bytes
     print(
         f"{out}: {_mb(manifest.weight_bytes)} ({smaller:.2f}x smaller than fp32, {smaller / 2:.2f}x than fp16), "
-        f"perplexity {manifest.quality.perplexity:.2f} ({_ratio(manifest.quality.perplexity_ratio)} x dense)"
+        f"perplexity {figure(manifest.quality.perplexity, 2)} ({_ratio(manifest.quality.perplexity_ratio)} x dense)"
     )
 
 
@@ -337,7 +345,7 @@ def serve(
     given = {"host": host, "port": port, "uds": uds, "root-path": root_path, "default-model": default_model}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     arguments = [*options, "--", *map(str, folders)]
-    os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "service.start", *arguments])  # noqa: S606
 
 
 @app.command()
@@ -422,7 +430,7 @@ def pretrain(
     speed = f"{run['tokens_per_second']:,} tokens/s"
     print(
         f"{out}: {run['parameters']:,} parameters, {_mb(manifest.weight_bytes)}, {speed}; "
-        f"perplexity {quality.perplexity:.2f} on {quality.tokens:,} tokens of {quality.text}"
+        f"perplexity {figure(quality.perplexity, 2)} on {quality.tokens:,} tokens of {quality.text}"
     )
 
 
@@ -460,7 +468,7 @@ def vocab_add(folder: Folder, token: TokenText, like: LikeText = None, vector: V
 def _print_edit(folder: Path, token: str, edited: Any) -> None:
     print(
         f"{folder}: {json.dumps(token, ensure_ascii=False)} is token {edited.token_id}, its vector stored with a "
-        f"relative error of {edited.error:.4f}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
+        f"relative error of {figure(edited.error, 4)}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
         "manifest are of before the edit"
     )
 
@@ -502,7 +510,7 @@ def _print_object(values: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(values))
         return
     for name, value in values.items():
-        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        print(f"{name}: {figure(value, 4) if isinstance(value, float) else value}")
 
 
 def _mb(size_bytes: int) -> str:
@@ -510,4 +518,4 @@ def _mb(size_bytes: int) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3f}"
+    return "?" if value is None else figure(value, 3)

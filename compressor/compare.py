@@ -13,6 +13,7 @@ from compressor import durable
 from compressor.compress import Recipe
 from compressor.executor import HERE, Executor
 from compressor.experiment import RESULTS, TRAIN, VALID, Experiment, Workbench, experiments, result_of
+from compressor.figures import figure
 from compressor.plot import Point, draw
 from compressor.pretraining import report as pretraining
 from compressor.progress import Progress, silent
@@ -86,8 +87,8 @@ def methods_table() -> str:
                 f"{total_bytes(result, 'resident') / 1e6:.2f}",
                 f"{dense / disk:.2f}",
                 f"{dense / disk / 2:.2f}",
-                f"{quality['perplexity']:.2f}",
-                f"{quality['perplexity_ratio']:.3f}",
+                figure(quality["perplexity"], 2),
+                figure(quality["perplexity_ratio"], 3),
                 f"{quality['kl']:.4f}",
                 f"{100 * quality['top1_agreement']:.1f} %",
                 f"{100 * result['tasks']['last_word']:.0f} %",
@@ -116,10 +117,10 @@ def books_table(target: str) -> str:
                 f"{disk / 1e6:.3f}",
                 f"{dense / disk:.2f}",
                 f"{result['heal']['tokens']:,}" if "heal" in result else "-",
-                f"{valid['perplexity_ratio']:.3f}" if valid else "-",
+                figure(valid["perplexity_ratio"], 3) if valid else "-",
                 f"{valid['kl']:.4f}" if valid else "-",
                 f"{100 * valid['top1_agreement']:.1f} %" if valid else "-",
-                f"{result['quality']['perplexity_ratio']:.3f}",
+                figure(result["quality"]["perplexity_ratio"], 3),
             ]
         )
     return _markdown(head, rows)
@@ -152,7 +153,7 @@ def tensorgpt_table() -> str:
                 f"{rank}",
                 f"{table['disk'] / 1e6:.3f}",
                 f"{table['dense_fp32'] / table['disk']:.2f}",
-                *(f"{result['quality']['perplexity_ratio']:.3f}" if result else "-" for result in found),
+                *(figure(result["quality"]["perplexity_ratio"], 3) if result else "-" for result in found),
                 f"{ratio:.3f} ({best / 1e6:.3f} MB)",
             ]
         )

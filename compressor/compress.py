@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor import artifact, budget, heal, huggingface, paths
@@ -27,6 +26,7 @@ from compressor.methods import METHODS, quantize
 from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Echo, Progress, silent, unheard
 from compressor.run_folder import require_space
+from compressor.tokenizer import read_tokenizer
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
@@ -92,10 +92,13 @@ def compress(
     statistics = statistics_of(checkpoint, calibration, progress) if method.calibrated else {}
     compressed: dict[str, Format] = {}
     for name, form in checkpoint.model.matrices().items():
-        if is_target(name, target):
-            compressed[name] = method.compress(form.dense(), config, statistics.get(name), progress)
-        elif recipe.rest is not None:
-            compressed[name] = quantize.compress(form.dense(), quantize.Config(codec=recipe.rest))
+        try:
+            if is_target(name, target):
+                compressed[name] = method.compress(form.dense(), config, statistics.get(name), progress)
+            elif recipe.rest is not None:
+                compressed[name] = quantize.compress(form.dense(), quantize.Config(codec=recipe.rest))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     return checkpoint.model.with_matrices(compressed)
 
 
@@ -160,7 +163,8 @@ def make(
     model = compress(checkpoint, recipe, progress, calibration=calibration)
     is_float = recipe.rest is not None and isinstance(codec_named(recipe.rest), FloatCodec)
     vectors = recipe.rest if recipe.rest and is_float else checkpoint.vector_codec
-    return Made(model=model, vector_codec=vectors, method=recipe.method, settings=recipe.settings())
+    target = recipe.target or "all"  # else a method is meant for some matrices, and healing for all
+    return Made(model=model, vector_codec=vectors, method=recipe.method, settings=recipe.settings(), target=target)
 
 
 def make_within(
@@ -308,7 +312,7 @@ def seal(
     Raises:
         ArtifactError: if `out` exists and `force` is not set.
     """
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
+    tokenizer = read_tokenizer(checkpoint.tokenizer_json)
     provenance = Provenance(
         source=checkpoint.source,
         method=made.method,
@@ -366,7 +370,7 @@ def build(
     """
     artifact.refuse_existing(out, force)
     started = time.perf_counter()
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
+    tokenizer = read_tokenizer(checkpoint.tokenizer_json)
     context = checkpoint.model.config.n_positions
 
     def read(tokens: int) -> Tensor:

@@ -40,8 +40,8 @@ class Corpus:
         return _drawn(self.selection, rows, context).flatten()
 
 
-def read_corpus(path: Path, tokenizer: Tokenizer) -> Corpus:
-    """Return the corpus in a .xz file of books that end with <|endoftext|>.
+def read_corpus(path: Path, tokenizer: Tokenizer, end_id: int) -> Corpus:
+    """Return the corpus in a .xz file of books that end with <|endoftext|>, each ended by the token `end_id`.
 
     Raises:
         ValueError: if the file cannot be read or has too few books.
@@ -50,9 +50,8 @@ def read_corpus(path: Path, tokenizer: Tokenizer) -> Corpus:
     if len(books) <= SELECTION_BOOKS:
         raise ValueError(f"books: {path} must have more than {SELECTION_BOOKS} books, not {len(books)}")
     random.Random(SEED).shuffle(books)  # noqa: S311  # not a secret
-    end = tokenizer.token_to_id(BOOK_END) or 0
     encoded = tokenizer.encode_batch_fast(books[: SELECTION_BOOKS + TRAINING_BOOKS], add_special_tokens=False)
-    ids = [torch.tensor([*book.ids, end]) for book in encoded]
+    ids = [torch.tensor([*book.ids, end_id]) for book in encoded]
     return Corpus(training=torch.cat(ids[SELECTION_BOOKS:]), selection=torch.cat(ids[:SELECTION_BOOKS]))
 
 

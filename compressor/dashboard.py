@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from compressor import durable
+from compressor.figures import figure
 from compressor.plot import frontier
 
 COMPONENTS = ("wte", "wpe", "attn", "mlp", "norm")
@@ -166,7 +167,7 @@ def _points(axes: Any, models: dict[str, Model]) -> None:
     known = {name: model for name, model in models.items() if "perplexity_ratio" in model.quality}
     for name, model in known.items():
         size, ratio = model.size / MB, model.quality["perplexity_ratio"]
-        label = f"{name}: {size:.2f} MB, {model.dense / model.size:.2f}x smaller, {ratio:.3f}x perplexity"
+        label = f"{name}: {size:.2f} MB, {model.dense / model.size:.2f}x smaller, {figure(ratio, 3)}x perplexity"
         axes.plot(size, ratio, "o", markersize=10, label=label)
     for dense in sorted({model.dense / MB for model in known.values()}):
         axes.plot(dense, 1, "D", color="grey", markersize=9, label=f"dense fp32: {dense:.2f} MB")

@@ -30,6 +30,7 @@ from compressor.methods import METHODS
 from compressor.methods.base import Target, is_target
 from compressor.progress import Progress, silent
 from compressor.tasks import accuracy
+from compressor.tokenizer import read_tokenizer
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 RESULTS = EXPERIMENTS / "results"
@@ -137,12 +138,12 @@ class Workbench:
         self.anew = anew
         self.checkpoint = checkpoint or huggingface.load(huggingface.EMBEDDED)
         self.dense = self.checkpoint.model.prepared()
-        self.tokenizer = Tokenizer.from_str(self.checkpoint.tokenizer_json.decode())
+        self.tokenizer = read_tokenizer(self.checkpoint.tokenizer_json)
 
     @cached_property
     def corpus(self) -> Corpus:
         """The books."""
-        return read_corpus(self._folder / TRAIN, self.tokenizer)
+        return read_corpus(self._folder / TRAIN, self.tokenizer, self.dense.config.eos_token_id)
 
     @cached_property
     def sampled(self) -> Tensor:
@@ -182,7 +183,7 @@ class Workbench:
         if self.anew:
             shutil.rmtree(healing_folder(experiment), ignore_errors=True)
         made = self._healed(experiment, self._untied(experiment, self._made(experiment)))
-        sizes = measure_bytes(made.model, made.vector_codec)
+        sizes = measure_bytes(made.model, made.vector_codec, tied=experiment.untied)
         quality = compress.measure(
             made.model, self.checkpoint, read_text(VALIDATION_TEXT, self.tokenizer), self.progress
         )

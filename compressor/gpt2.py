@@ -18,10 +18,19 @@ from compressor.formats import Dense, Format, Path, prepared
 from compressor.kv_cache import KVCache
 
 RowLookup = Callable[[Tensor], Tensor]  # ids to the token table's rows [*ids, D]
-Activation = Literal["gelu_new", "gelu", "relu"]
+Activation = Literal["gelu_new", "gelu", "relu", "silu", "tanh", "quick_gelu"]
 Component = Literal["wte", "wpe", "attn", "mlp", "norm"]
 MOST_FP16 = torch.finfo(torch.float16).max  # beyond are infinities, which attention could not take back
 COMPONENTS: tuple[Component, ...] = ("wte", "wpe", "attn", "mlp", "norm")
+# Two tokens to choose from, one to read and one to predict are the least that makes a language model.
+LIMITS = {
+    "vocab_size": (2, 2**31 - 1),
+    "n_positions": (2, 2**31 - 1),
+    "n_embd": (1, 2**20),
+    "n_layer": (1, 4096),
+    "n_head": (1, 2**20),
+    "n_inner": (1, 2**31 - 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,7 @@ class GPT2Config:
         n_inner: width of the MLP, usually 4 D.
         layer_norm_epsilon: added to the variance.
         activation_function: of the MLP.
+        scale_attn_weights: divide the scores by the square root of a head's width.
         scale_attn_by_inverse_layer_idx: divide the scores of layer l by l + 1.
         eos_token_id: ends a text.
     """
@@ -50,19 +60,27 @@ class GPT2Config:
     eos_token_id: int
     layer_norm_epsilon: float = 1e-5
     activation_function: Activation = "gelu_new"
+    scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            if type(value := getattr(self, field)) is not int or value < 1:
-                raise ValueError(f"{field} must be a positive integer, not {value!r}")
+        for field, (least, most) in LIMITS.items():
+            value = getattr(self, field)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{field} must be an integer between {least} and {most}, not {value!r}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd must be a multiple of n_head = {self.n_head}, not {self.n_embd}")
-        if not 0 <= self.eos_token_id < self.vocab_size:
-            raise ValueError(f"eos_token_id must lie in [0, {self.vocab_size}), not {self.eos_token_id}")
-        if self.activation_function not in ACTIVATIONS:
+        if type(self.eos_token_id) is not int or not 0 <= self.eos_token_id < self.vocab_size:
+            raise ValueError(f"eos_token_id must be an integer in [0, {self.vocab_size}), not {self.eos_token_id!r}")
+        epsilon = self.layer_norm_epsilon
+        if type(epsilon) not in (int, float) or not 0 < epsilon <= 1:
+            raise ValueError(f"layer_norm_epsilon must be a number in (0, 1], not {epsilon!r}")
+        if type(self.activation_function) is not str or self.activation_function not in ACTIVATIONS:
             legal = ", ".join(ACTIVATIONS)
             raise ValueError(f"activation_function must be one of {legal}, not {self.activation_function!r}")
+        for field in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+            if type(value := getattr(self, field)) is not bool:
+                raise ValueError(f"{field} must be true or false, not {value!r}")
 
     def kv_bytes_per_token(self, dtype: torch.dtype = torch.float32) -> int:
         """Return the bytes of one token's keys and values in a KV cache of `dtype`."""
@@ -178,7 +196,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.layer = layer
-        self.scale = (config.n_embd // config.n_head) ** -0.5
+        self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
         self.c_attn = c_attn
@@ -470,12 +488,23 @@ def _gelu_new(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
 KERNEL_ACTIVATIONS: dict[Activation | None, native.Activation] = {
     None: "none",
     "gelu_new": "gelu_new",
     "relu": "relu",
 }
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu_new": _gelu_new, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": _gelu_new,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "quick_gelu": _quick_gelu,
+}
 
 
 def _check_shapes(kind: str, actual: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -131,7 +131,7 @@ def heal(
         text: tokens [T].
         config: how.
         held_back: tokens [T] that select the state; by default the last tenth of `text`.
-        frozen: which matrices, by name, stay bit for bit as they are.
+        frozen: which matrices and vectors, by name, stay bit for bit as they are; a bias stays if its matrix does.
         folder: where to keep a checkpoint; a run that finds its own there, of the same models, text and config, resumes
             it. Other runs' are left alone.
         progress: told about steps.
@@ -264,7 +264,12 @@ class _Training:
         for name, form in self.student.matrices().items():
             if frozen(name):
                 form.requires_grad_(False)
+        for name in self.student.config.vector_shapes():
+            if frozen(name.removesuffix(".bias")):  # a linear's bias goes with its matrix, a norm is for itself
+                self.student.get_parameter(name).requires_grad_(False)
         named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
+        if not named:
+            raise ValueError("target leaves nothing that healing may change")
         groups = [{"params": [p], "share": _share(name, p)} for name, p in named.items()]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0)
         self.parameters = named

@@ -9,39 +9,57 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from compressor import durable, tensor_file
+from compressor import checkpoint_tokenizer, durable, tensor_file
 from compressor.artifact import Source
+from compressor.checkpoint_config import CheckpointConfig, read_config
+from compressor.checkpoint_files import check_readable, read_json
+from compressor.checkpoint_tokenizer import read_checkpoint_tokenizer
 from compressor.codecs import float_codec
 from compressor.errors import CheckpointError
 from compressor.formats import Dense
-from compressor.gpt2 import GPT2, GPT2Config
-from compressor.tokenizer_config import tokenizer_config
+from compressor.gpt2 import GPT2
+from compressor.tokenizer import end_of_text, read_tokenizer, tokenizer_config
 
 EMBEDDED = "gpt2-mini"
 EMBEDDED_FOLDER = Path(__file__).parent / "reference"
-END_OF_TEXT = "<|endoftext|>"
-DOWNLOADS = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.json"]
-DOWNLOADS += ["merges.txt"]
-# Names that older checkpoints carry and that hold nothing: causal masks.
-MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+INDEX = "model.safetensors.index.json"
+DOWNLOADS = ["config.json", "model*.safetensors", INDEX, *checkpoint_tokenizer.FILES]
+READ_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WRAPPERS = {"module", "_orig_mod"}  # parts of names: DataParallel and torch.compile, in any order and place
+# What transformers' classes and trl have beside the language model.
+HEADS = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head\.summary|v_head\.summary)\.(weight|bias)")
+# And names that older checkpoints carry and that hold nothing: causal masks.
+LEFT_OUT = re.compile(rf"h\.\d+\.attn\.(bias|masked_bias)|{HEADS.pattern}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A dense model as it was found: matrices in the checkpoint's own dtype, on the `dense` path."""
+    """A dense model as it was found.
+
+    Attributes:
+        model: matrices in the checkpoint's own dtypes, on the `dense` path.
+        tokenizer_json: a tokenizer that cuts nothing and adds nothing.
+        source: the checkpoint.
+        vector_codec: keeps every bias and LayerNorm vector as it is.
+        notes: what the user should know, a line each.
+    """
 
     model: GPT2
     tokenizer_json: bytes
     source: Source
     vector_codec: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def end_of_text(self) -> str:
+        """What the tokenizer calls the token that ends a text."""
+        return end_of_text(read_tokenizer(self.tokenizer_json), self.model.config.eos_token_id)
 
 
 def load(model: str) -> Checkpoint:
@@ -51,13 +69,17 @@ def load(model: str) -> Checkpoint:
         CheckpointError: if there is none, or it is not a GPT-2 in safetensors.
     """
     folder = _locate(model)
-    config = _read_config(folder)
+    described = read_config(folder)
+    config = described.gpt2
+    tokenizer_json = read_checkpoint_tokenizer(folder, config.vocab_size, config.eos_token_id)
     tensors, sha256 = _read_tensors(folder)
-    decoder, vector_codec = _build(config, tensors)
-    tokenizer_json = _read_tokenizer(folder, config)
+    notes = described.notes
+    if heads := sorted(name for name in tensors if HEADS.fullmatch(name)):
+        notes += (f"model.safetensors: left out {', '.join(heads)}, which the language model does not use",)
+    decoder, vector_codec = _build(described, tensors)
     name = EMBEDDED if model == EMBEDDED else model.rstrip("/")
     name = Path(name).resolve().name if Path(name).is_dir() else name
-    return Checkpoint(decoder, tokenizer_json, Source(id=name, sha256=sha256), vector_codec)
+    return Checkpoint(decoder, tokenizer_json, Source(id=name, sha256=sha256), vector_codec, notes)
 
 
 def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
@@ -74,6 +96,7 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
             dense = dense.T  # Conv1D keeps [in, out]
         tensors[name + ".weight" if name == "lm_head" else f"transformer.{name}.weight"] = dense.contiguous()
     c = model.config
+    for_transformers = tokenizer_config(read_tokenizer(tokenizer_json), c.eos_token_id, c.n_positions)
     config = {
         **{name: getattr(c, name) for name in c.__dataclass_fields__},
         "architectures": ["GPT2LMHeadModel"],
@@ -82,12 +105,11 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         "tie_word_embeddings": model.lm_head is None,
         "torch_dtype": "float32",
     }
-    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     with durable.replacing(folder) as new:
         new.mkdir()
         save_file(tensors, new / "model.safetensors", {"format": "pt"})
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (new / "tokenizer_config.json").write_bytes(tokenizer_config(tokenizer, c))
+        (new / "tokenizer_config.json").write_bytes(for_transformers)
         (new / "tokenizer.json").write_bytes(tokenizer_json)
 
 
@@ -113,39 +135,13 @@ def _locate(model: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> GPT2Config:
-    raw = _load_json(folder / "config.json")
-    if raw.get("model_type") != "gpt2":
-        raise CheckpointError(f"config.json: model_type must be 'gpt2', not {raw.get('model_type')!r}")
-    for field, neutral in (("add_cross_attention", False), ("scale_attn_weights", True)):
-        if raw.get(field, neutral) is not neutral:
-            raise CheckpointError(f"config.json: {field} must be {neutral}, not {raw[field]}")
-    try:
-        return GPT2Config(
-            vocab_size=raw["vocab_size"],
-            n_positions=raw.get("n_positions", 1024),
-            n_embd=raw["n_embd"],
-            n_layer=raw["n_layer"],
-            n_head=raw["n_head"],
-            n_inner=raw.get("n_inner") or 4 * raw["n_embd"],
-            eos_token_id=_first(raw.get("eos_token_id", raw["vocab_size"] - 1)),
-            layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-5),
-            activation_function=raw.get("activation_function", "gelu_new"),
-            scale_attn_by_inverse_layer_idx=raw.get("scale_attn_by_inverse_layer_idx", False),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"config.json: {error.args[0]} is missing") from error
-    except ValueError as error:
-        raise CheckpointError(f"config.json: {error}") from error
-
-
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Return all tensors, without the `transformer.` prefix, and the sha256 of their files."""
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    """Return all tensors, without the prefixes of wrappers and of `transformer.`, and the sha256 of their files."""
+    index, whole = folder / INDEX, folder / "model.safetensors"
     if whole.is_file():
         files = [whole]
     elif index.is_file():
-        files = [folder / Path(name).name for name in sorted(set(_load_json(index)["weight_map"].values()))]
+        files = _shards(index)
     else:
         raise CheckpointError(
             f"model.safetensors: is missing in {folder}; pickled weights are not read, convert them first with "
@@ -154,21 +150,46 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     tensors: dict[str, Tensor] = {}
     checksum = hashlib.sha256()
     for file in files:
-        try:
-            loaded = tensor_file.read(file)
-        except OSError as error:
-            raise CheckpointError(f"{file.name}: cannot be read in {folder}: {error.strerror}") from error
-        except ValueError as error:
-            raise CheckpointError(f"{file.name}: is not a safetensors file: {error}") from error
+        loaded = _load_shard(file)
         checksum.update(bytes.fromhex(loaded.sha256))
-        tensors |= {name.removeprefix("transformer."): tensor for name, tensor in loaded.tensors.items()}
+        for name, tensor in loaded.tensors.items():
+            if (own := _own_name(name)) in tensors:
+                raise CheckpointError(f"{file.name}: {own} is there twice")
+            tensors[own] = tensor
     return tensors, checksum.hexdigest()
 
 
-def _build(config: GPT2Config, tensors: dict[str, Tensor]) -> tuple[GPT2, str]:
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
+        raise CheckpointError(f"{index.name}: weight_map must be an object that names the file of every tensor")
+    files = [index.parent / Path(name).name for name in sorted(set(weight_map.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(f"{missing[0]}: is missing in {index.parent}, though {index.name} names it")
+    return files
+
+
+def _load_shard(file: Path) -> tensor_file.TensorFile:
+    check_readable(file)
+    try:
+        return tensor_file.read(file)
+    except OSError as error:
+        raise CheckpointError(f"{file.name}: cannot be read in {file.parent}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file.name}: is not a safetensors file: {error}") from error
+
+
+def _own_name(name: str) -> str:
+    """Return a tensor's name without what torch.compile, DDP and transformers' classes put before it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("transformer.")
+
+
+def _build(described: CheckpointConfig, tensors: dict[str, Tensor]) -> tuple[GPT2, str]:
     """Return the model and the codec that keeps its vectors as they are."""
-    tensors = {name: _as_stored(name, tensor) for name, tensor in tensors.items() if not MASKS.fullmatch(name)}
-    head = tensors.pop("lm_head.weight", None)
+    config = described.gpt2
+    tensors = {name: _as_stored(name, tensor) for name, tensor in tensors.items() if not LEFT_OUT.fullmatch(name)}
+    if described.tied and "wte.weight" not in tensors and "lm_head.weight" in tensors:
+        tensors["wte.weight"] = tensors.pop("lm_head.weight")  # of two names for one tensor, safetensors keeps one
     matrices, vectors = {}, {}
     for name, (out_features, in_features) in config.matrix_shapes().items():
         is_conv1d = name.startswith("h.")  # Conv1D keeps [in, out]
@@ -176,21 +197,28 @@ def _build(config: GPT2Config, tensors: dict[str, Tensor]) -> tuple[GPT2, str]:
         tensor = _take(tensors, f"{name}.weight", shape)
         matrix = tensor.T.contiguous() if is_conv1d else tensor
         matrices[name] = Dense.of(matrix, float_codec(tensor.dtype).name)
+    codecs = set()
     for name, vector_shape in config.vector_shapes().items():
         vectors[name] = _take(tensors, name, vector_shape)
+        codecs.add(float_codec(vectors[name].dtype).name)
+    if "lm_head.weight" in tensors:
+        head = _take(tensors, "lm_head.weight", (config.vocab_size, config.n_embd))
+        if not torch.equal(head, matrices["wte"].matrix.parts()["values"]):
+            matrices["lm_head"] = Dense.of(head, float_codec(head.dtype).name)
+    elif not described.tied:
+        raise CheckpointError(
+            "model.safetensors: lm_head.weight is missing, though tie_word_embeddings is false in config.json"
+        )
     if tensors:
         raise CheckpointError(f"model.safetensors: {min(tensors)} is not a tensor of a GPT-2")
-    if head is not None and not torch.equal(head, matrices["wte"].matrix.parts()["values"]):
-        matrices["lm_head"] = Dense.of(head, float_codec(head.dtype).name)
-    try:
-        return GPT2(config, matrices, vectors), float_codec(vectors["ln_f.weight"].dtype).name
-    except ValueError as error:
-        raise CheckpointError(f"model.safetensors: {error}") from error
+    return GPT2(config, matrices, vectors), codecs.pop() if len(codecs) == 1 else "fp32"
 
 
 def _as_stored(name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"model.safetensors: {name} must hold floating-point numbers, not {tensor.dtype}")
+    if tensor.dtype not in READ_DTYPES:
+        legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in READ_DTYPES)
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"model.safetensors: {name} must be one of {legal}, not {kind}; convert it first")
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
@@ -201,47 +229,5 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tens
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"model.safetensors: {name} must have shape {list(shape)}, not {list(tensor.shape)}")
     if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"model.safetensors: {name} must be finite")
+        raise CheckpointError(f"model.safetensors: {name} must be finite and within the range of fp32")
     return tensor
-
-
-def _read_tokenizer(folder: Path, config: GPT2Config) -> bytes:
-    """Return tokenizer.json, made from vocab.json and merges.txt where there is none."""
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _from_merges(folder)
-    except CheckpointError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"tokenizer.json: is not a tokenizer: {error}") from error
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        size = tokenizer.get_vocab_size()
-        raise CheckpointError(f"tokenizer.json: has {size} tokens, more than vocab_size = {config.vocab_size}")
-    return path.read_bytes() if path.is_file() else tokenizer.to_str(pretty=True).encode()
-
-
-def _from_merges(folder: Path) -> Tokenizer:
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocab.is_file() and merges.is_file()):
-        raise CheckpointError(f"tokenizer.json: is missing in {folder}, and so are vocab.json and merges.txt")
-    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
-    return tokenizer
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.name}: is missing in {path.parent}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name}: must be a JSON object")
-    return value
-
-
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and value else value

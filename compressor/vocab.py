@@ -33,6 +33,7 @@ from compressor.evaluate import golden
 from compressor.formats import Format, Stacked
 from compressor.gpt2 import GPT2
 from compressor.methods.tensorgpt import tt_svd
+from compressor.tokenizer import read_tokenizer
 
 TABLES = {"wte", "lm_head"}
 MAX_TOKEN_BYTES = 256  # an added token bounds how many tokens a server must expect in a text
@@ -159,7 +160,7 @@ def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row:
         tokenizer_json,
         vector_codec=loaded.vector_codec,
         quality=loaded.manifest.quality,
-        golden=golden(model.prepared(), Tokenizer.from_str(tokenizer_json.decode())),
+        golden=golden(model.prepared(), read_tokenizer(tokenizer_json)),
         provenance=provenance.model_copy(update={"edits": [*provenance.edits, f"{edit} {pattern.described}"]}),
         force=True,
     )

@@ -124,8 +124,6 @@ def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
         artifact = read(folder)
         times.append(time.monotonic())
         gpt2 = attach(artifact.name, artifact.manifest.digest, artifact.model.prepared())
-        artifact.tokenizer.no_truncation()
-        artifact.tokenizer.no_padding()
         words = vocabulary(artifact.tokenizer, gpt2.config.vocab_size)
         times.append(time.monotonic())
         check_golden(gpt2, artifact.manifest.golden)

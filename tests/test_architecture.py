@@ -16,7 +16,9 @@ LAYERS = [
         "display",
         "durable",
         "errors",
+        "figures",
         "files",
+        "interrupt",
         "kv_cache",
         "memory",
         "plot",
@@ -24,14 +26,15 @@ LAYERS = [
         "run_folder",
         "shapes",
         "threads",
+        "tokenizer",
     },
     {"_kernels"},
     {"native"},
     {"codecs", "executor", "tensor_file"},
     {"formats"},
     {"gpt2"},
-    {"tokenizer_config"},
     {"methods", "artifact", "checkpoint", "generate", "paths"},
+    {"checkpoint_config", "checkpoint_files", "checkpoint_tokenizer"},
     {"huggingface", "evaluate", "calibrate", "heal", "journal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},
     {"compress", "vocab"},
@@ -40,7 +43,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "kv_cache", "artifact", "errors", "threads"}
+SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "interrupt", "kv_cache", "artifact", "errors", "threads"}
 
 
 def _imports(path: Path) -> set[str]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from compressor.codecs import FloatCodec, codec_named
 from compressor.errors import check_range
-from compressor.gpt2 import GPT2Config
+from compressor.gpt2 import Activation, GPT2Config
 from compressor.shapes import balanced_modes, max_tt_rank, ttm_modes
 
 FOLDER = Path(__file__).parent
@@ -65,7 +65,7 @@ class Shape(_Strict):
     n_layer: int
     n_head: int
     n_inner: int | None = None
-    activation_function: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
+    activation_function: Activation = "gelu_new"
 
 
 class Config(_Strict):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compressor import artifact, checkpoint
 from compressor.evaluate import Text, evaluate
+from compressor.figures import figure
 from compressor.gpt2 import GPT2
 from compressor.pretraining.config import FOLDER, Config, parse_config
 from compressor.pretraining.model import drawn, linears, parameter_count, sealed
@@ -71,7 +72,7 @@ def judge(folder: Path, text: Text, wanted: Iterable[tuple[str, int]], echo: Ech
             "curve": [point[:2] for point in about["curve"]],
         }
         write_result(variant, result | sizes(config, stored))
-        echo(f"{variant}, seed {seed}: perplexity {quality.perplexity:.2f}")
+        echo(f"{variant}, seed {seed}: perplexity {figure(quality.perplexity, 2)}")
 
 
 def result_of(variant: str) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 
 from compressor.evaluate import Text, read_utf8
-from compressor.huggingface import EMBEDDED, EMBEDDED_FOLDER, END_OF_TEXT
+from compressor.huggingface import EMBEDDED, EMBEDDED_FOLDER
 from compressor.pretraining.config import Config
 from compressor.progress import Progress, silent
+from compressor.tokenizer import END_OF_TEXT, read_tokenizer
 
 PIECES = 64  # documents that are encoded at a time
 SUFFIXES = (".txt", ".xz")
@@ -66,7 +67,7 @@ def read_corpus(
     if config.tokenizer is not None:
         tokenizer = given_tokenizer(config)
     elif tokenizer_json is not None:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
+        tokenizer = read_tokenizer(tokenizer_json)
     else:
         tokenizer = trained_tokenizer(documents, config.model.vocab_size)
     dtype = torch.uint16 if config.model.vocab_size <= 1 << 16 else torch.int32
@@ -167,13 +168,13 @@ def given_tokenizer(config: Config) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"tokenizer: there is no file {path}")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"tokenizer: {path} is not a tokenizer: {error}") from error
+        tokenizer = read_tokenizer(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"tokenizer: {path} {error}") from error
     if (size := tokenizer.get_vocab_size()) != wanted:
         raise ValueError(f"tokenizer: {path} has {size} tokens, but model.vocab_size is {wanted}")
-    if tokenizer.token_to_id(END_OF_TEXT) != 0:
-        raise ValueError(f"tokenizer: token 0 of {path} must be {END_OF_TEXT}")
+    if 0 not in (added := tokenizer.get_added_tokens_decoder()) or not added[0].special:
+        raise ValueError(f"tokenizer: token 0 of {path} must be a special token, since it ends a text")
     return tokenizer
 
 

@@ -30,7 +30,7 @@ def _numbers(ids: torch.Tensor) -> set[str]:
 
 
 def test_books_are_told_apart_and_title_pages_left_out(books: Path) -> None:
-    corpus = read_corpus(books, TOKENIZER)
+    corpus = read_corpus(books, TOKENIZER, 0)
     training, selection = _numbers(corpus.training), _numbers(corpus.selection)
     assert len(selection) == SELECTION_BOOKS
     assert training | selection == {f"{k}" for k in range(100, 120)}
@@ -38,7 +38,7 @@ def test_books_are_told_apart_and_title_pages_left_out(books: Path) -> None:
 
 
 def test_the_same_file_always_gives_the_same_rows(books: Path) -> None:
-    first, second = read_corpus(books, TOKENIZER), read_corpus(books, TOKENIZER)
+    first, second = read_corpus(books, TOKENIZER, 0), read_corpus(books, TOKENIZER, 0)
     assert torch.equal(first.calibration(6, 32), second.calibration(6, 32))
     assert first.calibration(6, 32).shape == (6, 32)
     assert torch.equal(first.held_back(3, 16), second.held_back(3, 16))
@@ -62,9 +62,9 @@ def test_a_packed_text_is_the_text(tmp_path: Path) -> None:
 
 def test_bad_books_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"books: cannot read .*absent"):
-        read_corpus(tmp_path / "absent", TOKENIZER)
+        read_corpus(tmp_path / "absent", TOKENIZER, 0)
     (tmp_path / "plain").write_text("not packed")
     with pytest.raises(ValueError, match=r"books: cannot read .*plain"):
-        read_corpus(tmp_path / "plain", TOKENIZER)
+        read_corpus(tmp_path / "plain", TOKENIZER, 0)
     with pytest.raises(ValueError, match="more than 10 books, not 3"):
-        read_corpus(_write(tmp_path / "few", ["word " * 400] * 3), TOKENIZER)
+        read_corpus(_write(tmp_path / "few", ["word " * 400] * 3), TOKENIZER, 0)

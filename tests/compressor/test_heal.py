@@ -14,6 +14,7 @@ from compressor.codecs import Coded, Latent, codec_named
 from compressor.formats import Dense, Format, LowRank
 from compressor.gpt2 import GPT2, GPT2Config
 from compressor.methods import quantize, svd, tensorgpt, ttm
+from compressor.methods.base import Target, is_target
 from compressor.progress import Progress
 from tests.cases import FORMAT_CASES
 from tests.compressor.test_durable import files_of_at_most
@@ -68,7 +69,23 @@ def test_frozen_matrices_stay_bit_for_bit(dense: GPT2, text: torch.Tensor) -> No
     for name, form in compressed.matrices().items():
         same = all(torch.equal(result.model.matrices()[name].tensors()[key], t) for key, t in form.tensors().items())
         assert same == (name != "wte")
-    assert not torch.equal(result.model.ln_f.weight, compressed.ln_f.weight)
+    vectors = compressed.vectors()
+    assert all(torch.equal(vector, vectors[name]) for name, vector in result.model.vectors().items())
+
+
+def test_a_bias_heals_with_its_matrix_and_norms_with_the_whole_model(dense: GPT2, text: torch.Tensor) -> None:
+    compressed = dense.with_matrices({"wte": _forms(dense)["dense"]})
+
+    def changed(target: Target) -> set[str]:
+        healed = heal.heal(compressed, dense, text, CONFIG, frozen=lambda name: not is_target(name, target)).model
+        pairs = [(name, vector, compressed.vectors()[name]) for name, vector in healed.vectors().items()]
+        return {name for name, after, before in pairs if not torch.equal(after, before)}
+
+    assert changed("mlp") == {"h.0.mlp.c_fc.bias", "h.0.mlp.c_proj.bias"}
+    assert changed("qkv") == {"h.0.attn.c_attn.bias"}
+    assert changed("all") == compressed.vectors().keys()
+    with pytest.raises(ValueError, match="nothing that healing may change"):
+        changed("none")
 
 
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(dense: GPT2, text: torch.Tensor, tmp_path: Path) -> None:
