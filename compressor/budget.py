@@ -27,6 +27,7 @@ from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
 
 MEASURED_TOKENS = 2048  # on which one replaced piece is measured
+UNUSABLE = 1e9  # nats per token, more than any model that can be served loses
 CUT_ROWS = 4096  # a table with so many rows is cut into blocks
 TABLE_BLOCKS = 6  # each twice as long as the one before, the first two alike
 # Ranks, as shares of the smaller side, and codecs that `rotated_svd` is tried with.
@@ -201,7 +202,7 @@ def _measure_piece(
         statistics = replace(statistics, row_weights=statistics.row_weights[piece.rows])
     found = []
     for method, options in candidates(piece.matrix, (part.shape[0], part.shape[1])):
-        form = METHODS[method].compress(part, METHODS[method].config(**options), statistics, silent)
+        form = METHODS[method].found(piece.name, part, METHODS[method].config(**options), statistics, silent)
         replaced = torch.cat([weight[: piece.rows.start], form.dense(), weight[piece.rows.stop :]])
         found.append(
             Choice(piece, method, options, form.num_bytes, _kl(dense, piece.matrix, replaced, ids, target), form)
@@ -210,14 +211,17 @@ def _measure_piece(
 
 
 def _kl(dense: GPT2, name: str, matrix: Tensor, ids: Tensor, target: Tensor) -> float:
-    """Return the mean KL divergence from `dense` of a model with one matrix replaced, nats per token."""
+    """Return the mean KL divergence from `dense` of a model with one matrix replaced, nats per token.
+
+    It is UNUSABLE where the model's logits are not finite.
+    """
     model = dense.with_matrices({name: Dense.of(matrix, "fp32")})
     hidden = model(ids).flatten(0, 1)
     total = 0.0
     for block in blocks(len(hidden), HEAD_ROWS):
         part = slice(block.start, block.stop)
         total += float(distillation_loss(model.logits(hidden[part]), target[part]))
-    return max(total / len(hidden), 0.0)
+    return max(total / len(hidden), 0.0) if math.isfinite(total) else UNUSABLE
 
 
 def assembled(chosen: Iterable[Choice]) -> dict[str, Format]:

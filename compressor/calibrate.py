@@ -116,7 +116,9 @@ def _of_embeddings(model: GPT2, ids: Tensor, hidden: Tensor, uncertainty: Tensor
     as_read = torch.eye(width)
     # One more reading of every token, spread over all: the unseen ones matter a little too.
     read = (ids.flatten().bincount(minlength=vocabulary) + 1).double()
-    read, multiplied = read / read.mean(), uncertainty.double() / uncertainty.double().mean()
+    read, multiplied = read / read.mean(), uncertainty.double().clamp_min(0)
+    # A model that is certain of every token says nothing about the rows.
+    multiplied = multiplied / multiplied.mean() if multiplied.mean() > 0 else torch.ones_like(multiplied)
     found = {"wpe": Statistics(second_moment=as_read)}
     if model.lm_head is None:
         weights = ((read + multiplied) / 2).float()

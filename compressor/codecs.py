@@ -103,11 +103,15 @@ class Int8Codec(Codec):
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout(values.shape)
-        values = _finite(values, self.name)
-        scale = (values.abs().amax(-1, keepdim=True) / 127).clamp_max(_largest_step(127)).bfloat16()
+        values = finite(values, self.name)
+        scale = self.stored_scale(values.abs().amax(-1, keepdim=True) / 127)
         step = torch.where(scale > 0, scale, 1).float()
         codes = torch.round(values / step).clamp(-127, 127).to(torch.int8)
         return {"codes": codes.contiguous(), "scale": scale}
+
+    def stored_scale(self, scale: Tensor) -> Tensor:
+        """Return the scale in bf16, of which 127 are within the range of fp32."""
+        return scale.clamp_max(_largest_step(127)).bfloat16()
 
     def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         return parts["codes"].to(dtype) * parts["scale"].to(dtype)
@@ -164,7 +168,7 @@ class GroupCodec(Codec):
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout(values.shape)
-        scale, zero = self.search(_finite(values, self.name))
+        scale, zero = self.search(finite(values, self.name))
         return self.encode_with(values, scale, zero)
 
     def search(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +178,7 @@ class GroupCodec(Codec):
         """
         grouped, real = self._grouped(values.float())  # [..., groups, group]
         # In units of a power of 2 near its largest value no group's squares overflow or vanish, and nothing rounds.
-        unit = _power_of_2(grouped.abs().amax(-1))
+        unit = power_of_2(grouped.abs().amax(-1))
         grouped, real = grouped / unit.unsqueeze(-1), real.expand_as(grouped)
         scale, zero, error = self._best(grouped, real, unit, CLIPS[self.bits])
         lost = error > grouped.square().sum(-1) / 2
@@ -275,7 +279,8 @@ def _through(forward: Tensor, backward: Tensor) -> Tensor:
     return backward + (forward - backward).detach()
 
 
-def _finite(values: Tensor, codec: str) -> Tensor:
+def finite(values: Tensor, codec: str) -> Tensor:
+    """Return `values` in fp32; raises ValueError if one is not finite."""
     if not torch.isfinite(values).all():
         raise ValueError(f"values must be finite to be stored as {codec}")
     return values.float()
@@ -302,7 +307,7 @@ def _largest_step(steps: float) -> float:
     return float(torch.tensor(MOST_FP32 / steps * (1 - 2**-8)).bfloat16())
 
 
-def _power_of_2(sizes: Tensor) -> Tensor:
+def power_of_2(sizes: Tensor) -> Tensor:
     """Return a power of 2 within a factor of 2 of each of the `sizes` in fp32, and 2**-126 for 0 and denormals."""
     exponents = sizes.contiguous().view(torch.int32) & 0x7F800000
     return exponents.view(torch.float32).clamp(2.0**-126, 2.0**126)

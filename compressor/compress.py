@@ -90,9 +90,10 @@ def compress(
     compressed: dict[str, Format] = {}
     for name, form in checkpoint.model.matrices().items():
         if is_target(name, target):
-            compressed[name] = method.compress(form.dense(), config, statistics.get(name), progress)
+            compressed[name] = method.found(name, form.dense(), config, statistics.get(name), progress)
         elif recipe.rest is not None:
-            compressed[name] = quantize.compress(form.dense(), quantize.Config(codec=recipe.rest))
+            rounding = quantize.Config(codec=recipe.rest)
+            compressed[name] = METHODS["quantize"].found(name, form.dense(), rounding, None, progress)
     return checkpoint.model.with_matrices(compressed)
 
 

@@ -9,7 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compressor import budget
+from compressor.calibrate import collect
 from compressor.codecs import Coded, codec_named
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2, GPT2Config
+from compressor.methods import METHODS, gptq, quantize
+from compressor.methods.base import Statistics
+from compressor.methods.whitened_svd import root_of
+from compressor.progress import silent
+from tests.cases import statistics
+from tests.conftest import tiny_model
 
 MOST_FP32 = torch.finfo(torch.float32).max
 ROUNDING_CODECS = ["int8", "int4", "int3", "int2", "int4-row", "int3-row", "int2-row", "int3-g16-zp", "int2-row-zp"]
@@ -121,3 +131,108 @@ def test_an_outlier_costs_the_other_values_of_its_row_little() -> None:
     stored = Coded.encode(codec_named("int2-row"), weight).decode()
     small = weight.abs() < 10
     assert ((stored - weight)[small].norm() / weight[small].norm()) < 0.6
+
+
+ROWS, WIDTH = 36, 12  # q, k and v of 4 heads
+NEVER_EXACT = {"direction_ae"}  # which is trained for so many steps, whatever the rows are
+OPTIONS: dict[str, dict[str, object]] = {"direction_ae": {"rank": 2, "epochs": 2}, "joint_qk": {"rank": 2, "heads": 4}}
+
+
+def _dead_inputs() -> Statistics:
+    given = statistics(ROWS, WIDTH)
+    alive = (torch.arange(WIDTH) >= 3).float()
+    return dataclasses.replace(given, second_moment=given.second_moment * alive * alive[:, None])
+
+
+# Every kind of statistics, by name.
+STATISTICS: dict[str, Statistics] = {
+    "ordinary": statistics(ROWS, WIDTH),
+    "dead inputs": _dead_inputs(),
+    "one input": Statistics(second_moment=torch.ones(WIDTH, WIDTH)),
+    "zeros": Statistics(second_moment=torch.zeros(WIDTH, WIDTH)),
+    "no row matters": dataclasses.replace(statistics(ROWS, WIDTH), row_weights=torch.zeros(ROWS)),
+    "tiny inputs": Statistics(second_moment=1e-40 * torch.eye(WIDTH)),
+    "large inputs": Statistics(second_moment=3e38 * torch.eye(WIDTH)),
+}
+COMPRESSING = [name for name, method in METHODS.items() if method.target != "none"]
+
+
+@pytest.mark.parametrize("given", STATISTICS)
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("method", COMPRESSING)
+def test_no_method_stops_at_a_matrix_or_makes_what_is_not_finite(method: str, matrix: str, given: str) -> None:
+    weight = MATRICES[matrix](ROWS, WIDTH)
+    chosen = METHODS[method]
+    options = OPTIONS.get(method, {"rank": 2} if "rank" in chosen.config.__dataclass_fields__ else {})
+    try:
+        form = chosen.found("h.0.attn.c_attn", weight, chosen.config(**options), STATISTICS[given], silent)
+    except ValueError as error:
+        assert matrix in TOO_LARGE
+        assert str(error).startswith("h.0.attn.c_attn: ")
+        return
+    stored = form.dense()
+    assert torch.isfinite(stored).all()
+    assert torch.isfinite(form.matmul(torch.eye(WIDTH))).all() or matrix in TOO_LARGE
+    if given == "ordinary" and matrix not in TOO_LARGE and method not in NEVER_EXACT:
+        assert (stored.double() - weight.double()).norm() <= 1.1 * weight.double().norm()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", COMPRESSING)
+def test_a_matrix_that_is_not_finite_is_refused_by_name(method: str, bad: float) -> None:
+    weight = _normal(ROWS, WIDTH)
+    weight[3, 4] = bad
+    chosen = METHODS[method]
+    with pytest.raises(ValueError, match=r"h\.0\.attn\.c_attn: must be finite"):
+        chosen.found(
+            "h.0.attn.c_attn", weight, chosen.config(**OPTIONS.get(method, {})), STATISTICS["ordinary"], silent
+        )
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+@pytest.mark.parametrize("codec", ROUNDING_CODECS)
+def test_where_inputs_say_nothing_gptq_rounds_to_nearest(codec: str, damping: float) -> None:
+    weight = _normal(ROWS, WIDTH)
+    found = gptq.compress(weight, gptq.Config(codec=codec, damping=damping), STATISTICS["zeros"]).tensors()
+    nearest = quantize.compress(weight, quantize.Config(codec=codec)).tensors()
+    assert found.keys() == nearest.keys()
+    assert all(torch.equal(found[name], nearest[name]) for name in found)
+
+
+@given(st.integers(0, WIDTH), st.sampled_from([0.0, 1e-12, 0.01]), st.integers(-60, 60))
+def test_every_moment_has_a_root(rank: int, damping: float, exponent: int) -> None:
+    inputs = _normal(rank, WIDTH) * 2.0**exponent
+    moment = inputs.T @ inputs
+    root = root_of(moment, damping)
+    assert torch.isfinite(root).all()
+    assert (root.diagonal() > 0).all()
+    if rank == WIDTH:
+        mean = moment.double().diagonal().mean()
+        expected = moment.double() + damping * mean * torch.eye(WIDTH)
+        torch.testing.assert_close(root @ root.T, expected, rtol=1e-6, atol=1e-6 * float(mean))
+
+
+SMALL = GPT2Config(vocab_size=60, n_positions=16, n_embd=12, n_layer=1, n_head=2, n_inner=24, eos_token_id=0)
+IDS = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
+
+
+def _with(name: str, weight: Tensor) -> GPT2:
+    return tiny_model(SMALL).with_matrices({name: Dense.of(weight, "fp32")}).prepared()
+
+
+@pytest.mark.parametrize("name", ["wte", "h.0.attn.c_attn", "h.0.mlp.c_fc", "h.0.mlp.c_proj"])
+@pytest.mark.parametrize("matrix", MATRICES.keys() - TOO_LARGE)
+def test_a_budget_takes_any_matrix(name: str, matrix: str) -> None:
+    dense = _with(name, MATRICES[matrix](*SMALL.matrix_shapes()[name]))
+    measured = budget.measure(dense, collect(dense, IDS), IDS, only=lambda other: other == name)
+    assert all(0 <= choice.kl < float("inf") for choice in measured[name])
+    for choice in budget.spend(measured, 10**6).values():
+        assert torch.isfinite(choice.form.dense()).all()
+
+
+def test_a_model_that_is_certain_of_every_token_weighs_all_rows() -> None:
+    table = torch.zeros(60, 12)
+    table[:, 0] = 1e6 * torch.arange(60)
+    for statistics_ in collect(_with("wte", table), IDS).values():
+        for tensor in (statistics_.second_moment, statistics_.row_weights):
+            assert tensor is None or torch.isfinite(tensor).all()
