@@ -101,13 +101,13 @@ def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, 
             hook.remove()
     found = {
         name: Statistics(
-            second_moment=moments[name].value(),
-            difference_moment=differences[name].value() if name in differences else None,
+            second_moment=moments[name].value(name),
+            difference_moment=differences[name].value(name) if name in differences else None,
             heads=model.config.n_head if name.endswith("attn.c_attn") else None,
         )
         for name in linears
     }
-    return found | _of_embeddings(model, ids, moments["head"].value(), uncertainty.value())
+    return found | _of_embeddings(model, ids, moments["head"].value("lm_head"), uncertainty.value("lm_head"))
 
 
 def _of_embeddings(model: GPT2, ids: Tensor, hidden: Tensor, uncertainty: Tensor) -> dict[str, Statistics]:
@@ -152,10 +152,13 @@ class _Mean:
             if distance < x.shape[1]:
                 self.add_moment((x[:, distance:] - x[:, :-distance]) / math.sqrt(2))
 
-    def value(self) -> Tensor:
+    def value(self, name: str) -> Tensor:
         if self.total is None:
             raise RuntimeError("the model multiplied nothing by this matrix")
-        return (self.total / self.count).float()
+        mean = (self.total / self.count).float()
+        if not torch.isfinite(mean).all():
+            raise ValueError(f"{name}: its inputs are too large to be squared in fp32")
+        return mean
 
 
 def _calling(add: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor]], None]:

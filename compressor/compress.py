@@ -18,6 +18,7 @@ from compressor.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.codecs import FloatCodec, codec_named
 from compressor.evaluate import Text, evaluate, golden, read_text
 from compressor.executor import HERE, Executor
+from compressor.finite import check_logits
 from compressor.formats import Format
 from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
@@ -329,10 +330,11 @@ def build(
         progress: told of every long step.
 
     Raises:
-        ValueError: if an option is illegal.
+        ValueError: if an option is illegal, or logits are not finite.
         ArtifactError: if `out` exists and `force` is not set.
     """
     artifact.refuse_existing(out, force)
+    check_logits(checkpoint.model.prepared())
     started = time.perf_counter()
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
     context = checkpoint.model.config.n_positions

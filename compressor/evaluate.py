@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor.artifact import Golden, Quality
+from compressor.finite import check_logits
 from compressor.formats.base import blocks
 from compressor.generate import generate
 from compressor.gpt2 import GPT2
@@ -22,6 +23,7 @@ GOLDEN_TOKENS = 16
 GOLDEN_TOP = 8
 # Low-bit kernels take bf16 activations (8 bits of mantissa), and CPUs differ in the order they add up.
 GOLDEN_TOLERANCE = 0.25
+GOLDEN_SHARE = 2**-8  # of the largest logit, for models whose logits are so large that it is more
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ def evaluate(model: GPT2, dense: GPT2 | None, text: Text, progress: Progress = s
 
     Windows of `n_positions` tokens that do not overlap; every token but the first is predicted once.
     Both models must be prepared and share the tokenizer.
+
+    Raises:
+        ValueError: if logits are not finite, naming the matrix.
     """
     context = model.config.n_positions
     windows = blocks(len(text.ids) - 1, context)
@@ -92,6 +97,9 @@ def evaluate(model: GPT2, dense: GPT2 | None, text: Text, progress: Progress = s
                 totals[1] += F.nll_loss(reference, targets[part], reduction="sum")
                 totals[2] += F.kl_div(scores, reference, reduction="sum", log_target=True)
                 totals[3] += (scores.argmax(-1) == reference.argmax(-1)).sum()
+        if not totals.isfinite().all():
+            check_logits(model, inputs)
+            raise ValueError(f"text: the loss on {text.name} is not finite")
     return _quality(text, context, totals.tolist(), against_dense=dense is not None)
 
 
@@ -120,19 +128,26 @@ def _exp(value: float) -> float:
 
 @torch.inference_mode()
 def golden(model: GPT2, tokenizer: Tokenizer) -> Golden:
-    """Return known answers of a prepared model, for whoever loads it elsewhere."""
+    """Return known answers of a prepared model, to be reproduced wherever it is loaded.
+
+    Raises:
+        ValueError: if logits are not finite, naming the matrix.
+    """
+    check_logits(model)
     prompt = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids[: model.config.n_positions // 2]
     prompt = prompt or [model.config.eos_token_id]
     room = min(GOLDEN_TOKENS, model.config.n_positions - len(prompt))
+    check_logits(model, torch.tensor([prompt]))
     ids = generate(model, torch.tensor([prompt]), room, temperature=0.0)[0]  # [T + room]
     scores = model.logits(model(ids.unsqueeze(0))[0, len(prompt) - 1 : -1])  # [room, V]
     best = scores.topk(2, dim=-1).values  # [room, 2]
-    certain = (best[:, 0] - best[:, 1] > 2 * GOLDEN_TOLERANCE).long().cumprod(0).sum()
+    tolerance = max(GOLDEN_TOLERANCE, GOLDEN_SHARE * float(best.abs().max()))
+    certain = (best[:, 0] - best[:, 1] > 2 * tolerance).long().cumprod(0).sum()
     top = scores[0].topk(min(GOLDEN_TOP, scores.shape[-1]))
     return Golden(
         prompt_ids=prompt,
         continuation_ids=ids[len(prompt) :][: int(certain)].tolist(),
         top_ids=top.indices.tolist(),
         top_logits=[round(score, 4) for score in top.values.tolist()],
-        tolerance=GOLDEN_TOLERANCE,
+        tolerance=tolerance,
     )

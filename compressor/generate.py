@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.finite import check_logits
 from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 
@@ -29,7 +30,7 @@ def generate(
         progress: told of every token.
 
     Raises:
-        ValueError: if the result does not fit the context, or the temperature is negative.
+        ValueError: if the result does not fit the context, a number is out of range, or logits are not finite.
     """
     batch, length = prompts.shape
     check_range("max_new_tokens", new_tokens, 0, model.config.n_positions - length)
@@ -41,6 +42,9 @@ def generate(
     ids, new = prompts, prompts
     for _ in progress(range(new_tokens), label="Generating", total=new_tokens):
         scores = model.logits(model(new, cache)[:, -1])  # [B, V]
+        if not torch.isfinite(scores).all():
+            check_logits(model, ids)
+            raise ValueError("model: its logits are not finite")
         if temperature == 0:
             new = scores.argmax(-1, keepdim=True)  # [B, 1]
         else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,18 +10,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor import budget
+from compressor import budget, huggingface
 from compressor.calibrate import collect
+from compressor.cli import main
 from compressor.codecs import Coded, codec_named
+from compressor.compress import Recipe, build
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2, GPT2Config
 from compressor.methods import METHODS, gptq, quantize
 from compressor.methods.base import Statistics
 from compressor.methods.whitened_svd import root_of
 from compressor.progress import silent
+from service.models import check_golden, load
 from tests.cases import statistics
-from tests.conftest import tiny_model
+from tests.conftest import TINY, tiny_model
 
+TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 MOST_FP32 = torch.finfo(torch.float32).max
 ROUNDING_CODECS = ["int8", "int4", "int3", "int2", "int4-row", "int3-row", "int2-row", "int3-g16-zp", "int2-row-zp"]
 
@@ -236,3 +241,40 @@ def test_a_model_that_is_certain_of_every_token_weighs_all_rows() -> None:
     for statistics_ in collect(_with("wte", table), IDS).values():
         for tensor in (statistics_.second_moment, statistics_.row_weights):
             assert tensor is None or torch.isfinite(tensor).all()
+
+
+OVERFLOWING: dict[str, tuple[str, float]] = {
+    "a token too large for a norm": ("wte", 1e30),
+    "queries and keys": ("h.0.attn.c_attn", 1e30),
+    "a residual stream": ("h.0.mlp.c_proj", 3e38),
+}
+
+
+@pytest.mark.parametrize("case", OVERFLOWING)
+def test_weights_whose_logits_are_not_finite_are_refused_at_build_by_name(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, size = OVERFLOWING[case]
+    model = tiny_model(TINY)
+    weight = size * model.matrices()[name].dense().sign()
+    folder = tmp_path / "huge"
+    huggingface.export(model.with_matrices({name: Dense.of(weight, "fp32")}), TOKENIZER, folder)
+    for plan in (["--method", "dense"], ["--ratio", "4"]):
+        with pytest.raises(SystemExit) as code:
+            main(["compress", str(folder), *plan, "--out", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert (code.value.code, len(error.splitlines())) == (2, 1), error
+        assert "not finite" in error
+        assert name.rpartition(".")[0] in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_is_sealed_is_loaded_again_however_large_its_logits(tmp_path: Path) -> None:
+    model = tiny_model(TINY)
+    table = 3e4 * model.matrices()["wte"].dense()
+    huggingface.export(model.with_matrices({"wte": Dense.of(table, "fp32")}), TOKENIZER, tmp_path / "large")
+    text = tmp_path / "text.txt"
+    text.write_text("The tide was out, and the boats leaned upon the hard. " * 5)
+    build(huggingface.load(str(tmp_path / "large")), Recipe(method="quantize", options={}), tmp_path / "out", text=text)
+    loaded = load(tmp_path / "out")
+    check_golden(loaded.gpt2.prepared("dense"), loaded.manifest.golden)  # as where there are no kernels
