@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from compressor import __version__
 from compressor.budget import PRESETS
 from compressor.budget import Config as Budget
+from compressor.errors import check_range
 from compressor.executor import EXECUTORS, Executor
 from compressor.methods import METHODS
 
@@ -153,17 +155,21 @@ def compress(
         _refuse_beside("a budget", {**given, "rest": rest})
         plan, heal_minutes = _budget(sizes, target or "all", heal_tokens, heal_minutes)
     tasks = Executor(kind=executor, workers=workers)
-    healing = Healing(config=heal.Config(tokens=heal_tokens or 0), minutes=heal_minutes, folder=heal_folder)
+    limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
     artifact.refuse_existing(out, force)
     keep_freed_memory()
+    checkpoint = huggingface.load(model)
+    context = min(heal.Config.context, checkpoint.model.config.n_positions)
+    config = heal.Config(tokens=heal_tokens or 0, context=context)
+    healing = Healing(config=config, minutes=heal_minutes, folder=heal_folder)
     manifest = build(
-        huggingface.load(model),
+        checkpoint,
         plan,
         out,
         healing=healing,
         text=text or VALIDATION_TEXT,
         calibration_texts=calibration_text or (),
-        memory_limit=None if memory_limit is None else _bytes("memory_limit", memory_limit),
+        memory_limit=limit,
         force=force,
         executor=tasks,
         progress=bar,
@@ -204,7 +210,9 @@ def _bytes(name: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB)?", text)
     if match is None:
         raise ValueError(f"{name} must be a number of B, kB, MB or GB such as 8MB, not {text!r}")
-    return int(float(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[match[2] or "B"])
+    size = int(Fraction(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[match[2] or "B"])
+    check_range(name, size, 1, 10**15)
+    return size
 
 
 def _print_plan(plan: list[dict[str, Any]]) -> None:
@@ -223,7 +231,10 @@ def evaluate(
     folder: Folder,
     text: TextFile = None,
     dense: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Dense artefact to compare with; gpt2-mini's is embedded.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Dense artefact to compare with, unless the artefact is of the embedded model."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -239,10 +250,14 @@ def evaluate(
     reference = None
     if dense is not None:
         reference = artifact.read(dense).model.prepared()
-    elif loaded.manifest.provenance.source.id == huggingface.EMBEDDED:
+    elif loaded.manifest.provenance.source.sha256 == huggingface.embedded_sha256():
         reference = huggingface.load(huggingface.EMBEDDED).model.prepared()
         if loaded.manifest.provenance.edits and reference.config != loaded.model.config:
             reference = None  # it does not know the added tokens
+    if reference is None:
+        print(
+            "note: compared with no dense model; make one with --method dense and give it by --dense", file=sys.stderr
+        )
     if reference is not None and reference.config != loaded.model.config:
         raise ValueError(f"dense: {dense} is another architecture than {folder}")
     quality = measure(
@@ -430,7 +445,7 @@ def vocab_add(folder: Folder, token: TokenText, like: LikeText = None, vector: V
 def _print_edit(folder: Path, token: str, edited: Any) -> None:
     print(
         f"{folder}: {json.dumps(token, ensure_ascii=False)} is token {edited.token_id}, its vector stored with a "
-        f"relative error of {edited.error:.4f}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
+        f"relative error of {edited.error:.2%}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
         "manifest are of before the edit"
     )
 

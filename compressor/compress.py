@@ -16,6 +16,7 @@ from compressor import artifact, budget, heal, huggingface, paths
 from compressor.artifact import Manifest, Provenance, Quality
 from compressor.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.codecs import FloatCodec, codec_named
+from compressor.errors import check_range
 from compressor.evaluate import Text, evaluate, golden, read_text
 from compressor.executor import HERE, Executor
 from compressor.finite import check_logits
@@ -30,6 +31,7 @@ VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
 HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
 MAX_HEALING_TOKENS = 8_000_000  # read from the user's texts, at most
+HEALING_MINUTES = 0.01, 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,15 @@ class Healing:
     minutes: float | None = None
     folder: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.minutes:  # else nothing is healed
+            check_range("heal_minutes", self.minutes, *HEALING_MINUTES)
+
+    def within(self, model: GPT2) -> "Healing":
+        """Return the same for a model whose context may be shorter."""
+        context = min(self.config.context, model.config.n_positions)
+        return replace(self, config=replace(self.config, context=context))
+
     @property
     def wanted(self) -> bool:
         """Whether there is anything to do."""
@@ -197,11 +208,9 @@ def spent(
         ValueError: if the budget is too small for any choice.
     """
     dense = checkpoint.model.prepared()
-    vectors = "int8" if config.is_small else checkpoint.vector_codec
+    chosen, vectors = budget.choose(measured, config, dense, checkpoint.vector_codec)
     if (limit := config.max_perplexity_ratio) is not None and ids is not None:
         chosen = _verified(checkpoint, dense, measured, limit, ids)
-    else:
-        chosen = budget.choose(measured, config, dense, vectors)
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     return Made(
         model=checkpoint.model.with_matrices(budget.assembled(chosen.values())),
@@ -217,13 +226,14 @@ def _verified(
 ) -> dict[str, budget.Choice]:
     """Return the smallest choice whose perplexity ratio on calibration text keeps `limit`, not only by prediction."""
     text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten())
-    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1):
+    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1, 0.0):
         chosen = budget.smallest_within(measured, share * math.log(limit))
         model = checkpoint.model.with_matrices(budget.assembled(chosen.values()))
         ratio = evaluate(model.prepared(), dense, text).perplexity_ratio
         if ratio is not None and ratio <= limit:
             return chosen
-    raise ValueError(f"max_perplexity_ratio: no choice of formats keeps {limit}; allow more")
+    best = math.ceil(1e4 * (ratio or 1.0)) / 1e4
+    raise ValueError(f"max_perplexity_ratio must be at least {best} for this model and text, not {limit}")
 
 
 def healed(
@@ -246,7 +256,7 @@ def healed(
         held_back: tokens [T] that select the state; by default the last of the text.
     """
     dense = checkpoint.model.prepared()
-    config = replace(healing.config, context=min(healing.config.context, checkpoint.model.config.n_positions))
+    config = healing.within(checkpoint.model).config
     if healing.minutes:
         begun = heal.tokens_of_checkpoint(healing.folder) if healing.folder else None
         config = replace(config, tokens=begun or heal.tokens_in(made.model, dense, config, healing.minutes))
@@ -343,12 +353,17 @@ def build(
         return read_ids(calibration_texts, tokenizer, context=context, tokens=tokens)
 
     calibration = read(DEFAULT_TOKENS) if calibration_texts else None
+    if healing is not None and healing.wanted and calibration_texts:
+        need = heal.needed_tokens(healing.within(checkpoint.model).config)
+        if (have := read(need + context).numel()) < need:
+            raise ValueError(f"calibration text must have at least {need} tokens to heal on, not {have}")
     if isinstance(plan, Recipe):
         made = make(checkpoint, plan, progress, calibration=calibration)
         uses_text = METHODS[plan.method].calibrated
     else:
         made = make_within(checkpoint, plan, progress, calibration=calibration, executor=executor)
         uses_text = True
+    paths.check_limit(made.model, memory_limit)
     if healing is not None and healing.wanted:
         made = healed(made, checkpoint, healing, read if calibration_texts else None, progress)
         uses_text = True

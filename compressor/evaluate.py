@@ -1,6 +1,8 @@
 """How good a model is: pure measures of one model, and of one model against the dense one."""
 
+import codecs
 import hashlib
+import lzma
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 
 HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
+XZ_MAGIC = b"\xfd7zXZ\x00"
 GOLDEN_PROMPT = "The old man looked at the sea"
 GOLDEN_TOKENS = 16
 GOLDEN_TOP = 8
@@ -43,30 +46,35 @@ class Text:
     ids: Tensor
 
 
-def read_utf8(path: Path) -> str:
-    """Return the contents of a text file, line ends as they are.
+def read_utf8(path: Path, field: str = "text") -> str:
+    """Return the contents of a text file, plain or .xz, line ends as they are, without a byte order mark.
 
     Raises:
-        ValueError: if there is no such file, or it is not UTF-8.
+        ValueError: beginning with `field`, if there is no such file, or it is not UTF-8.
     """
     try:
-        return path.read_bytes().decode()
+        data = path.read_bytes()
+        is_packed = path.suffix == ".xz" or data.startswith(XZ_MAGIC)
+        data = lzma.decompress(data) if is_packed else data
+        return data.removeprefix(codecs.BOM_UTF8).decode()
     except OSError as error:
-        raise ValueError(f"text: cannot read {path}: {error.strerror}") from error
+        raise ValueError(f"{field}: cannot read {path}: {error.strerror}") from error
+    except lzma.LZMAError as error:
+        raise ValueError(f"{field}: {path} is not an xz file: {error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"text: {path} is not UTF-8 (byte {error.start})") from error
+        raise ValueError(f"{field}: {path} is not UTF-8 (byte {error.start})") from error
 
 
-def read_text(path: Path, tokenizer: Tokenizer) -> Text:
-    """Return the tokens of a UTF-8 text file.
+def read_text(path: Path, tokenizer: Tokenizer, field: str = "text") -> Text:
+    """Return the tokens of a UTF-8 text file, plain or .xz.
 
     Raises:
-        ValueError: if there is no such file, it is not UTF-8, or it has fewer than 2 tokens.
+        ValueError: beginning with `field`, if there is no such file, it is not UTF-8, or it has fewer than 2 tokens.
     """
-    text = read_utf8(path)
-    data, ids = text.encode(), tokenizer.encode(text, add_special_tokens=False).ids
+    text = read_utf8(path, field)
+    data, ids = text.encode(), tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
     if len(ids) < 2:
-        raise ValueError(f"text: {path} must have at least 2 tokens, not {len(ids)}")
+        raise ValueError(f"{field}: {path} must have at least 2 tokens, not {len(ids)}")
     return Text(path.name, hashlib.sha256(data).hexdigest(), len(data), torch.tensor(ids))
 
 

@@ -41,7 +41,9 @@ def _largest(model: GPT2) -> Tensor:
 def _hidden(model: GPT2, ids: Tensor) -> Tensor:
     """Return the hidden states of tokens [B, T], read as a service reads them: a prompt, and then one more."""
     cache = model.new_cache(*ids.shape)
-    return torch.cat([model(part, cache) for part in ids.tensor_split([ids.shape[1] - 1], dim=1) if part.numel()], dim=1)
+    return torch.cat(
+        [model(part, cache) for part in ids.tensor_split([ids.shape[1] - 1], dim=1) if part.numel()], dim=1
+    )
 
 
 def _culprit(model: GPT2, ids: Tensor) -> str:

@@ -59,6 +59,12 @@ def load(model: str) -> Checkpoint:
     return Checkpoint(decoder, tokenizer_json, Source(id=name, sha256=sha256), vector_codec)
 
 
+def embedded_sha256() -> str:
+    """Return the sha256 of the embedded model's weights."""
+    with (EMBEDDED_FOLDER / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
     """Write `model`, decoded to dense fp32, as a checkpoint that `transformers` loads.
 
@@ -138,8 +144,8 @@ def _read_config(folder: Path) -> GPT2Config:
         raise CheckpointError(f"config.json: {error}") from error
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Return all tensors, without the `transformer.` prefix, and the sha256 of their files."""
+def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str | dict[str, str]]:
+    """Return all tensors, without the `transformer.` prefix, and the sha256 of their file or, by name, files."""
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if whole.is_file():
         files = [whole]
@@ -151,16 +157,16 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
             "transformers: GPT2LMHeadModel.from_pretrained(...).save_pretrained(...)"
         )
     tensors: dict[str, Tensor] = {}
-    checksum = hashlib.sha256()
+    checksums = {}
     for file in files:
         try:
             loaded = load_file(file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file.name}: is not a safetensors file: {error}") from error
         with file.open("rb") as handle:
-            checksum.update(hashlib.file_digest(handle, "sha256").digest())
+            checksums[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
         tensors |= {name.removeprefix("transformer."): tensor for name, tensor in loaded.items()}
-    return tensors, checksum.hexdigest()
+    return tensors, checksums[whole.name] if whole in files else checksums
 
 
 def _build(config: GPT2Config, tensors: dict[str, Tensor]) -> tuple[GPT2, str]:

@@ -8,9 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import check_range
 from compressor.evaluate import read_utf8
-from compressor.tasks import passages
+from compressor.tasks import check_passages, passages
 
 TEXT, LAST_WORD = "ttgpt_text", "ttgpt_last_word"
 
@@ -28,7 +27,7 @@ def write(text: Path, folder: Path) -> str:
         raise ValueError(f"out: {folder} exists already; choose another folder")
     whole = read_utf8(text)
     asked = [{"context": beginning, "target": last} for beginning, last in passages(whole)]
-    check_range("text: number of passages", len(asked), 1, 10**9)
+    check_passages(len(asked))
     folder.mkdir(parents=True)
     per_byte = [_metric("byte_perplexity", "weighted_perplexity"), _metric("bits_per_byte", "bits_per_byte")]
     per_byte.append(_metric("word_perplexity", "weighted_perplexity"))

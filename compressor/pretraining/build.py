@@ -58,6 +58,7 @@ def pretrain(
     corpus = read_corpus(config, texts, validation, tokenizer_json=remembered, progress=progress)
     _make_writable(folder)
     training = Training(config, corpus, folder, echo)
+    paths.check_limit(sealed(training.model, config.codec), memory_limit)
     if training.step:
         echo(f"goes on from the checkpoint in {folder}: {training.tokens:,} tokens are done")
     for _ in watch(training):
