@@ -233,7 +233,7 @@ def evaluate(
     dense: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Dense artefact to compare with, unless the artefact is of the embedded model."
+            metavar="DIR", help="Dense artefact to compare with; that of gpt2-mini itself is embedded."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -255,9 +255,7 @@ def evaluate(
         if loaded.manifest.provenance.edits and reference.config != loaded.model.config:
             reference = None  # it does not know the added tokens
     if reference is None:
-        print(
-            "note: compared with no dense model; make one with --method dense and give it by --dense", file=sys.stderr
-        )
+        print("note: no dense model to compare with; give one by --dense (compress --method dense)", file=sys.stderr)
     if reference is not None and reference.config != loaded.model.config:
         raise ValueError(f"dense: {dense} is another architecture than {folder}")
     quality = measure(

@@ -35,6 +35,7 @@ def generate(
     batch, length = prompts.shape
     check_range("max_new_tokens", new_tokens, 0, model.config.n_positions - length)
     check_range("temperature", temperature, 0, 100)
+    check_range("seed", seed, 0, 2**63 - 1)
     if not new_tokens:
         return prompts
     random = torch.Generator().manual_seed(seed)
