@@ -114,10 +114,15 @@ class Golden(_Strict):
 
 
 class Source(_Strict):
-    """The checkpoint an artefact was made of: hub id or folder name, and the sha256 of its weights."""
+    """The checkpoint an artefact was made of.
+
+    Attributes:
+        id: on the hub, or the folder's name.
+        sha256: of its weights' file, as sha256sum prints it; where there are several, of each by name.
+    """
 
     id: str
-    sha256: str
+    sha256: str | dict[str, str]
 
 
 class Provenance(_Strict):

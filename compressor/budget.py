@@ -29,6 +29,9 @@ from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
 
 MEASURED_TOKENS = 2048  # on which one replaced piece is measured
+SCARCE = 12  # times smaller than fp32, from which on biases and norms are stored in 8 bits
+SMALL_VECTORS = "int8"
+UNUSABLE = 1e9  # nats per token, more than any model that can be served loses
 CUT_ROWS = 4096  # a table with so many rows is cut into blocks
 TABLE_BLOCKS = 6  # each twice as long as the one before, the first two alike
 # Ranks, as shares of the smaller side, and codecs that `rotated_svd` is tried with.
@@ -45,7 +48,7 @@ class Config:
     """Options of `budget`; exactly one of the first three is set.
 
     Attributes:
-        size_bytes: of model.safetensors, at most.
+        size_bytes: of all weights, at most.
         ratio: of the dense model in fp32 to the result, at least.
         max_perplexity_ratio: to dense, at most; the smallest model that is predicted to keep it.
         target: which matrices are compressed; the others stay as they are, and of bytes only those of the target
@@ -71,10 +74,9 @@ class Config:
             legal = ", ".join(name for name in get_args(Target) if name != "none")
             raise ValueError(f"target must be one of {legal}, not {self.target!r}")
 
-    @property
-    def is_small(self) -> bool:
-        """Whether bytes are so scarce that even biases and norms are stored in 8 bits."""
-        return self.target == "all" and self.ratio is not None and self.ratio >= 12
+    def bytes_of(self, dense: GPT2) -> int | None:
+        """Return how many bytes the target of a dense model may occupy, or None where a loss is the limit."""
+        return int(dense_bytes(dense, self.target) / self.ratio) if self.ratio is not None else self.size_bytes
 
 
 @dataclass(frozen=True)
@@ -251,20 +253,23 @@ def _measure_piece(
     if statistics is not None and statistics.row_weights is not None:
         statistics = replace(statistics, row_weights=statistics.row_weights[piece.rows])
     for method, options in candidates(piece.matrix, (part.shape[0], part.shape[1])):
-        form = METHODS[method].compress(part, METHODS[method].config(**options), statistics, silent)
+        form = METHODS[method].found(piece.name, part, METHODS[method].config(**options), statistics, silent)
         replaced = torch.cat([weight[: piece.rows.start], form.dense(), weight[piece.rows.stop :]])
         yield Choice(piece, method, options, form.num_bytes, _kl(dense, piece.matrix, replaced, ids, target), form)
 
 
 def _kl(dense: GPT2, name: str, matrix: Tensor, ids: Tensor, target: Tensor) -> float:
-    """Return the mean KL divergence from `dense` of a model with one matrix replaced, nats per token."""
+    """Return the mean KL divergence from `dense` of a model with one matrix replaced, nats per token.
+
+    It is UNUSABLE where the model's logits are not finite.
+    """
     model = dense.with_matrices({name: Dense.of(matrix, "fp32")})
     hidden = model(ids).flatten(0, 1)
     total = 0.0
     for block in blocks(len(hidden), HEAD_ROWS):
         part = slice(block.start, block.stop)
         total += float(distillation_loss(model.logits(hidden[part]), target[part]))
-    return max(total / len(hidden), 0.0)
+    return max(total / len(hidden), 0.0) if math.isfinite(total) else UNUSABLE
 
 
 def assembled(chosen: Iterable[Choice]) -> dict[str, Format]:
@@ -318,23 +323,54 @@ def smallest_within(measured: Mapping[str, list[Choice]], kl: float) -> dict[str
     return spend(measured, high)
 
 
-def choose(measured: Mapping[str, list[Choice]], config: Config, dense: GPT2, vector_codec: str) -> dict[str, Choice]:
-    """Return the choice per piece that `config` asks for.
+def choose(
+    measured: Mapping[str, list[Choice]], config: Config, dense: GPT2, vector_codec: str
+) -> tuple[dict[str, Choice], str]:
+    """Return the choice per piece that `config` asks for, and the codec of biases and LayerNorm vectors.
+
+    What is bought depends on the bytes alone, however they were asked for. Where they are scarce, or nothing fits
+    otherwise, vectors are stored in 8 bits.
 
     Raises:
-        ValueError: if nothing fits the budget.
+        ValueError: if nothing fits the budget, naming the smallest one that is kept.
     """
-    if config.max_perplexity_ratio is not None:
-        return smallest_within(measured, math.log(config.max_perplexity_ratio))
-    size_bytes = config.size_bytes
-    if config.ratio is not None:
-        targets = [form for name, form in dense.matrices().items() if is_target(name, config.target)]
-        parameters = sum(form.out_features * form.in_features for form in targets)
-        if config.target == "all":
-            parameters += sum(vector.numel() for vector in dense.vectors().values())
-        size_bytes = int(4 * parameters / config.ratio)
-    vectors = vector_bytes(dense, vector_codec) if config.target == "all" else 0
-    return spend(measured, (size_bytes or 0) - vectors)
+    if (size_bytes := config.bytes_of(dense)) is None:
+        return smallest_within(measured, math.log(config.max_perplexity_ratio or 1.0)), vector_codec
+    if config.target != "all":
+        _check_size(config, size_bytes, smallest(measured), dense)
+        return spend(measured, size_bytes), vector_codec
+    least = smallest(measured)
+    plain, small = vector_bytes(dense, vector_codec), vector_bytes(dense, SMALL_VECTORS)
+    if size_bytes * SCARCE <= dense_bytes(dense, "all") or least + plain > size_bytes:
+        vector_codec, plain = (SMALL_VECTORS, small) if small < plain else (vector_codec, plain)
+    _check_size(config, size_bytes, least + plain, dense)
+    return spend(measured, size_bytes - plain), vector_codec
+
+
+def smallest(measured: Mapping[str, list[Choice]]) -> int:
+    """Return the bytes of the smallest choice of every piece."""
+    return sum(min(choice.size_bytes for choice in choices) for choices in measured.values())
+
+
+def _check_size(config: Config, size_bytes: int, least: int, dense: GPT2) -> None:
+    """Refuse a budget below `least` bytes, in the words in which it was asked for; raises ValueError."""
+    if size_bytes >= least:
+        return
+    if config.ratio is None:
+        raise ValueError(f"budget must be at least {least} bytes, not {size_bytes}")
+    whole = dense_bytes(dense, config.target)
+    cents = 100 * whole // least
+    most = (cents if int(whole / (cents / 100)) >= least else cents - 1) / 100  # which divides to `least` or more
+    raise ValueError(f"ratio must be at most {most} ({least} bytes) for this model, not {config.ratio}")
+
+
+def dense_bytes(dense: GPT2, target: Target) -> int:
+    """Return what the matrices of a target occupy in fp32, with biases and norms if it is "all"."""
+    forms = [form for name, form in dense.matrices().items() if is_target(name, target)]
+    values = sum(form.out_features * form.in_features for form in forms)
+    if target == "all":
+        values += sum(vector.numel() for vector in dense.vectors().values())
+    return 4 * values
 
 
 def vector_bytes(dense: GPT2, codec: str) -> int:

@@ -1,6 +1,5 @@
 """What a text says about every matrix: second moments of its inputs, and weights of the vocabulary's rows."""
 
-import lzma
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from compressor.errors import check_range
+from compressor.evaluate import read_utf8
 from compressor.formats.base import blocks
 from compressor.generate import generate
 from compressor.gpt2 import GPT2, Linear
@@ -23,6 +23,7 @@ COLLECT_TOKENS = 2048  # tokens run through the model at a time
 HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
 DISTANCES = (1, 2, 4, 8, 16)  # in tokens, of the differences
 EXCERPT_CHARACTERS = 12  # per token wanted; English has 4 to 5
+LONGEST_WORD = 64  # characters at the beginning of an excerpt, in which a space is looked for
 
 
 def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progress: Progress = silent) -> Tensor:
@@ -47,28 +48,35 @@ def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progre
 
 
 def read_ids(paths: Sequence[Path], tokenizer: Tokenizer, *, context: int, tokens: int = DEFAULT_TOKENS) -> Tensor:
-    """Return about `tokens` tokens of UTF-8 text files, plain or .xz: [rows, context].
+    """Return `tokens` tokens of UTF-8 text files, plain or .xz, in whole rows [rows, context], or all they have.
 
-    Long texts give excerpts at even distances, shorter ones all they have; a text shorter than the
-    context gives one shorter row.
+    Long texts give excerpts at even distances, as long as it takes, shorter ones all rows from their beginning.
 
     Raises:
-        ValueError: if a file cannot be read, or there are fewer than 2 tokens.
+        ValueError: if a file cannot be read, or there are fewer than `context` tokens.
     """
-    text = "\n".join(_read(path) for path in paths)
+    text = "\n".join(read_utf8(path, "calibration text") for path in paths)
     count, length = -(-tokens // context), EXCERPT_CHARACTERS * context
-    if len(text) > count * length:
-        starts = [i * (len(text) - length) // max(1, count - 1) for i in range(count)]
-        excerpts = [text[start : start + length].partition(" ")[2] for start in starts]  # begins with a whole word
-        encoded = tokenizer.encode_batch(excerpts, add_special_tokens=False)
-        rows = [excerpt.ids[:context] for excerpt in encoded if len(excerpt.ids) >= context]
-    else:
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if len(ids) < 2:
-            raise ValueError(f"calibration text must have at least 2 tokens, not {len(ids)}")
-        width = min(context, len(ids))
-        rows = [ids[start : start + width] for start in range(0, len(ids) - width + 1, width)][:count]
-    return torch.tensor(rows)
+    while len(text) > count * length:
+        rows = [ids[:context] for ids in _encoded(_excerpts(text, count, length), tokenizer) if len(ids) >= context]
+        if len(rows) == count:
+            return torch.tensor(rows)
+        length *= 4  # its tokens are longer
+    (ids,) = _encoded([text], tokenizer)
+    if len(ids) < context:
+        raise ValueError(f"calibration text must have at least {context} tokens, the model's context, not {len(ids)}")
+    return torch.tensor(ids[: min(count, len(ids) // context) * context]).view(-1, context)
+
+
+def _excerpts(text: str, count: int, length: int) -> list[str]:
+    """Return excerpts at even distances; each begins with a whole word where words are told apart by spaces."""
+    starts = [i * (len(text) - length) // max(1, count - 1) for i in range(count)]
+    spaces = [text.find(" ", start, start + LONGEST_WORD) + 1 for start in starts]
+    return [text[space or start : start + length] for start, space in zip(starts, spaces, strict=True)]
+
+
+def _encoded(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 @torch.inference_mode()
@@ -101,13 +109,13 @@ def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, 
             hook.remove()
     found = {
         name: Statistics(
-            second_moment=moments[name].value(),
-            difference_moment=differences[name].value() if name in differences else None,
+            second_moment=moments[name].value(name),
+            difference_moment=differences[name].value(name) if name in differences else None,
             heads=model.config.n_head if name.endswith("attn.c_attn") else None,
         )
         for name in linears
     }
-    return found | _of_embeddings(model, ids, moments["head"].value(), uncertainty.value())
+    return found | _of_embeddings(model, ids, moments["head"].value("lm_head"), uncertainty.value("lm_head"))
 
 
 def _of_embeddings(model: GPT2, ids: Tensor, hidden: Tensor, uncertainty: Tensor) -> dict[str, Statistics]:
@@ -116,7 +124,9 @@ def _of_embeddings(model: GPT2, ids: Tensor, hidden: Tensor, uncertainty: Tensor
     as_read = torch.eye(width)
     # One more reading of every token, spread over all: the unseen ones matter a little too.
     read = (ids.flatten().bincount(minlength=vocabulary) + 1).double()
-    read, multiplied = read / read.mean(), uncertainty.double() / uncertainty.double().mean()
+    read, multiplied = read / read.mean(), uncertainty.double().clamp_min(0)
+    # A model that is certain of every token says nothing about the rows.
+    multiplied = multiplied / multiplied.mean() if multiplied.mean() > 0 else torch.ones_like(multiplied)
     found = {"wpe": Statistics(second_moment=as_read)}
     if model.lm_head is None:
         weights = ((read + multiplied) / 2).float()
@@ -150,10 +160,13 @@ class _Mean:
             if distance < x.shape[1]:
                 self.add_moment((x[:, distance:] - x[:, :-distance]) / math.sqrt(2))
 
-    def value(self) -> Tensor:
+    def value(self, name: str) -> Tensor:
         if self.total is None:
             raise RuntimeError("the model multiplied nothing by this matrix")
-        return (self.total / self.count).float()
+        mean = (self.total / self.count).float()
+        if not torch.isfinite(mean).all():
+            raise ValueError(f"{name}: its inputs are too large to be squared in fp32")
+        return mean
 
 
 def _calling(add: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor]], None]:
@@ -161,15 +174,3 @@ def _calling(add: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor
         add(arguments[0])
 
     return hook
-
-
-def _read(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
-    except OSError as error:
-        raise ValueError(f"calibration text: cannot read {path}: {error.strerror}") from error
-    except lzma.LZMAError as error:
-        raise ValueError(f"calibration text: {path} is not an xz file: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"calibration text: {path} is not UTF-8 (byte {error.start})") from error

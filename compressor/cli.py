@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -17,6 +18,7 @@ from compressor import __version__
 from compressor.budget import PRESETS
 from compressor.budget import Config as Budget
 from compressor.display import bar
+from compressor.errors import check_range
 from compressor.executor import EXECUTORS, Executor
 from compressor.figures import figure
 from compressor.methods import METHODS
@@ -157,13 +159,12 @@ def compress(
         _refuse_beside("a budget", {**given, "rest": rest})
         plan, heal_minutes = _budget(sizes, target or "all", heal_tokens, heal_minutes)
     tasks = Executor(kind=executor, workers=workers)
-    healing = Healing(config=heal.Config(tokens=heal_tokens or 0), minutes=heal_minutes, folder=heal_folder)
     limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
     require_files("text", [text or VALIDATION_TEXT])
     require_files("calibration text", calibration_text or ())
     artifact.refuse_existing(out, force)
     if heal_folder is not None:
-        if not healing.wanted and preset is None:
+        if not (heal_tokens or heal_minutes) and preset is None:
             raise ValueError("heal_folder does not go without heal_tokens or heal_minutes")
         require_writable("heal_folder", heal_folder)
     keep_freed_memory()
@@ -172,11 +173,13 @@ def compress(
         checkpoint = huggingface.load(model)
         for note in checkpoint.notes:
             print("note:", note, file=sys.stderr)
+        context = min(heal.Config.context, checkpoint.model.config.n_positions)
+        config = heal.Config(tokens=heal_tokens or 0, context=context)
         manifest = build(
             checkpoint,
             plan,
             out,
-            healing=healing,
+            healing=Healing(config=config, minutes=heal_minutes, folder=heal_folder),
             text=text or VALIDATION_TEXT,
             calibration_texts=calibration_text or (),
             memory_limit=limit,
@@ -222,7 +225,9 @@ def _bytes(name: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB)?", text)
     if match is None:
         raise ValueError(f"{name} must be a number of B, kB, MB or GB such as 8MB, not {text!r}")
-    return int(float(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[match[2] or "B"])
+    size = int(Fraction(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[match[2] or "B"])
+    check_range(name, size, 1, 10**15)
+    return size
 
 
 def _print_plan(plan: list[dict[str, Any]]) -> None:
@@ -241,7 +246,8 @@ def evaluate(
     folder: Folder,
     text: TextFile = None,
     dense: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Dense artefact to compare with; gpt2-mini's is embedded.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Dense artefact to compare with; that of gpt2-mini itself is embedded."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -257,10 +263,12 @@ def evaluate(
     reference = None
     if dense is not None:
         reference = artifact.read(dense).model.prepared()
-    elif loaded.manifest.provenance.source.id == huggingface.EMBEDDED:
+    elif loaded.manifest.provenance.source.sha256 == huggingface.embedded_sha256():
         reference = huggingface.load(huggingface.EMBEDDED).model.prepared()
         if loaded.manifest.provenance.edits and reference.config != loaded.model.config:
             reference = None  # it does not know the added tokens
+    if reference is None:
+        print("note: no dense model to compare with; give one by --dense (compress --method dense)", file=sys.stderr)
     if reference is not None and reference.config != loaded.model.config:
         raise ValueError(f"dense: {dense} is another architecture than {folder}")
     quality = measure(
@@ -468,7 +476,7 @@ def vocab_add(folder: Folder, token: TokenText, like: LikeText = None, vector: V
 def _print_edit(folder: Path, token: str, edited: Any) -> None:
     print(
         f"{folder}: {json.dumps(token, ensure_ascii=False)} is token {edited.token_id}, its vector stored with a "
-        f"relative error of {figure(edited.error, 4)}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
+        f"relative error of {edited.error:.2%}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
         "manifest are of before the edit"
     )
 

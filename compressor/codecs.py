@@ -21,6 +21,7 @@ Parts = Mapping[str, Tensor]
 
 # torch's int8 kernel reads past the end of rows that are not a multiple of its vectors (seen to crash at 20).
 KERNEL_COLUMNS = 32
+MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max
 
 
 class PartLayout(NamedTuple):
@@ -102,11 +103,15 @@ class Int8Codec(Codec):
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout(values.shape)
-        values = _finite(values, self.name)
-        scale = (values.abs().amax(-1, keepdim=True) / 127).bfloat16()
+        values = finite(values, self.name)
+        scale = self.stored_scale(values.abs().amax(-1, keepdim=True) / 127)
         step = torch.where(scale > 0, scale, 1).float()
         codes = torch.round(values / step).clamp(-127, 127).to(torch.int8)
         return {"codes": codes.contiguous(), "scale": scale}
+
+    def stored_scale(self, scale: Tensor) -> Tensor:
+        """Return the scale in bf16, of which 127 are within the range of fp32."""
+        return scale.clamp_max(_largest_step(127)).bfloat16()
 
     def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         return parts["codes"].to(dtype) * parts["scale"].to(dtype)
@@ -134,6 +139,7 @@ class GroupCodec(Codec):
 
     Attributes:
         bits: per value.
+        steps: between the lowest and the highest level.
         group: values per scale; 0 for the whole row.
         zero_point: whether every group has a bf16 zero.
     """
@@ -144,6 +150,7 @@ class GroupCodec(Codec):
             raise ValueError(f"group must be 0 (the whole row) or between 8 and 65536, not {group}")
         self.name = f"int{bits}-{f'g{group}' if group else 'row'}{'-zp' if zero_point else ''}"
         self.bits = bits
+        self.steps = 2**bits - 1
         self.group = group
         self.zero_point = zero_point
 
@@ -161,12 +168,28 @@ class GroupCodec(Codec):
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout(values.shape)
-        scale, zero = self.search(_finite(values, self.name))
+        scale, zero = self.search(finite(values, self.name))
         return self.encode_with(values, scale, zero)
 
     def search(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scale and zero [..., groups], in fp32, that store `values` with the least squared error."""
+        """Return the scale and zero [..., groups], in fp32, that store `values` with the least squared error.
+
+        It is never more than that of storing zeros, a scale of 0, nor than that of rounding to nearest unclipped.
+        """
         grouped, real = self._grouped(values.float())  # [..., groups, group]
+        # In units of a power of 2 near its largest value no group's squares overflow or vanish, and nothing rounds.
+        unit = power_of_2(grouped.abs().amax(-1))
+        grouped, real = grouped / unit.unsqueeze(-1), real.expand_as(grouped)
+        scale, zero, error = self._best(grouped, real, unit, CLIPS[self.bits])
+        lost = error > grouped.square().sum(-1) / 2
+        if lost.any():
+            scale[lost], zero[lost], _ = self._best(grouped[lost], real[lost], unit[lost], OUTLIER_CLIPS)
+        return scale * unit, zero * unit
+
+    def _best(
+        self, grouped: Tensor, real: Tensor, unit: Tensor, clips: Sequence[float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the scale, the zero and the squared error [..., groups] of the best share of the range, in units."""
         if self.zero_point:
             low = torch.where(real, grouped, torch.inf).amin(-1)
             high = torch.where(real, grouped, -torch.inf).amax(-1)
@@ -174,22 +197,21 @@ class GroupCodec(Codec):
             high = grouped.abs().amax(-1)
             low = -high
         low, high = (torch.nan_to_num(x, posinf=0.0, neginf=0.0) for x in (low, high))
-        best = torch.full_like(low, torch.inf)
-        best_scale, best_zero = low, low
-        for clip in CLIPS[self.bits]:
-            scale = _bf16((high - low) * clip / (2**self.bits - 1))
-            zero = (low + high) / 2 - (2**self.bits - 1) / 2 * scale
-            zero = _bf16(zero) if self.zero_point else zero
+        best_scale = best_zero = torch.zeros_like(low)
+        best = grouped.square().sum(-1)  # of a scale of 0, which stores zeros
+        for clip in clips:
+            scale = _bf16((high - low) * clip / self.steps)
+            scale, zero = self._levels(scale * unit, ((low + high) / 2 - self.steps / 2 * scale) * unit)
+            scale, zero = scale / unit, zero / unit
             error = torch.where(real, self._round(grouped, scale, zero) - grouped, 0).square().sum(-1)
             best_scale = torch.where(error < best, scale, best_scale)
             best_zero = torch.where(error < best, zero, best_zero)
             best = torch.minimum(error, best)
-        return best_scale, best_zero
+        return best_scale, best_zero, best
 
     def encode_with(self, values: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
         """Return the parts of `values` [..., n] for a given scale and zero [..., groups]."""
-        scale = _bf16(scale)
-        zero = _bf16(zero) if self.zero_point else -(2**self.bits - 1) / 2 * scale
+        scale, zero = self._levels(scale, zero)
         grouped, _ = self._grouped(values.float())
         codes = self._codes(grouped, scale, zero).flatten(-2)[..., : values.shape[-1]]
         parts = {"codes": _pack(codes.to(torch.int64), self.bits), "scale": scale.bfloat16()}
@@ -229,6 +251,15 @@ class GroupCodec(Codec):
         grouped = F.pad(values, (0, groups * size - columns)).unflatten(-1, (groups, size))
         return grouped, (torch.arange(groups * size) < columns).view(groups, size)
 
+    def _levels(self, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a scale and zero as they are stored, in fp32, none of whose levels is infinite."""
+        if not self.zero_point:
+            scale = _bf16(scale.clamp_max(_largest_step(self.steps / 2)))
+            return scale, -self.steps / 2 * scale
+        scale = _bf16(scale.clamp_max(_largest_step(self.steps)))
+        room = (MOST_FP32 - self.steps * scale) * (1 - 2**-7)  # above the zero, less what bf16 may round up
+        return scale, _bf16(torch.minimum(zero, room).clamp_min(-MOST_BF16))
+
     def _codes(self, grouped: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         step = torch.where(scale > 0, scale, 1).unsqueeze(-1)
         return torch.round((grouped - zero.unsqueeze(-1)) / step).clamp(0, 2**self.bits - 1)
@@ -239,6 +270,8 @@ class GroupCodec(Codec):
 
 # Shares of the range that the clip search tries; fewer levels want more clipping.
 CLIPS = {bits: torch.linspace(1.0, narrowest, 12).tolist() for bits, narrowest in ((4, 0.70), (3, 0.55), (2, 0.40))}
+# For groups that would lose more than half of themselves: the range is that of an outlier, and all else vanishes in it.
+OUTLIER_CLIPS = [0.8**k for k in range(30)]
 
 
 def _through(forward: Tensor, backward: Tensor) -> Tensor:
@@ -246,7 +279,8 @@ def _through(forward: Tensor, backward: Tensor) -> Tensor:
     return backward + (forward - backward).detach()
 
 
-def _finite(values: Tensor, codec: str) -> Tensor:
+def finite(values: Tensor, codec: str) -> Tensor:
+    """Return `values` in fp32; raises ValueError if one is not finite."""
     if not torch.isfinite(values).all():
         raise ValueError(f"values must be finite to be stored as {codec}")
     return values.float()
@@ -266,6 +300,17 @@ def _unpack(packed: Tensor, bits: int) -> Tensor:
     words = (bytes_ << (8 * torch.arange(bits))).sum(-1, keepdim=True)
     codes: Tensor = words >> (bits * torch.arange(8)) & (2**bits - 1)
     return codes.flatten(-2)
+
+
+def _largest_step(steps: float) -> float:
+    """Return the largest bf16 of which so many are within the range of fp32."""
+    return float(torch.tensor(MOST_FP32 / steps * (1 - 2**-8)).bfloat16())
+
+
+def power_of_2(sizes: Tensor) -> Tensor:
+    """Return a power of 2 within a factor of 2 of each of the `sizes` in fp32, and 2**-126 for 0 and denormals."""
+    exponents = sizes.contiguous().view(torch.int32) & 0x7F800000
+    return exponents.view(torch.float32).clamp(2.0**-126, 2.0**126)
 
 
 def _range(dtype: torch.dtype) -> str:

@@ -18,6 +18,7 @@ from compressor.codecs import FloatCodec, codec_named
 from compressor.errors import check_range
 from compressor.evaluate import Text, evaluate, golden, read_text
 from compressor.executor import HERE, Executor
+from compressor.finite import check_logits
 from compressor.formats import Format
 from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
@@ -32,6 +33,7 @@ VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
 HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
 MAX_HEALING_TOKENS = 8_000_000  # read from the user's texts, at most
+HEALING_MINUTES = 0.01, 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +94,11 @@ def compress(
     statistics = statistics_of(checkpoint, calibration, progress) if method.calibrated else {}
     compressed: dict[str, Format] = {}
     for name, form in checkpoint.model.matrices().items():
-        try:
-            if is_target(name, target):
-                compressed[name] = method.compress(form.dense(), config, statistics.get(name), progress)
-            elif recipe.rest is not None:
-                compressed[name] = quantize.compress(form.dense(), quantize.Config(codec=recipe.rest))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        if is_target(name, target):
+            compressed[name] = method.found(name, form.dense(), config, statistics.get(name), progress)
+        elif recipe.rest is not None:
+            rounding = quantize.Config(codec=recipe.rest)
+            compressed[name] = METHODS["quantize"].found(name, form.dense(), rounding, None, progress)
     return checkpoint.model.with_matrices(compressed)
 
 
@@ -147,8 +147,13 @@ class Healing:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.minutes:
-            check_range("heal_minutes", self.minutes, 0.01, 10**6)
+        if self.minutes:  # else nothing is healed
+            check_range("heal_minutes", self.minutes, *HEALING_MINUTES)
+
+    def within(self, model: GPT2) -> "Healing":
+        """Return the same for a model whose context may be shorter."""
+        context = min(self.config.context, model.config.n_positions)
+        return replace(self, config=replace(self.config, context=context))
 
     @property
     def wanted(self) -> bool:
@@ -220,11 +225,9 @@ def spent(
         ValueError: if the budget is too small for any choice.
     """
     dense = checkpoint.model.prepared()
-    vectors = "int8" if config.is_small else checkpoint.vector_codec
+    chosen, vectors = budget.choose(measured, config, dense, checkpoint.vector_codec)
     if (limit := config.max_perplexity_ratio) is not None and ids is not None:
         chosen = _verified(checkpoint, dense, measured, limit, ids)
-    else:
-        chosen = budget.choose(measured, config, dense, vectors)
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     return Made(
         model=checkpoint.model.with_matrices(budget.assembled(chosen.values())),
@@ -240,13 +243,14 @@ def _verified(
 ) -> dict[str, budget.Choice]:
     """Return the smallest choice whose perplexity ratio on calibration text keeps `limit`, not only by prediction."""
     text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten())
-    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1):
+    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1, 0.0):
         chosen = budget.smallest_within(measured, share * math.log(limit))
         model = checkpoint.model.with_matrices(budget.assembled(chosen.values()))
         ratio = evaluate(model.prepared(), dense, text).perplexity_ratio
         if ratio is not None and ratio <= limit:
             return chosen
-    raise ValueError(f"max_perplexity_ratio: no choice of formats keeps {limit}; allow more")
+    best = math.ceil(1e4 * (ratio or 1.0)) / 1e4
+    raise ValueError(f"max_perplexity_ratio must be at least {best} for this model and text, not {limit}")
 
 
 def healed(
@@ -271,7 +275,7 @@ def healed(
         echo: told what a user should know.
     """
     dense = checkpoint.model.prepared()
-    config = replace(healing.config, context=min(healing.config.context, checkpoint.model.config.n_positions))
+    config = healing.within(checkpoint.model).config
 
     def frozen(name: str) -> bool:
         return not is_target(name, made.target)
@@ -365,10 +369,11 @@ def build(
         echo: told what a user should know.
 
     Raises:
-        ValueError: if an option is illegal or a text will not do; all of that before the first long step.
+        ValueError: if an option is illegal, a text will not do, or logits are not finite; before the first long step.
         ArtifactError: if `out` exists and `force` is not set.
     """
     artifact.refuse_existing(out, force)
+    check_logits(checkpoint.model.prepared())
     started = time.perf_counter()
     tokenizer = read_tokenizer(checkpoint.tokenizer_json)
     context = checkpoint.model.config.n_positions
@@ -387,6 +392,7 @@ def build(
     else:
         made = make_within(checkpoint, plan, progress, calibration=calibration, executor=executor, run=run, echo=echo)
         uses_text = True
+    paths.check_limit(made.model, memory_limit)
     if healing is not None and healing.wanted:
         made = healed(made, checkpoint, healing, read if calibration_texts else None, progress, echo=echo)
         uses_text = True
@@ -416,7 +422,7 @@ def _check(
         return
     if isinstance(plan, Recipe) and METHODS[plan.method].target == "none" and plan.rest is None:
         raise ValueError(f"healing does not go with {plan.method}, which changes nothing; leave one of them out")
-    config = replace(healing.config, context=min(healing.config.context, model.config.n_positions))
+    config = healing.within(model).config
     if read is not None:
         heal.check_text(read(config.least_tokens), config)
     if healing.folder is not None:

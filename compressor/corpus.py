@@ -1,7 +1,5 @@
 """Books to compress with: some to calibrate and heal on, some set aside for selection, and a text for figures only."""
 
-import hashlib
-import lzma
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from compressor.evaluate import Text
+from compressor.evaluate import Text, read_text, read_utf8
 
 BOOK_END = "<|endoftext|>"
 SHORTEST_BOOK = 1000  # characters; less is a title page
@@ -41,12 +39,12 @@ class Corpus:
 
 
 def read_corpus(path: Path, tokenizer: Tokenizer, end_id: int) -> Corpus:
-    """Return the corpus in a .xz file of books that end with <|endoftext|>, each ended by the token `end_id`.
+    """Return the corpus in a text file, plain or .xz, of books that end with <|endoftext|>; `end_id` ends each.
 
     Raises:
         ValueError: if the file cannot be read or has too few books.
     """
-    books = [book for book in _text(path).split(BOOK_END) if len(book) > SHORTEST_BOOK]
+    books = [book for book in read_utf8(path, "books").split(BOOK_END) if len(book) > SHORTEST_BOOK]
     if len(books) <= SELECTION_BOOKS:
         raise ValueError(f"books: {path} must have more than {SELECTION_BOOKS} books, not {len(books)}")
     random.Random(SEED).shuffle(books)  # noqa: S311  # not a secret
@@ -56,21 +54,13 @@ def read_corpus(path: Path, tokenizer: Tokenizer, end_id: int) -> Corpus:
 
 
 def read_packed_text(path: Path, tokenizer: Tokenizer) -> Text:
-    """Return the text in an .xz file, to be predicted."""
-    data = _text(path).encode()
-    ids = tokenizer.encode_batch_fast([data.decode()], add_special_tokens=False)[0].ids
-    return Text(path.name, hashlib.sha256(data).hexdigest(), len(data), torch.tensor(ids))
-
-
-def _text(path: Path) -> str:
-    try:
-        with lzma.open(path, "rt", encoding="utf-8") as file:
-            return file.read()
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ValueError(f"books: cannot read {path}: {error}") from error
+    """Return the text in a file, plain or .xz, to be predicted."""
+    return read_text(path, tokenizer, "books")
 
 
 def _drawn(ids: Tensor, rows: int, context: int) -> Tensor:
+    if len(ids) < context:
+        raise ValueError(f"books: must have at least {context} tokens, one row, not {len(ids)}")
     whole = ids[: len(ids) // context * context].view(-1, context)
     chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SEED))[:rows]
     return whole[chosen]

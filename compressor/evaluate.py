@@ -1,6 +1,8 @@
 """How good a model is: pure measures of one model, and of one model against the dense one."""
 
+import codecs
 import hashlib
+import lzma
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +13,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor.artifact import Golden, Quality
+from compressor.finite import check_logits
 from compressor.formats.base import blocks
 from compressor.generate import generate
 from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 
 HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
+XZ_MAGIC = b"\xfd7zXZ\x00"
 GOLDEN_PROMPT = "The old man looked at the sea"
 GOLDEN_TOKENS = 16
 GOLDEN_TOP = 8
 # Low-bit kernels take bf16 activations (8 bits of mantissa), and CPUs differ in the order they add up.
 GOLDEN_TOLERANCE = 0.25
+GOLDEN_SHARE = 2**-8  # of the largest logit, for models whose logits are so large that it is more
 
 
 @dataclass(frozen=True)
@@ -41,30 +46,35 @@ class Text:
     ids: Tensor
 
 
-def read_utf8(path: Path) -> str:
-    """Return the contents of a text file, line ends as they are.
+def read_utf8(path: Path, field: str = "text") -> str:
+    """Return the contents of a text file, plain or .xz, line ends as they are, without a byte order mark.
 
     Raises:
-        ValueError: if there is no such file, or it is not UTF-8.
+        ValueError: beginning with `field`, if there is no such file, or it is not UTF-8.
     """
     try:
-        return path.read_bytes().decode()
+        data = path.read_bytes()
+        is_packed = path.suffix == ".xz" or data.startswith(XZ_MAGIC)
+        data = lzma.decompress(data) if is_packed else data
+        return data.removeprefix(codecs.BOM_UTF8).decode()
     except OSError as error:
-        raise ValueError(f"text: cannot read {path}: {error.strerror}") from error
+        raise ValueError(f"{field}: cannot read {path}: {error.strerror}") from error
+    except lzma.LZMAError as error:
+        raise ValueError(f"{field}: {path} is not an xz file: {error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"text: {path} is not UTF-8 (byte {error.start})") from error
+        raise ValueError(f"{field}: {path} is not UTF-8 (byte {error.start})") from error
 
 
-def read_text(path: Path, tokenizer: Tokenizer) -> Text:
-    """Return the tokens of a UTF-8 text file.
+def read_text(path: Path, tokenizer: Tokenizer, field: str = "text") -> Text:
+    """Return the tokens of a UTF-8 text file, plain or .xz.
 
     Raises:
-        ValueError: if there is no such file, it is not UTF-8, or it has fewer than 2 tokens.
+        ValueError: beginning with `field`, if there is no such file, it is not UTF-8, or it has fewer than 2 tokens.
     """
-    text = read_utf8(path)
-    data, ids = text.encode(), tokenizer.encode(text, add_special_tokens=False).ids
+    text = read_utf8(path, field)
+    data, ids = text.encode(), tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
     if len(ids) < 2:
-        raise ValueError(f"text: {path} must have at least 2 tokens, not {len(ids)}")
+        raise ValueError(f"{field}: {path} must have at least 2 tokens, not {len(ids)}")
     return Text(path.name, hashlib.sha256(data).hexdigest(), len(data), torch.tensor(ids))
 
 
@@ -74,6 +84,9 @@ def evaluate(model: GPT2, dense: GPT2 | None, text: Text, progress: Progress = s
 
     Windows of `n_positions` tokens that do not overlap; every token but the first is predicted once.
     Both models must be prepared and share the tokenizer.
+
+    Raises:
+        ValueError: if logits are not finite, naming the matrix.
     """
     context = model.config.n_positions
     windows = blocks(len(text.ids) - 1, context)
@@ -92,6 +105,9 @@ def evaluate(model: GPT2, dense: GPT2 | None, text: Text, progress: Progress = s
                 totals[1] += F.nll_loss(reference, targets[part], reduction="sum")
                 totals[2] += F.kl_div(scores, reference, reduction="sum", log_target=True)
                 totals[3] += (scores.argmax(-1) == reference.argmax(-1)).sum()
+        if not totals.isfinite().all():
+            check_logits(model, inputs)
+            raise ValueError(f"text: the loss on {text.name} is not finite")
     return _quality(text, context, totals.tolist(), against_dense=dense is not None)
 
 
@@ -120,19 +136,26 @@ def _exp(value: float) -> float:
 
 @torch.inference_mode()
 def golden(model: GPT2, tokenizer: Tokenizer) -> Golden:
-    """Return known answers of a prepared model, for whoever loads it elsewhere."""
+    """Return known answers of a prepared model, to be reproduced wherever it is loaded.
+
+    Raises:
+        ValueError: if logits are not finite, naming the matrix.
+    """
+    check_logits(model)
     prompt = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids[: model.config.n_positions // 2]
     prompt = prompt or [model.config.eos_token_id]
     room = min(GOLDEN_TOKENS, model.config.n_positions - len(prompt))
+    check_logits(model, torch.tensor([prompt]))
     ids = generate(model, torch.tensor([prompt]), room, temperature=0.0)[0]  # [T + room]
     scores = model.logits(model(ids.unsqueeze(0))[0, len(prompt) - 1 : -1])  # [room, V]
     best = scores.topk(2, dim=-1).values  # [room, 2]
-    certain = (best[:, 0] - best[:, 1] > 2 * GOLDEN_TOLERANCE).long().cumprod(0).sum()
+    tolerance = max(GOLDEN_TOLERANCE, GOLDEN_SHARE * float(best.abs().max()))
+    certain = (best[:, 0] - best[:, 1] > 2 * tolerance).long().cumprod(0).sum()
     top = scores[0].topk(min(GOLDEN_TOP, scores.shape[-1]))
     return Golden(
         prompt_ids=prompt,
         continuation_ids=ids[len(prompt) :][: int(certain)].tolist(),
         top_ids=top.indices.tolist(),
         top_logits=[round(score, 4) for score in top.values.tolist()],
-        tolerance=GOLDEN_TOLERANCE,
+        tolerance=tolerance,
     )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.finite import check_logits
 from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 
@@ -29,11 +30,12 @@ def generate(
         progress: told of every token.
 
     Raises:
-        ValueError: if the result does not fit the context, or the temperature is negative.
+        ValueError: if the result does not fit the context, a number is out of range, or logits are not finite.
     """
     batch, length = prompts.shape
     check_range("max_new_tokens", new_tokens, 0, model.config.n_positions - length)
     check_range("temperature", temperature, 0, 100)
+    check_range("seed", seed, 0, 2**63 - 1)
     if not new_tokens:
         return prompts
     random = torch.Generator().manual_seed(seed)
@@ -41,6 +43,9 @@ def generate(
     ids, new = prompts, prompts
     for _ in progress(range(new_tokens), label="Generating", total=new_tokens):
         scores = model.logits(model(new, cache)[:, -1])  # [B, V]
+        if not torch.isfinite(scores).all():
+            check_logits(model, ids)
+            raise ValueError("model: its logits are not finite")
         if temperature == 0:
             new = scores.argmax(-1, keepdim=True)  # [B, 1]
         else:

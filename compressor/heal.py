@@ -36,7 +36,7 @@ class Config:
     """Options of healing.
 
     Attributes:
-        tokens: how many are trained on, at most.
+        tokens: how many are trained on, at most; 0, or enough for a step.
         batch: rows of `context` tokens per step.
         context: tokens per row; no more than the model's.
         learning_rate: how far a step moves a tensor, as a share of its root mean square, since factors and scales
@@ -64,9 +64,10 @@ class Config:
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        check_range("tokens", self.tokens, 0, 10**12)
         check_range("batch", self.batch, 1, 4096)
         check_range("context", self.context, 2, 65536)
+        if self.tokens:  # else nothing is healed
+            check_range("heal_tokens", self.tokens, self.batch * self.context, 10**12)
         check_range("learning_rate", self.learning_rate, 1e-8, 1.0)
         check_range("warmup", self.warmup, 0.0, 1.0)
         check_range("select_every", self.select_every, 1, 10**9)
@@ -174,7 +175,7 @@ def tokens_in(model: GPT2, dense: GPT2, config: Config) -> int:
         started = time.perf_counter()
         training.step(step, ids)
         seconds.append(time.perf_counter() - started)
-    return int(60 * (config.minutes or 0) / min(seconds)) * ids.numel()
+    return max(1, int(60 * (config.minutes or 0) / min(seconds))) * ids.numel()
 
 
 def tokens_begun(
@@ -375,11 +376,14 @@ def _rows(text: Tensor, config: Config) -> Tensor:
 
 def _split(rows: Tensor, held_back: Tensor | None, config: Config) -> tuple[Tensor, Tensor]:
     """Return rows to train on and at most SELECTION_ROWS rows to select on."""
+    need = config.least_tokens if held_back is None else config.batch * config.context
+    if len(rows) * config.context < need:
+        raise ValueError(f"text must have at least {need} tokens to heal on, not {len(rows) * config.context}")
     if held_back is None:
         held = min(SELECTION_ROWS, max(1, len(rows) // 10))
         rows, held_back = rows[:-held], rows[-held:]
-    if len(rows) < config.batch or not len(held_back):
-        raise ValueError(f"text must have at least {config.least_tokens} tokens to heal on for batch = {config.batch}")
+    if not len(held_back):
+        raise ValueError(f"text that is held back must have at least {config.context} tokens")
     return rows, held_back[:SELECTION_ROWS]
 
 

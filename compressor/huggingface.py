@@ -82,6 +82,12 @@ def load(model: str) -> Checkpoint:
     return Checkpoint(decoder, tokenizer_json, Source(id=name, sha256=sha256), vector_codec, notes)
 
 
+def embedded_sha256() -> str:
+    """Return the sha256 of the embedded model's weights."""
+    with (EMBEDDED_FOLDER / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
     """Write `model`, decoded to dense fp32, as a checkpoint that `transformers` loads; all of it or nothing.
 
@@ -135,8 +141,11 @@ def _locate(model: str) -> Path:
         ) from error
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Return all tensors, without the prefixes of wrappers and of `transformer.`, and the sha256 of their files."""
+def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str | dict[str, str]]:
+    """Return all tensors, without the prefixes of wrappers and of `transformer.`, and the sha256 of their file.
+
+    Of several files, it is by name.
+    """
     index, whole = folder / INDEX, folder / "model.safetensors"
     if whole.is_file():
         files = [whole]
@@ -148,15 +157,15 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
             "transformers: GPT2LMHeadModel.from_pretrained(...).save_pretrained(...)"
         )
     tensors: dict[str, Tensor] = {}
-    checksum = hashlib.sha256()
+    checksums = {}
     for file in files:
         loaded = _load_shard(file)
-        checksum.update(bytes.fromhex(loaded.sha256))
+        checksums[file.name] = loaded.sha256
         for name, tensor in loaded.tensors.items():
             if (own := _own_name(name)) in tensors:
                 raise CheckpointError(f"{file.name}: {own} is there twice")
             tensors[own] = tensor
-    return tensors, checksum.hexdigest()
+    return tensors, checksums[whole.name] if whole in files else checksums
 
 
 def _shards(index: Path) -> list[Path]:

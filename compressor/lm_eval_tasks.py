@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor import durable
-from compressor.errors import check_range
 from compressor.evaluate import read_utf8
-from compressor.tasks import passages
+from compressor.tasks import check_passages, passages
 
 TEXT, LAST_WORD = "ttgpt_text", "ttgpt_last_word"
 
@@ -28,7 +27,7 @@ def write(text: Path, folder: Path) -> str:
     refuse_existing(folder)
     whole = read_utf8(text)
     asked = [{"context": beginning, "target": last} for beginning, last in passages(whole)]
-    check_range("text: number of passages", len(asked), 1, 10**9)
+    check_passages(len(asked))
     per_byte = [_metric("byte_perplexity", "weighted_perplexity"), _metric("bits_per_byte", "bits_per_byte")]
     per_byte.append(_metric("word_perplexity", "weighted_perplexity"))
     per_passage = [_metric("acc", "mean", more_is_better=True), _metric("perplexity", "perplexity")]

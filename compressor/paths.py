@@ -8,6 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from compressor.errors import check_range
 from compressor.formats import Format, Path, prepared, resident_bytes
 from compressor.gpt2 import GPT2
 
@@ -42,8 +43,12 @@ def measured(model: GPT2, memory_limit: int | None = None) -> GPT2:
     Args:
         model: as stored.
         memory_limit: bytes that all matrices together may occupy; where the fastest paths exceed it, those go first
-            that save the most bytes for the time they cost. Where even the smallest do, these are taken.
+            that save the most bytes for the time they cost.
+
+    Raises:
+        ValueError: if no paths keep the limit.
     """
+    check_limit(model, memory_limit)
     known: dict[str, list[Cost]] = {}
     options = {}
     for name, form in model.matrices().items():
@@ -55,11 +60,22 @@ def measured(model: GPT2, memory_limit: int | None = None) -> GPT2:
     limit = inf if memory_limit is None else memory_limit
     while sum(cost.resident for cost in chosen.values()) > limit:
         steps = [(name, cost) for name, found in options.items() for cost in _smaller(found, chosen[name])]
-        if not steps:
-            break
         name, cost = min(steps, key=lambda step: _loss(chosen[step[0]], step[1]))
         chosen[name] = cost
     return model.with_matrices({name: form.with_path(chosen[name].path) for name, form in model.matrices().items()})
+
+
+def check_limit(model: GPT2, memory_limit: int | None) -> None:
+    """Refuse a limit that the matrices of `model` exceed along any paths; raises ValueError with what they need."""
+    least = sum(min(resident_bytes(way) for way in _ways(form)) for form in model.matrices().values())
+    if memory_limit is not None:
+        check_range("memory_limit", memory_limit, least, 10**15)
+
+
+def _ways(form: Format) -> list[Format]:
+    """Return `form` along every path that occupies no more than W in fp32."""
+    ways = [form.with_path(path) for path in PATHS]
+    return [way for way in ways if resident_bytes(way) <= 4 * form.out_features * form.in_features] or ways[-1:]
 
 
 @torch.inference_mode()
@@ -68,8 +84,7 @@ def costs(form: Format) -> list[Cost]:
 
     The paths take turns, and the fastest turn of each counts, so that whatever else runs slows down none of them alone.
     """
-    ways = [form.with_path(path) for path in PATHS]
-    ways = [way for way in ways if resident_bytes(way) <= 4 * form.out_features * form.in_features] or ways[-1:]
+    ways = _ways(form)
     ready = {way.path: prepared(way) for way in ways}
     seconds = dict.fromkeys(ready, 0.0)
     for rows in BATCHES:

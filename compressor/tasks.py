@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from compressor.errors import check_range
 from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 
@@ -48,7 +47,7 @@ class Accuracy:
 def passages(text: str, limit: int = 200) -> list[tuple[str, str]]:
     """Return paragraphs of at least MIN_WORDS words as (all but the last word, the last word with its space)."""
     found = []
-    for paragraph in text.split("\n\n"):
+    for paragraph in text.replace("\r\n", "\n").split("\n\n"):
         words = " ".join(paragraph.split()).rstrip(" .,;:!?\"'-")
         beginning, _, last = words.rpartition(" ")
         if len(words.split()) >= MIN_WORDS and last.isalpha():
@@ -87,8 +86,10 @@ def accuracy(model: GPT2, text: str, tokenizer: Tokenizer, progress: Progress = 
         ValueError: if the text is too short for a question of either kind.
     """
     passages, choices = last_words(text, tokenizer), continuations(text, tokenizer)
-    check_range("text: number of passages", len(passages), 1, 10**9)
-    check_range("text: number of continuations", len(choices), 1, 10**9)
+    check_passages(len(passages))
+    if not choices:
+        need, tokens = ANSWERS * (CONTEXT_TOKENS + ANSWER_TOKENS), len(tokenizer.encode(text).ids)
+        raise ValueError(f"text: must have at least {need} tokens, not {tokens}")
     known = _scores(model, passages, progress)
     chosen = _scores(model, choices, progress)
     return Accuracy(
@@ -97,6 +98,12 @@ def accuracy(model: GPT2, text: str, tokenizer: Tokenizer, progress: Progress = 
         passages=len(passages),
         choices=len(choices),
     )
+
+
+def check_passages(found: int) -> None:
+    """Refuse a text without any passage; raises ValueError."""
+    if not found:
+        raise ValueError(f"text: must have a paragraph of at least {MIN_WORDS} words that ends with one, and has none")
 
 
 @torch.inference_mode()

@@ -40,6 +40,8 @@ MAX_TOKEN_BYTES = 256  # an added token bounds how many tokens a server must exp
 # A row that dwarfs the others makes scores so large that fp32 rounds them by more than the golden values tolerate.
 MAX_NORM_RATIO = 100
 MAX_VECTOR_BYTES = 2**24
+MAX_ERROR = 1.0  # of a stored vector, relative to its norm: that of zeros
+FINER = ("int4", "int8", "fp16")  # codecs that are proposed where a vector is stored worse than that
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,9 @@ def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         wanted = pattern.row_in(matrices[name])
-        stored = edited[name].rows(torch.tensor([row]))[0].double()
-        errors.append(float((stored - wanted).norm() / wanted.norm().clamp_min(1e-30)))
+        errors.append(_error(edited[name], row, wanted))
+        if errors[-1] > MAX_ERROR * (1 + 1e-6):
+            raise ValueError(f"{name}: {_too_coarse(matrices[name], row, wanted, errors[-1])}")
     config = replace(loaded.model.config, vocab_size=edited["wte"].out_features)
     model = GPT2(config, matrices | edited, loaded.model.vectors())
     provenance = loaded.manifest.provenance
@@ -165,6 +168,23 @@ def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row:
         force=True,
     )
     return Edited(row, max(errors), manifest)
+
+
+def _error(table: Format, row: int, wanted: Tensor) -> float:
+    """Return how far a stored row is from the vector [D], relative to its norm or, if that is 0, to the mean row's."""
+    stored = table.rows(torch.tensor([row]))[0].double()
+    size = wanted.norm() if wanted.any() else table.dense().double().norm(dim=1).mean().clamp_min(1e-30)
+    return float((stored - wanted).norm() / size)
+
+
+def _too_coarse(table: Format, row: int, wanted: Tensor, error: float) -> str:
+    """Return why a vector is not stored, and what would do."""
+    errors = ((codec, _error(with_row(table.recoded(codec), row, wanted), row, wanted)) for codec in FINER)
+    finer = next((f"; {codec} would do with {found:.2%}" for codec, found in errors if found < MAX_ERROR), "")
+    return (
+        f"the vector would be stored with a relative error of {error:.2%}, worse than zeros{finer}: make the artefact "
+        "anew with a finer codec or a higher rank"
+    )
 
 
 def _edit_table(table: Format, row: int, pattern: _Pattern) -> Format:

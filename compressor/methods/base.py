@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from compressor.codecs import codec_named
@@ -126,6 +127,26 @@ class Method:
     compress: Callable[[Tensor, Any, Statistics | None, Progress], Format]
     target: Target
     calibrated: bool = False
+
+    def found(
+        self, name: str, weight: Tensor, config: Config, statistics: Statistics | None, progress: Progress
+    ) -> Format:
+        """Return the format that is found for the matrix called `name`.
+
+        Raises:
+            ValueError: naming the matrix, if its values or those that come out are not finite, or an option does not
+                suit it.
+        """
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{name}: must be finite")
+        try:
+            form = self.compress(weight, config, statistics, progress)
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            raise ValueError(f"{name}: {error}") from error
+        if not torch.isfinite(form.dense()).all():
+            largest = float(weight.abs().max())
+            raise ValueError(f"{name}: has values up to {largest:.3g}, of which the method makes infinities")
+        return form
 
 
 def is_target(name: str, target: Target) -> bool:

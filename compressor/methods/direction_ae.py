@@ -49,7 +49,10 @@ class Config(CodecConfig):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} must be at least 1, not {value}")
+        check_range("epochs", self.epochs, 1, 10**6)
+        check_range("batch", self.batch, 1, 10**9)
         check_range("ratio", self.ratio, 1, 1e6)
+        check_range("seed", self.seed, 0, 2**63 - 1)
 
     def check(self, shape: tuple[int, int], heads: int) -> None:
         check_range("rank", self.rank or 1, 1, min(shape))

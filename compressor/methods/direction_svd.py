@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.codecs import Codec, Coded, FloatCodec, codec_named
+from compressor.codecs import Codec, Coded, FloatCodec, codec_named, power_of_2
 from compressor.errors import check_range
 from compressor.formats import LowRank
 from compressor.methods.base import Statistics, WhitenedConfig
@@ -40,6 +40,7 @@ def compress(
         root, row_weights = torch.eye(weight.shape[1], dtype=torch.float64), None
     else:
         root, row_weights = root_of(statistics.second_moment, config.damping), statistics.row_weights
+    root = root / power_of_2(root.diagonal().mean().float())  # its scale is that of what is stored, and nothing else
     lengths = (weight.double() @ root).norm(dim=1)  # [out]
     unit = weight.double() / torch.where(lengths > 0, lengths, 1).unsqueeze(-1)
     left, right = whitened_factors(unit, config.rank, root, row_weights)
@@ -56,11 +57,13 @@ def best_scales(weight: Tensor, left: Tensor, right: Tensor, root: Tensor) -> Te
 def stored(left: Tensor, right: Tensor, codec: str, **vectors: Tensor) -> LowRank:
     """Return the factors stored by `codec`, and row_scale or column_offset too, but in at least 16 bits.
 
-    A low-bit codec has one scale for a whole vector; 16 bits of it cost little.
+    A low-bit codec has one scale for a whole vector; 16 bits of it cost little. They are bf16 beyond fp16's range.
     """
     main = codec_named(codec)
-    fine: Codec = main if isinstance(main, FloatCodec) else codec_named("fp16")
     coded = {"left": Coded.encode(main, left), "right": Coded.encode(main, right)}
-    coded |= {name: Coded.encode(fine, vector) for name, vector in vectors.items()}
+    for name, vector in vectors.items():
+        fine: Codec = main if isinstance(main, FloatCodec) else codec_named("fp16")
+        is_large = fine.name == "fp16" and float(vector.abs().max()) > torch.finfo(torch.float16).max
+        coded[name] = Coded.encode(codec_named("bf16") if is_large else fine, vector)
     options = {"rank": left.shape[1]} | {name: name in vectors for name in ("row_scale", "column_offset")}
     return LowRank((left.shape[0], right.shape[1]), coded, options, "factors")

@@ -10,12 +10,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from compressor.codecs import Coded, GroupCodec, Int8Codec, codec_named
+from compressor.codecs import Coded, GroupCodec, Int8Codec, codec_named, finite, power_of_2
 from compressor.errors import check_range
 from compressor.formats import Dense
 from compressor.formats.base import blocks
 from compressor.methods.base import CodecConfig, Statistics, needed
-from compressor.methods.whitened_svd import root_of
+from compressor.methods.whitened_svd import roots_of
 from compressor.progress import Progress, silent
 
 BLOCK_COLUMNS = 128  # columns whose errors are passed on together: large products instead of small ones
@@ -73,12 +73,12 @@ class Grid:
         codes = torch.round((values - zero) / torch.where(scale > 0, scale, 1))
         return codes.clamp(self.low, self.high) * scale + zero
 
-    def parts(self, rounded: Tensor) -> dict[str, Tensor]:
-        """Return the codec's parts of values [out, in] that are levels."""
+    def parts(self, rounded: Tensor, unit: Tensor) -> dict[str, Tensor]:
+        """Return the codec's parts of values [out, in] that are levels, in units [out, 1]."""
         if isinstance(self.codec, GroupCodec):
-            return self.codec.encode_with(rounded, self.scale, self.zero)
+            return self.codec.encode_with(rounded * unit, self.scale * unit, self.zero * unit)
         codes = torch.round(rounded / torch.where(self.scale > 0, self.scale, 1))
-        return {"codes": codes.to(torch.int8), "scale": self.scale.bfloat16()}
+        return {"codes": codes.to(torch.int8), "scale": self.codec.stored_scale(self.scale * unit)}
 
 
 def compress(
@@ -91,11 +91,15 @@ def compress(
     """
     statistics = needed(statistics, "gptq")
     rows, columns = weight.shape
-    grid = Grid(_rounding_codec(config.codec), weight.float())
+    # In units of powers of 2 near their largest values, rows of any size are rounded alike.
+    weight = finite(weight, config.codec)
+    unit = power_of_2(weight.abs().amax(1, keepdim=True))  # [out, 1]
+    weight = weight / unit
+    grid = Grid(_rounding_codec(config.codec), weight)
     order, feedback = _order_and_feedback(statistics, config.damping, config.act_order)
     renew = isinstance(grid.codec, GroupCodec) and not config.act_order
-    rounded = _rounded(weight.float()[:, order], feedback, grid, order, renew=renew, progress=progress)
-    parts = grid.parts(rounded[:, order.argsort()])
+    rounded = _rounded(weight[:, order], feedback, grid, order, renew=renew, progress=progress)
+    parts = grid.parts(rounded[:, order.argsort()], unit)
     return Dense.coded_as(Coded(grid.codec, (rows, columns), parts))
 
 
@@ -115,10 +119,15 @@ def _order_and_feedback(statistics: Statistics, damping: float, act_order: bool)
 
 
 def feedback_of(second_moment: Tensor, damping: float) -> Tensor:
-    """Return the upper triangular C [in, in], fp32, with C^T C the inverse of the damped second moment."""
-    inverse = torch.cholesky_inverse(root_of(second_moment, damping))
-    feedback: Tensor = torch.linalg.cholesky(inverse, upper=True).float()
-    return feedback
+    """Return the upper triangular C [in, in], fp32, with C^T C the inverse of the damped second moment.
+
+    Inputs that say nothing give the identity, with which columns are rounded to nearest.
+    """
+    for root in roots_of(second_moment, damping):
+        feedback, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
+        if not failed and torch.isfinite(feedback).all():
+            break
+    return feedback.float()
 
 
 def _rounded(weight: Tensor, feedback: Tensor, grid: Grid, order: Tensor, *, renew: bool, progress: Progress) -> Tensor:

@@ -78,7 +78,8 @@ def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Te
     weighted = seen if statistics.row_weights is None else seen * statistics.row_weights.double().unsqueeze(-1)
     values, vectors = torch.linalg.eigh(seen.T @ weighted)
     values, basis = values[-config.rank :].clamp_min(values[-1] * 1e-12), vectors[:, -config.rank :]
-    spread = (values / values.mean()).sqrt().unsqueeze(-1)  # [r, 1]
+    mean = values.mean()
+    spread = (values / torch.where(mean > 0, mean, 1)).sqrt().unsqueeze(-1)  # [r, 1], zeros for a matrix of zeros
     right: Tensor = spread * torch.linalg.solve_triangular(root, basis.T, upper=False, left=False)  # [r, in]
     random = torch.Generator().manual_seed(config.seed)
     mixed = torch.randn(config.rank, config.rank, dtype=torch.float64, generator=random)

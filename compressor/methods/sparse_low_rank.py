@@ -39,9 +39,9 @@ class Config(WhitenedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         codec_named(self.kept_codec)
-        for field in ("kept", "rounds"):
-            if (value := getattr(self, field)) < 1:
-                raise ValueError(f"{field} must be at least 1, not {value}")
+        if self.kept < 1:
+            raise ValueError(f"kept must be at least 1, not {self.kept}")
+        check_range("rounds", self.rounds, 1, 100)
 
     def check(self, shape: tuple[int, int], heads: int) -> None:
         super().check(shape, heads)

@@ -7,6 +7,7 @@ Reference: SVD-LLM (arXiv 2403.07378, section 3.1) whitens by the inputs; the we
 Hsu et al., "Language model compression with weighted low-rank factorization" (arXiv 2207.00112).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from compressor.errors import check_range
 from compressor.formats import LowRank
 from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.progress import Progress, silent
+
+RAISED = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)  # dampings that are tried where a smaller one will not do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,22 @@ def compress(
 def root_of(second_moment: Tensor, damping: float) -> Tensor:
     """Return the lower triangular L [in, in] with L L^T = second_moment + damping * its mean diagonal, fp64.
 
-    Raises:
-        ValueError: if that is not positive definite.
+    Where that is not positive definite, since the inputs do not span all directions, the damping is raised until it
+    is. Where there are no inputs but zeros, they say nothing, and L is the identity.
     """
+    return next(roots_of(second_moment, damping))
+
+
+def roots_of(second_moment: Tensor, damping: float) -> Iterator[Tensor]:
+    """Yield the L of `root_of` for `damping` and for larger ones, and in the end the identity."""
     moment = second_moment.double()
+    identity = torch.eye(len(moment), dtype=moment.dtype)
     mean = moment.diagonal().mean()
-    root: Tensor
-    root, failed = torch.linalg.cholesky_ex(moment + damping * mean * torch.eye(len(moment), dtype=moment.dtype))
-    if failed or not root.diagonal().min() > 0:
-        raise ValueError(f"damping must be larger than {damping}: the inputs do not span all {len(moment)} directions")
-    return root
+    for share in (damping, *(share for share in RAISED if share > damping)):
+        root, failed = torch.linalg.cholesky_ex(moment + share * mean * identity)
+        if not failed and root.diagonal().min() > 0:
+            yield root
+    yield identity
 
 
 def whitened_factors(weight: Tensor, rank: int, root: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -75,8 +84,9 @@ def whitened_factors(weight: Tensor, rank: int, root: Tensor, row_weights: Tenso
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Scale every component of left [out, r] @ right [r, in] to the same norm on both sides, in fp32.
 
-    That is kind to low-bit codecs and to fp16's range.
+    That is kind to low-bit codecs and to fp16's range. A component that is zero on either side is so on both.
     """
     sizes = left.norm(dim=0), right.norm(dim=1)  # [r]
-    scale = torch.where((sizes[0] > 0) & (sizes[1] > 0), (sizes[1] / sizes[0]).sqrt(), 1)
-    return (left * scale).float(), (right / scale.unsqueeze(-1)).float()
+    used = (sizes[0] > 0) & (sizes[1] > 0)
+    scale = torch.where(used, (sizes[1] / sizes[0]).sqrt(), 0)
+    return (left * scale).float(), torch.where(used.unsqueeze(-1), right / scale.unsqueeze(-1), 0).float()

@@ -57,6 +57,7 @@ def pretrain(
         remembered = checkpoint.metadata(folder / CHECKPOINT).get("tokenizer") if config.tokenizer is None else None
         corpus = read_corpus(config, texts, validation, tokenizer_json=remembered, progress=progress)
         training = Training(config, corpus, folder, echo)
+        paths.check_limit(sealed(training.model, config.codec), memory_limit)
         if training.step:
             echo(f"goes on from the checkpoint in {folder}: {training.tokens:,} tokens are done")
         for _ in watch(training):

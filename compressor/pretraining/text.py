@@ -1,7 +1,6 @@
 """Text to pre-train on: files to tokens, a tokenizer where none is given, and the order in which rows are seen."""
 
 import hashlib
-import lzma
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -11,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from compressor.evaluate import Text, read_utf8
+from compressor.evaluate import Text, read_text, read_utf8
 from compressor.huggingface import EMBEDDED, EMBEDDED_FOLDER
 from compressor.pretraining.config import Config
 from compressor.progress import Progress, silent
@@ -59,8 +58,9 @@ def read_corpus(
     Raises:
         ValueError: if a file cannot be read, is empty or too short, or the tokenizer does not match.
     """
-    contents = [_read(path) for path in files_of(texts)]
-    held_out_text = None if validation is None else _read(validation)
+    contents = [read_utf8(path) for path in files_of(texts)]
+    if validation is not None:
+        read_utf8(validation, "validation")  # fails now rather than after a tokenizer was trained
     documents = [part for content in contents for part in content.split(END_OF_TEXT) if part.strip()]
     if not documents:
         raise ValueError(f"text: {', '.join(map(str, texts)) or 'no file'}: there is nothing but white space")
@@ -72,22 +72,30 @@ def read_corpus(
         tokenizer = trained_tokenizer(documents, config.model.vocab_size)
     dtype = torch.uint16 if config.model.vocab_size <= 1 << 16 else torch.int32
     ids = torch.cat([part.to(dtype) for part in _encoded(tokenizer, documents, progress)])
-    if validation is None or held_out_text is None:
+    _check_length(config, len(ids), held_out=validation is None)
+    if validation is None:
         cut = len(ids) - max(int(HELD_OUT * len(ids)), config.model.n_positions + 1)
-        ids, rest = ids[: max(cut, 0)], ids[max(cut, 0) :].long()
+        ids, rest = ids[:cut], ids[cut:].long()
         data = tokenizer.decode(rest.tolist(), skip_special_tokens=False).encode()
         held_out = Text("end of the training text", hashlib.sha256(data).hexdigest(), len(data), rest)
     else:
-        held_out = _validation(validation, held_out_text, tokenizer)
-    longest = max(phase.context for phase in config.phases)
-    need = max(longest, config.batch_tokens) + 1
-    if len(ids) < need:
-        raise ValueError(
-            f"text: has {len(ids)} tokens to train on; at least {need} are needed for contexts of {longest} and "
-            f"batch_tokens = {config.batch_tokens}"
-        )
+        held_out = read_text(validation, tokenizer, "validation")
     digest = hashlib.sha256("".join(contents).encode()).hexdigest()
     return Corpus(tokenizer, ids, held_out, digest)
+
+
+def _check_length(config: Config, tokens: int, *, held_out: bool) -> None:
+    """Refuse a text that is too short to train on; raises ValueError with how many tokens are needed."""
+    longest = max(phase.context for phase in config.phases)
+    need = max(longest, config.batch_tokens) + 1
+    if held_out:
+        need = max(need + config.model.n_positions + 1, ceil(need / (1 - HELD_OUT)))
+    if tokens < need:
+        kept = ", some of which are kept for validation" if held_out else ""
+        raise ValueError(
+            f"text: must have at least {need} tokens{kept}, for contexts of {longest} and batch_tokens = "
+            f"{config.batch_tokens}, not {tokens}"
+        )
 
 
 def files_of(texts: Sequence[Path]) -> list[Path]:
@@ -152,7 +160,7 @@ def trained_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
 
 def read_validation(config: Config, path: Path) -> Text:
     """Return a text in the tokens of the config's tokenizer, which must be a given one; raises ValueError."""
-    return _validation(path, _read(path), given_tokenizer(config))
+    return read_text(path, given_tokenizer(config), "validation")
 
 
 def given_tokenizer(config: Config) -> Tokenizer:
@@ -183,20 +191,3 @@ def _encoded(tokenizer: Tokenizer, documents: Sequence[str], progress: Progress)
     for start in progress(starts, label="Reading", total=len(starts)):
         for encoding in tokenizer.encode_batch_fast(documents[start : start + PIECES], add_special_tokens=False):
             yield torch.tensor([*encoding.ids, 0])
-
-
-def _validation(path: Path, data: str, tokenizer: Tokenizer) -> Text:
-    ids = tokenizer.encode_batch_fast([data], add_special_tokens=False)[0].ids
-    if len(ids) < 2:
-        raise ValueError(f"validation: {path} must have at least 2 tokens, not {len(ids)}")
-    return Text(path.name, hashlib.sha256(data.encode()).hexdigest(), len(data.encode()), torch.tensor(ids))
-
-
-def _read(path: Path) -> str:
-    if path.suffix != ".xz":
-        return read_utf8(path)
-    try:
-        with lzma.open(path, "rt", encoding="utf-8") as file:
-            return file.read()
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ValueError(f"text: cannot read {path}: {error}") from error

@@ -11,6 +11,7 @@ from torch import Tensor
 from compressor import huggingface
 from compressor.calibrate import DISTANCES, collect, read_ids, sample_text
 from compressor.compress import Recipe, build, compress
+from compressor.evaluate import read_text
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2, Block, GPT2Config
 from compressor.huggingface import Checkpoint
@@ -126,10 +127,46 @@ def test_text_files_are_read_plain_and_compressed(tokenizer: Tokenizer, tmp_path
     assert len(read_ids([plain, packed], tokenizer, context=8)) > len(ids)
 
 
-def test_a_short_text_gives_one_short_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_text_shorter_than_one_context_is_refused_with_both_numbers(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("The old man")
-    assert read_ids([path], tokenizer, context=512).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"calibration text must have at least 512 tokens.*, not 3$"):
+        read_ids([path], tokenizer, context=512)
+    assert read_ids([path], tokenizer, context=3).shape == (1, 3)
+
+
+# Texts of any length, whose tokens are short, long, or all one word.
+LONG_TEXTS = {
+    "English": "The tide was out, and the boats leaned upon the hard. " * 8000,
+    "Chinese": "\N{CJK UNIFIED IDEOGRAPH-6F6E}\N{CJK UNIFIED IDEOGRAPH-6C34}\N{IDEOGRAPHIC FULL STOP}" * 80000,
+    "one long word": "harbour" * 60000,
+    "one space in the middle": "harbour" * 30000 + " " + "master" * 30000,
+    "Windows": "The tide was out.\r\n\r\nThe boats leaned.\r\n" * 8000,
+    "white space": " " * 300000 + "\n" * 300000,
+    "dashes": "-" * 600000,
+    "emoji": "\N{SAILBOAT}" * 120000,
+}
+
+
+@pytest.mark.parametrize("kind", LONG_TEXTS)
+def test_any_text_gives_all_the_rows_that_it_has(tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(LONG_TEXTS[kind].encode())
+    whole = len(tokenizer.encode(LONG_TEXTS[kind], add_special_tokens=False).ids)
+    for tokens in (64, 1000, 16384):
+        ids = read_ids([path], tokenizer, context=64, tokens=tokens)
+        assert ids.shape == (min(-(-tokens // 64), whole // 64), 64)
+
+
+def test_a_byte_order_mark_is_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    plain, marked, packed = (tmp_path / name for name in ("a.txt", "b.txt", "c.txt.xz"))
+    plain.write_text("The old man looked at the sea. " * 10)
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    packed.write_bytes(lzma.compress(marked.read_bytes()))
+    expected = read_ids([plain], tokenizer, context=8)
+    for path in (marked, packed):
+        assert torch.equal(read_ids([path], tokenizer, context=8), expected)
+        assert torch.equal(read_text(path, tokenizer).ids, read_text(plain, tokenizer).ids)
 
 
 def test_a_long_text_gives_excerpts_from_beginning_to_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -148,7 +185,9 @@ def test_a_long_text_gives_excerpts_from_beginning_to_end(tokenizer: Tokenizer, 
         ("none.txt", None, "cannot read"),
         ("bad.txt", b"\xff\xfe", "not UTF-8"),
         ("bad.xz", b"plain", "not an xz file"),
-        ("empty.txt", b"", "at least 2 tokens"),
+        ("empty.txt", b"", "at least 8 tokens.*, not 0"),
+        ("blank.txt", b" ", "at least 8 tokens.*, not 1"),
+        ("cut.xz", lzma.compress(b"The old man")[:-9], "not an xz file"),
     ],
 )
 def test_a_bad_text_is_refused(

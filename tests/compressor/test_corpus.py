@@ -63,8 +63,10 @@ def test_a_packed_text_is_the_text(tmp_path: Path) -> None:
 def test_bad_books_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"books: cannot read .*absent"):
         read_corpus(tmp_path / "absent", TOKENIZER, 0)
-    (tmp_path / "plain").write_text("not packed")
-    with pytest.raises(ValueError, match=r"books: cannot read .*plain"):
-        read_corpus(tmp_path / "plain", TOKENIZER, 0)
+    (tmp_path / "plain.xz").write_text("not packed")
+    with pytest.raises(ValueError, match=r"books: .*plain.xz is not an xz file"):
+        read_corpus(tmp_path / "plain.xz", TOKENIZER, 0)
+    with pytest.raises(ValueError, match="books: must have at least 100 tokens, one row, not 10"):
+        Corpus(training=torch.arange(10), selection=torch.arange(10)).calibration(9, 100)
     with pytest.raises(ValueError, match="more than 10 books, not 3"):
         read_corpus(_write(tmp_path / "few", ["word " * 400] * 3), TOKENIZER, 0)

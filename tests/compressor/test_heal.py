@@ -213,7 +213,7 @@ def test_it_stops_when_nothing_improves(dense: GPT2, text: torch.Tensor) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokens": -1}, "tokens must be between 0"),
+        ({"tokens": -1}, "heal_tokens must be between 2048"),
         ({"batch": 0}, "batch must be between 1"),
         ({"learning_rate": 0.0}, "learning_rate must be between"),
         ({"patience": 0}, "patience must be between 1"),

@@ -182,7 +182,7 @@ def test_sparse_low_rank_makes_up_for_the_codec_of_its_factors(weight: Tensor) -
 def test_sparse_low_rank_refuses_illegal_options(weight: Tensor) -> None:
     with pytest.raises(ValueError, match="kept must be at least 1, not 0"):
         sparse_low_rank.Config(kept=0)
-    with pytest.raises(ValueError, match="rounds must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="rounds must be between 1 and 100, not 0"):
         sparse_low_rank.Config(rounds=0)
     with pytest.raises(ValueError, match="codec must be one of"):
         sparse_low_rank.Config(kept_codec="int1")

@@ -1,5 +1,6 @@
 """The measured choice of how a matrix is multiplied."""
 
+import pytest
 import torch
 
 from compressor.formats import Dense, LowRank, resident_bytes
@@ -31,13 +32,15 @@ def test_only_the_paths_change_and_a_limit_is_kept() -> None:
     model = model.with_matrices({"h.0.mlp.c_fc": Dense.of(torch.randn(128, 32), "int3")})
     stored = {name: form.tensors() for name, form in model.matrices().items()}
     smallest = _resident(GPT2(TINY, {n: f.with_path("stored") for n, f in model.matrices().items()}, model.vectors()))
-    for limit in (None, smallest + 3000, smallest, 1):
+    for limit in (None, smallest + 3000, smallest):
         chosen = measured(model, limit)
         for name, form in chosen.matrices().items():
             assert form.tensors().keys() == stored[name].keys()
             assert all(torch.equal(form.tensors()[key], tensor) for key, tensor in stored[name].items())
         if limit is not None:
-            assert _resident(chosen) <= max(limit, smallest)
+            assert _resident(chosen) <= limit
+    with pytest.raises(ValueError, match=rf"memory_limit must be between {smallest} and \d+, not {smallest - 1}"):
+        measured(model, smallest - 1)
 
 
 @torch.inference_mode()

@@ -54,5 +54,13 @@ def test_the_trained_model_beats_chance_and_the_random_one_does_not() -> None:
 
 
 def test_a_text_without_questions_is_refused() -> None:
-    with pytest.raises(ValueError, match="text: number of passages must be between 1"):
+    with pytest.raises(ValueError, match="text: must have a paragraph of at least 30 words"):
         tasks.accuracy(tiny_model(), "Too short.", TOKENIZER)
+    with pytest.raises(ValueError, match=r"text: must have at least 256 tokens, not \d\d$"):
+        tasks.accuracy(tiny_model(), "word " * 40, TOKENIZER)
+
+
+def test_line_ends_of_windows_end_paragraphs_too() -> None:
+    text = "\n\n".join(["The tide was out " * 10 + "again."] * 3)
+    assert len(tasks.passages(text)) == 3
+    assert tasks.passages(text.replace("\n", "\r\n")) == tasks.passages(text)
