@@ -42,7 +42,7 @@ class Batch(Lane[Generation]):
         self._fewest_rows = fewest_rows(model.gpt2, self.slots) if settings.reproducible else 1
         self._steps = metrics.decode_steps.labels(model.name)
         self._rows = metrics.batch_size.labels(model.name)
-        self._head_seconds = metrics.core_contraction.labels(model.name, "head")
+        self._head_seconds = metrics.head_seconds(model)
         metrics.kv_cache_bytes.labels(model.name).set(self._cache.num_bytes)
         usage = metrics.kv_cache_usage_ratio.labels(model.name)
         usage.set_function(lambda: self._cache.used_bytes / self._cache.num_bytes)
