@@ -4,8 +4,9 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -14,10 +15,14 @@ import numpy as np
 
 from compressor.plot import frontier
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COMPONENTS = {"wte": "0.25", "wpe": "0.4", "attn": "0.55", "mlp": "0.7", "norm": "0.85"}  # and their shades of grey
 TIMEOUT_SECONDS = 10
 MB = 1e6
 SMALL = 5e-4  # a ratio that differs from 1 by this is drawn clearly apart from it
+WORST = 1e9  # ratios above are drawn there
 PLACES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a label: sideways, upwards
 ALIGNED = {1: "right", 0: "center", -1: "left"}
 
@@ -144,12 +149,20 @@ _OF_A_MODEL = {
 
 
 def draw(snapshot: Snapshot, path: Path) -> None:
-    """Draw bytes against perplexity, bytes per component, memory, and the time of contracting where a model contracts.
+    """Write the picture; the file's ending says in which format. It appears by a rename, so it is there whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        picture(snapshot).savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=100)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def picture(snapshot: Snapshot) -> "Figure":
+    """Return bytes against perplexity, bytes per component, memory, and the time of contracting where a model does.
 
     A colour is a model wherever it is seen; components are shades of grey. The control group is drawn where it has a
     limit: elsewhere it may hold other processes.
-
-    The file's ending says in which format. It appears by a rename, so it is there whole.
     """
     from matplotlib.figure import Figure
 
@@ -163,14 +176,9 @@ def draw(snapshot: Snapshot, path: Path) -> None:
     _memory(axes["memory"], snapshot)
     if contracting:
         _cost(axes["cost"], contracting, colours)
-    _points(axes["points"], snapshot.models, colours)
     figure.suptitle("Footprint vs quality, as the service reports it")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=100)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _points(axes["points"], snapshot.models, colours)  # the last, because its labels go where there is room
+    return figure
 
 
 def _colours(models: Iterable[str]) -> dict[str, Any]:
@@ -182,20 +190,31 @@ def _colours(models: Iterable[str]) -> dict[str, Any]:
 
 
 def _points(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    known = {name: model for name, model in models.items() if "perplexity_ratio" in model.quality}
-    labels = []
+    known = {name: model for name, model in models.items() if model.quality.get("perplexity_ratio", nan) > 0}
+    places: defaultdict[tuple[float, float], list[str]] = defaultdict(list)
     for name, model in known.items():
-        size, ratio = model.size / MB, model.quality["perplexity_ratio"]
-        axes.plot(size, ratio, "o", markersize=10, color=colours[name])
-        labels.append((f"{name}\n{size:.2f} MB, {ratio:.4g} times", (size, ratio), colours[name]))
+        places[model.size / MB, min(model.quality["perplexity_ratio"], WORST)].append(name)
+    labels: list[tuple[str, tuple[float, float], Any]] = []
+    for (size, ratio), names in places.items():
+        for inner, name in reversed(list(enumerate(reversed(names)))):  # the same point: one ring around the other
+            axes.plot(size, ratio, "o", markersize=10 + 5 * inner, color=colours[name])
+        text = f"{size:.2f} MB, {known[names[0]].quality['perplexity_ratio']:.4g} x dense"
+        labels.append(("\n".join([*names, text]), (size, ratio), colours[names[0]]))
     for dense in sorted({model.dense / MB for model in known.values()}):
         axes.plot(dense, 1, "D", color="grey", markersize=9)
         labels.append((f"dense fp32\n{dense:.2f} MB", (dense, 1), "grey"))
-    best = frontier([(model.size / MB, model.quality["perplexity_ratio"]) for model in known.values()])
+    best = frontier(list(places))
     if len(best) > 1:
-        axes.step(*zip(*best, strict=True), where="post", color="black", linestyle=":", zorder=0)
+        axes.step(*zip(*best, strict=True), where="post", color="black", linestyle=":", zorder=0, label="frontier")
+        axes.legend(fontsize="small", loc="lower right")
+    axes.set_title("Down is better, left is smaller")
+    _scale(axes)
+    _label(axes, labels)
+
+
+def _scale(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     axes.set(xscale="log", xlabel="weights, MB", ylabel="perplexity, times dense: small differences are drawn apart")
     axes.set_yscale("function", functions=(_spread, _gathered))
     axes.margins(0.25, 0.12)
@@ -204,8 +223,6 @@ def _points(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> Non
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(which="both", alpha=0.3)
-    axes.set_title("Down is better, left is smaller; dotted: nothing is better and smaller")
-    _label(axes, labels)
 
 
 def _spread(ratio: Any) -> Any:

@@ -1,7 +1,7 @@
 # `ttgpt` as an image, and artefacts as images, by Docker with BuildKit.
 #   docker build --file docker/compressor.Dockerfile --target compressor --tag ttgpt-compressor .
 #   mkdir -p models
-#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD/models:/models" ttgpt-compressor compress gpt2-mini --method quantize --out /models/gpt2-mini-int8
+#   docker run --rm --init --user "$(id -u):$(id -g)" --volume "$PWD/models:/models" ttgpt-compressor compress gpt2-mini --method quantize --out /models/gpt2-mini-int8
 # The folder is made first and written as its owner, because Docker would make it root's, and the image's own user could
 # not write there.
 # The last target holds one finished artefact under /models, for OCI image volumes, initContainers and COPY --from. Of

@@ -1,7 +1,7 @@
 # The server alone: neither transformers nor a compiler, nobody's root, nothing written. Docker 25 or later, for the
 # HEALTHCHECK's start interval; the artefact is made as in the head of docker/compressor.Dockerfile.
 #   docker build --file docker/service.Dockerfile --tag ttgpt-service .
-#   docker run --rm --publish 127.0.0.1:8000:8000 --read-only --volume "$PWD/models:/models:ro" ttgpt-service
+#   docker run --rm --init --publish 127.0.0.1:8000:8000 --read-only --volume "$PWD/models:/models:ro" ttgpt-service
 # To bake an artefact in, name an image that holds one under /models (docker/compressor.Dockerfile, target artifact):
 #   docker build --file docker/service.Dockerfile --target baked --build-arg ARTIFACT=ttgpt-artifact --tag ttgpt-baked .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

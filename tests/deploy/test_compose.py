@@ -141,6 +141,7 @@ def test_everything_is_locked_down(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
+    assert service["init"] is True  # so that a process without a handler yet is not deaf
     assert "no-new-privileges:true" in service["security_opt"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
