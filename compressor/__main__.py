@@ -1,29 +1,61 @@
-"""`python -m compressor` is `ttgpt`: Ctrl-C is one line and exit code 130, from the first moment on."""
+"""`ttgpt`, also as `python -m compressor`: what must hold before the command line is imported, which takes a second.
+
+A signal that stops the process is one line on stderr and the exit code 128 + its number, after what is unfinished was
+removed. Process 1 of a container would be deaf without that, because the kernel ignores signals for it that it does
+not handle.
+"""
 
 import signal
+import sys
 from types import FrameType
 
 from compressor.interrupt import leave
 from compressor.threads import wait_briefly
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main() -> None:
-    """Run the command line."""
-    signal.signal(signal.SIGINT, leave)
+    """Run the command line; where what it needs is not installed, one line on stderr and exit code 2."""
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+    for number in heard:
+        signal.signal(number, leave)
     wait_briefly()
-    from compressor import cli  # brings torch, whose threads read the environment once
-
-    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        from compressor import cli  # brings torch, whose threads read the environment once
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("compressor", "service"):
+            raise
+        sys.exit(_only_serves(error.name))
+    for number in heard:
+        signal.signal(number, _stop)
     try:
         cli.main()
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code is known, and nothing is left to stop
+        _ignore()  # the exit code is known, and nothing is left to stop
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, once: what a second one would end is the removal of what is unfinished."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """End the run, once: what a second signal would end is the removal of what is unfinished."""
+    _ignore()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+def _ignore() -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _only_serves(missing: str | None) -> int:
+    print(
+        f"error: this installation only serves (python -m service DIR...): ttgpt needs {missing}, which"
+        " `pip install 'ttgpt[compressor]'` brings, and so does the image ttgpt-compressor",
+        file=sys.stderr,
+    )
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,20 +1,31 @@
 """Footprint against quality, drawn from the metrics of a running service."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
+
+import numpy as np
 
 from compressor import durable
 from compressor.figures import figure
 from compressor.plot import frontier
 
-COMPONENTS = ("wte", "wpe", "attn", "mlp", "norm")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COMPONENTS = {"wte": "0.25", "wpe": "0.4", "attn": "0.55", "mlp": "0.7", "norm": "0.85"}  # and their shades of grey
 TIMEOUT_SECONDS = 10
 MB = 1e6
+SMALL = 5e-4  # a ratio that differs from 1 by this is drawn clearly apart from it
+WORST = 1e9  # ratios above are drawn there
+PLACES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a label: sideways, upwards
+ALIGNED = {1: "right", 0: "center", -1: "left"}
 
 
 @dataclass
@@ -139,65 +150,141 @@ _OF_A_MODEL = {
 
 
 def draw(snapshot: Snapshot, path: Path) -> None:
-    """Draw four panels: bytes against perplexity, bytes per component, memory, and the time that contracting takes.
+    """Write the picture; the file's ending says in which format. It appears by a rename, so it is there whole."""
+    with durable.replacing(path) as new:
+        picture(snapshot).savefig(new, format=path.suffix.removeprefix(".") or "png", dpi=100)
 
-    The control group is drawn where it has a limit: elsewhere it may hold other processes.
 
-    The file's ending says in which format. It appears by a rename, so it is there whole.
+def picture(snapshot: Snapshot) -> "Figure":
+    """Return bytes against perplexity, bytes per component, memory, and the time of contracting where a model does.
+
+    A colour is a model wherever it is seen; components are shades of grey. The control group is drawn where it has a
+    limit: elsewhere it may hold other processes.
     """
     from matplotlib.figure import Figure
 
+    contracting = {name: model for name, model in snapshot.models.items() if any(model.contractions.values())}
+    colours = _colours(snapshot.models)
     figure = Figure(figsize=(13, 9.5), layout="constrained")
-    mosaic: list[Any] = [["points", "bars"], ["points", "memory"], ["key", "cost"]]
-    axes = figure.subplot_mosaic(mosaic, width_ratios=[1, 1.15], height_ratios=[2, 1, 1])
-    _points(axes["points"], snapshot.models)
-    axes["key"].axis("off")
-    axes["key"].legend(*axes["points"].get_legend_handles_labels(), loc="center")
-    _bars(axes["bars"], snapshot.models)
+    mosaic: list[Any] = [["points", "bars"], ["points", "memory"], *([["points", "cost"]] if contracting else [])]
+    heights = [2, 1, 0.4 + 0.3 * len(contracting)][: len(mosaic)]
+    axes = figure.subplot_mosaic(mosaic, width_ratios=[1, 1.15], height_ratios=heights)
+    _bars(axes["bars"], snapshot.models, colours)
     _memory(axes["memory"], snapshot)
-    _cost(axes["cost"], snapshot.models)
+    if contracting:
+        _cost(axes["cost"], contracting, colours)
     figure.suptitle("Footprint vs quality, as the service reports it")
-    with durable.replacing(path) as new:
-        figure.savefig(new, format=path.suffix.removeprefix(".") or "png", dpi=100)
+    _points(axes["points"], snapshot.models, colours)  # the last, because its labels go where there is room
+    return figure
 
 
-def _points(axes: Any, models: dict[str, Model]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _colours(models: Iterable[str]) -> dict[str, Any]:
+    from matplotlib import colormaps
 
-    known = {name: model for name, model in models.items() if "perplexity_ratio" in model.quality}
+    names = list(models)
+    palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    return {name: palette(index % palette.N) for index, name in enumerate(names)}
+
+
+def _points(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> None:
+    known = {name: model for name, model in models.items() if model.quality.get("perplexity_ratio", nan) > 0}
+    places: defaultdict[tuple[float, float], list[str]] = defaultdict(list)
     for name, model in known.items():
-        size, ratio = model.size / MB, model.quality["perplexity_ratio"]
-        label = f"{name}: {size:.2f} MB, {model.dense / model.size:.2f}x smaller, {figure(ratio, 3)}x perplexity"
-        axes.plot(size, ratio, "o", markersize=10, label=label)
+        places[model.size / MB, min(model.quality["perplexity_ratio"], WORST)].append(name)
+    labels: list[tuple[str, tuple[float, float], Any]] = []
+    for (size, ratio), names in places.items():
+        for inner, name in reversed(list(enumerate(reversed(names)))):  # the same point: one ring around the other
+            axes.plot(size, ratio, "o", markersize=10 + 5 * inner, color=colours[name])
+        text = f"{size:.2f} MB, {figure(known[names[0]].quality['perplexity_ratio'], 3)} x dense"
+        labels.append(("\n".join([*names, text]), (size, ratio), colours[names[0]]))
     for dense in sorted({model.dense / MB for model in known.values()}):
-        axes.plot(dense, 1, "D", color="grey", markersize=9, label=f"dense fp32: {dense:.2f} MB")
-    best = frontier([(model.size / MB, model.quality["perplexity_ratio"]) for model in known.values()])
+        axes.plot(dense, 1, "D", color="grey", markersize=9)
+        labels.append((f"dense fp32\n{dense:.2f} MB", (dense, 1), "grey"))
+    best = frontier(list(places))
     if len(best) > 1:
-        axes.step(*zip(*best, strict=True), where="post", color="black", linestyle=":", label="frontier", zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="weights, MB", ylabel="perplexity, times dense")
+        axes.step(*zip(*best, strict=True), where="post", color="black", linestyle=":", zorder=0, label="frontier")
+        axes.legend(fontsize="small", loc="lower right")
+    axes.set_title("Down is better, left is smaller")
+    _scale(axes)
+    _label(axes, labels)
+
+
+def _scale(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set(xscale="log", xlabel="weights, MB", ylabel="perplexity, times dense: small differences are drawn apart")
+    axes.set_yscale("function", functions=(_spread, _gathered))
+    axes.margins(0.25, 0.12)
+    axes.yaxis.set_ticks(_ratios(*axes.get_ylim()))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
-    axes.margins(0.12)
-    axes.set_title("Down is better, left is smaller")
 
 
-def _bars(axes: Any, models: dict[str, Model]) -> None:
+def _spread(ratio: Any) -> Any:
+    """Return where a ratio is drawn: its distance from 1 on a logarithmic scale, to both sides."""
+    return np.arcsinh((np.asarray(ratio) - 1) / SMALL)
+
+
+def _gathered(place: Any) -> Any:
+    return 1 + SMALL * np.sinh(place)
+
+
+def _ratios(low: float, high: float) -> list[float]:
+    """Return at most some dozen ratios between two, close together at 1."""
+    near = [0.9, 0.99, 0.999, 1, 1.001, 1.01, 1.1, 2]
+    decades = range(1, int(np.log10(max(high, 1))) + 1)
+    far = [10.0**k for k in decades[:: max(len(decades) // 6, 1)]]
+    return [ratio for ratio in near + far if low <= ratio <= high]
+
+
+def _label(axes: Any, labels: Sequence[tuple[str, tuple[float, float], Any]]) -> None:
+    """Write texts beside their points, where they cover neither each other nor a point, if there is such a place."""
+    axes.figure.draw_without_rendering()
+    inside = axes.get_window_extent()
+    points = [axes.transData.transform(place) for _, place, _ in labels]
+    taken: list[Any] = []
+    for text, place, colour in labels:
+        for sideways, upwards in PLACES:
+            note = axes.annotate(
+                text,
+                place,
+                xytext=(12 * sideways, 12 * upwards),
+                textcoords="offset points",
+                ha=ALIGNED[-sideways],
+                va=("center", "bottom", "top")[upwards],
+                color=colour,
+                fontsize="small",
+            )
+            box = note.get_window_extent()
+            covers = any(box.overlaps(other) for other in taken) or any(box.contains(*point) for point in points)
+            if inside.contains(*box.min) and inside.contains(*box.max) and not covers:
+                break
+            if (sideways, upwards) != PLACES[-1]:
+                note.remove()
+        taken.append(box)
+
+
+def _bars(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> None:
     names = list(models)[::-1]
     left = dict.fromkeys(names, 0.0)
-    for component in COMPONENTS:
+    for component, grey in COMPONENTS.items():
         widths = [models[name].weights.get(component, 0.0) / MB for name in names]
-        axes.barh(names, widths, left=list(left.values()), label=component, height=0.6)
+        axes.barh(names, widths, left=list(left.values()), label=component, height=0.6, color=grey, edgecolor="white")
         left = {name: left[name] + width for name, width in zip(names, widths, strict=True)}
-    dense = [models[name].dense / MB for name in names]
-    axes.barh(names, dense, fill=False, edgecolor="grey", linestyle="--", label="dense fp32", height=0.7)
+    for label, share, style in (("dense fp32", 1, "--"), ("dense fp16", 0.5, ":")):
+        dense = [share * models[name].dense / MB for name in names]
+        axes.barh(names, dense, fill=False, edgecolor="grey", linestyle=style, label=label, height=0.7)
     for name in names:
-        saved = 1 - models[name].size / models[name].dense
-        axes.annotate(f"{saved:.0%} saved", (left[name], name), xytext=(5, 0), textcoords="offset points", va="center")
+        share = models[name].size / models[name].dense
+        text = f"{left[name]:.2f} MB: {share:.0%} of fp32, {2 * share:.0%} of fp16"
+        background = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": "small"}
+        axes.annotate(text, (left[name], name), bbox=background, **place)
     axes.set(xlabel="weights on disk, MB", title="Bytes per component")
-    axes.legend(fontsize="small", ncols=6, loc="upper center", bbox_to_anchor=(0.4, -0.13))
+    axes.legend(fontsize="small", ncols=7, loc="upper center", bbox_to_anchor=(0.4, -0.13))
+    _colour_names(axes, names, colours)
 
 
 def _memory(axes: Any, snapshot: Snapshot) -> None:
@@ -212,23 +299,30 @@ def _memory(axes: Any, snapshot: Snapshot) -> None:
         bars["control group"] = snapshot.memory.get("cgroup_memory_current")
         bars["its limit"] = snapshot.memory["cgroup_memory_limit"]
     known = {name: value / MB for name, value in reversed(bars.items()) if value is not None}
-    drawn = axes.barh(list(known), list(known.values()), color="tab:blue", height=0.6)
+    drawn = axes.barh(list(known), list(known.values()), color="0.5", height=0.6)
     axes.bar_label(drawn, fmt="%.0f", padding=3)
     axes.set(xlabel="MB", title="Memory")
     axes.margins(x=0.12)
 
 
-def _cost(axes: Any, models: dict[str, Model]) -> None:
+def _cost(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> None:
+    from matplotlib.patches import Patch
+
     names = list(models)[::-1]
-    for what, label, offset in (("head", "head, a step", 0.2), ("rows", "rows, a look-up", -0.2)):
-        times = [models[name].contraction_ms(what) for name in names]
-        if not any(times):
-            continue
-        places = [index + offset for index in range(len(names))]
-        drawn = axes.barh(places, times, height=0.38, label=label)
-        axes.bar_label(drawn, labels=[f"{ms:.2f}" if ms else "" for ms in times], padding=3, fontsize="small")
+    for what, hatch, offset in (("head", "", 0.2), ("rows", "///", -0.2)):
+        for index, name in enumerate(names):
+            if ms := models[name].contraction_ms(what):
+                style = {"height": 0.38, "color": colours[name], "hatch": hatch, "edgecolor": "white"}
+                axes.bar_label(axes.barh(index + offset, ms, **style), fmt="%.3f", padding=3, fontsize="small")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="milliseconds, mean since the start", title="Contracting")
+    axes.set(xlabel="milliseconds, mean since the start", title="Contracting", ylim=(-0.5, len(names) - 0.5))
     axes.margins(x=0.12)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", loc="lower right")
+    kinds = (("head, a step", ""), ("rows, a look-up", "///"))
+    key = [Patch(facecolor="0.5", edgecolor="white", hatch=hatch, label=label) for label, hatch in kinds]
+    axes.legend(handles=key, fontsize="small", loc="lower right")
+    _colour_names(axes, names, colours)
+
+
+def _colour_names(axes: Any, names: Sequence[str], colours: dict[str, Any]) -> None:
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_color(colours[name])

@@ -1,10 +1,14 @@
-# `ttgpt` as an image, and artefacts as images.
+# `ttgpt` as an image, and artefacts as images, by Docker with BuildKit.
 #   docker build --file docker/compressor.Dockerfile --target compressor --tag ttgpt-compressor .
-#   docker run --volume "$PWD/models:/models" ttgpt-compressor compress gpt2 --preset balanced --out /models/gpt2-balanced
-# The last target holds one finished artefact under /models, for OCI image volumes, initContainers and COPY --from:
-#   docker build --file docker/compressor.Dockerfile --tag ttgpt-artifact .                          gpt2-mini, embedded
-#   ... --build-arg MODEL=distilgpt2 --build-arg NAME=distilgpt2-int8 .                              a hub id
-#   ... --build-context checkpoint=my-gpt2 --build-arg MODEL=/checkpoint --build-arg NAME=mine .     a folder
+#   mkdir -p models
+#   docker run --rm --init --user "$(id -u):$(id -g)" --volume "$PWD/models:/models" ttgpt-compressor compress gpt2-mini --method quantize --out /models/gpt2-mini-int8
+# The folder is made first and written as its owner, because Docker would make it root's, and the image's own user could
+# not write there.
+# The last target holds one finished artefact under /models, for OCI image volumes, initContainers and COPY --from. Of
+# gpt2-mini, which is embedded; of a hub id; of a folder:
+#   docker build --file docker/compressor.Dockerfile --tag ttgpt-artifact .
+#   docker build --file docker/compressor.Dockerfile --tag ttgpt-artifact --build-arg MODEL=distilgpt2 --build-arg NAME=distilgpt2-int8 .
+#   docker build --file docker/compressor.Dockerfile --tag ttgpt-artifact --build-context checkpoint=my-gpt2 --build-arg MODEL=/checkpoint --build-arg NAME=mine .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # The same Python with a C compiler, for the kernels; nothing of it but /opt/venv is kept.
 ARG BUILD_IMAGE=python:3.11-bookworm
@@ -14,12 +18,15 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
-# Dependencies first and by themselves, so that a change of the sources does not install torch again.
+# Dependencies first and by themselves, so that a change of the sources does not install torch again. Of torch, its
+# tests, headers and tools are left out (195 MB), but for the one that its shared tensors are kept by.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['compressor'], sep='\n')" > requirements.txt \
  && grep '^torch==' requirements.txt > torch.txt \
  && pip --python /opt/venv/bin/python install --index-url "${TORCH_INDEX}" --requirement torch.txt \
- && pip --python /opt/venv/bin/python install --requirement requirements.txt
+ && pip --python /opt/venv/bin/python install --requirement requirements.txt \
+ && rm -r /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
+ && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 COPY LICENSE README.md ./
 COPY compressor compressor
 COPY service service
@@ -56,10 +63,14 @@ FROM compressor AS artifact-build
 ARG MODEL=gpt2-mini
 ARG NAME=gpt2-mini-int8
 ARG OPTIONS="--method quantize"
+# A checkpoint that only its owner may read is root's here.
+# hadolint ignore=DL3002
+USER 0:0
 # OPTIONS are several words.
 # hadolint ignore=SC2086
 RUN --mount=type=bind,from=checkpoint,target=/checkpoint \
-    ttgpt compress "${MODEL}" ${OPTIONS} --out "/models/${NAME}"
+    ttgpt compress "${MODEL}" ${OPTIONS} --out "/models/${NAME}" \
+ && chmod --recursive a+rX /models
 
 # busybox, because an initContainer copies with it; an image volume takes only the files.
 FROM busybox:1.37 AS artifact
@@ -69,5 +80,7 @@ LABEL org.opencontainers.image.title="ttgpt-artifact-${NAME}" \
       org.opencontainers.image.description="A compressed GPT-2 under /models" \
       org.opencontainers.image.version="${VERSION}"
 COPY --from=artifact-build /models /models
+# An image volume has this image's root where an initContainer has /models: the artefact is found in both.
+RUN ln -s "models/${NAME}" "/${NAME}"
 USER 10001:10001
 CMD ["ls", "/models"]

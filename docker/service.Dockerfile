@@ -1,8 +1,9 @@
-# The server alone: neither transformers nor a compiler, nobody's root, nothing written.
+# The server alone: neither transformers nor a compiler, nobody's root, nothing written. Docker 25 or later, for the
+# HEALTHCHECK's start interval; the artefact is made as in the head of docker/compressor.Dockerfile.
 #   docker build --file docker/service.Dockerfile --tag ttgpt-service .
-#   docker run --publish 8000:8000 --read-only --volume "$PWD/models:/models:ro" ttgpt-service
+#   docker run --rm --init --publish 127.0.0.1:8000:8000 --read-only --volume "$PWD/models:/models:ro" ttgpt-service
 # To bake an artefact in, name an image that holds one under /models (docker/compressor.Dockerfile, target artifact):
-#   docker build --file docker/service.Dockerfile --target baked --build-arg ARTIFACT=ttgpt-artifact .
+#   docker build --file docker/service.Dockerfile --target baked --build-arg ARTIFACT=ttgpt-artifact --tag ttgpt-baked .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # The same Python with a C compiler, for the kernels; nothing of it but /opt/venv is kept.
 ARG BUILD_IMAGE=python:3.11-bookworm
@@ -13,12 +14,15 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
-# Dependencies first and by themselves, so that a change of the sources does not install torch again.
+# Dependencies first and by themselves, so that a change of the sources does not install torch again. Of torch, its
+# tests, headers and tools are left out (195 MB), but for the one that its shared tensors are kept by.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['service'], sep='\n')" > requirements.txt \
  && grep '^torch==' requirements.txt > torch.txt \
  && pip --python /opt/venv/bin/python install --index-url "${TORCH_INDEX}" --requirement torch.txt \
- && pip --python /opt/venv/bin/python install --requirement requirements.txt
+ && pip --python /opt/venv/bin/python install --requirement requirements.txt \
+ && rm -r /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
+ && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 COPY LICENSE README.md ./
 COPY compressor compressor
 COPY service service

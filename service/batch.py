@@ -54,7 +54,7 @@ class Batch(Lane[Generation]):
         self._tile_cost = min(self._tile * row, self._chunk)
         self._steps = metrics.decode_steps.labels(model.name)
         self._rows = metrics.batch_size.labels(model.name)
-        self._head_seconds = metrics.core_contraction.labels(model.name, "head")
+        self._head_seconds = metrics.head_seconds(model)
         metrics.kv_cache_bytes.labels(model.name).set(self._cache.num_bytes)
         usage = metrics.kv_cache_usage_ratio.labels(model.name)
         usage.set_function(lambda: self._cache.used_bytes / self._cache.num_bytes)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from compressor.formats import TokenMPS, TTMatrix
 from service.models import LoadedModel
 from service.process_collector import ProcessCollector
 
@@ -93,7 +94,7 @@ class Metrics:
     def _add_cache_metrics(self) -> None:
         self.core_contraction = Histogram(
             "ttgpt_core_contraction_seconds",
-            "Contracting cores: rows of the token table that no cache had, and the rows of one step with the head.",
+            "Contracting cores: rows of the token table that no cache had, and rows of one step with the head's cores.",
             ["model_name", "op"],
             registry=self.registry,
             buckets=PRODUCTS,
@@ -159,6 +160,14 @@ class Metrics:
             histogram.labels(name)
         for op in CONTRACTIONS:
             self.core_contraction.labels(name, op)
+
+    def head_seconds(self, model: LoadedModel) -> Histogram:
+        """Return what times the rows of one step with a model's head; exported only if its cores are contracted."""
+        matrices = model.gpt2.matrices()
+        head = matrices.get("lm_head", matrices["wte"])
+        if any(isinstance(form, TokenMPS | TTMatrix) for form in head.modules()):
+            return self.core_contraction.labels(model.name, "head")
+        return Histogram("not_exported", "Products with a head that has no cores.", registry=None)
 
     def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
         return Gauge(f"ttgpt_{name}", text, labels, registry=self.registry)

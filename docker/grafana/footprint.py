@@ -6,6 +6,16 @@ from panels import POD_BYTES, Text, board, choice, grid, lines, number, scatter,
 M = 'model_name=~"$model"'
 COMPONENTS = "max by (model_name, component)"
 LOSS = ((None, "green"), (1.05, "yellow"), (1.5, "red"))
+ABOVE = ((None, "green"), (0.05, "yellow"), (0.5, "red"))  # the same, of a perplexity above the dense model's
+# Shades of one colour, so that none is taken for a model's.
+PARTS = dict(
+    zip(
+        ("wte", "wpe", "attn", "mlp", "norm"),
+        ("dark-blue", "semi-dark-blue", "blue", "light-blue", "super-light-blue"),
+        strict=True,
+    )
+)
+PHASES = {"read": "dark-orange", "prepare": "orange", "warm_up": "super-light-orange"}
 POD = ((None, "green"), (POD_BYTES, "red"))
 VOLUME = ((None, "green"), (4 << 30, "red"))  # of artefacts, in k8s/
 
@@ -32,12 +42,14 @@ def _dense(expression: str) -> str:
 def _models(made: Dashboard) -> None:
     size, loss = _of_model("model:ttgpt_weight_bytes:disk"), _of_model("model:ttgpt_perplexity_ratio:max")
     made.with_row(Row("Models"))
+    above = f"{loss} - 1"
     text = Text(
         title="Bytes against perplexity",
-        description="One point per model, and one for the largest of them as dense fp32. Down is better, left is "
-        "smaller; 1 is the dense model's perplexity.",
-        unit="short",
-        steps=LOSS,
+        description="One point per model, named below in its colour, and one for the largest of them as dense "
+        "fp32. Down is better, left is smaller. 0 is the dense model's perplexity, 100 % twice that; the scale is "
+        "logarithmic to both sides of 0, so that small differences are seen.",
+        unit="percentunit",
+        steps=ABOVE,
     )
     dense = f"max(model:ttgpt_dense_equivalent_bytes:sum{{{M}}})"
     made.with_panel(
@@ -45,19 +57,19 @@ def _models(made: Dashboard) -> None:
             text,
             12,
             ("weights", "decbytes", f"{size} or {_dense(dense)}"),
-            ("perplexity, times dense", "short", f"{loss} or {_dense('vector(1)')}"),
+            ("perplexity above dense", "percentunit", f"{above} or {_dense('vector(0)')}"),
         )
     )
     text = Text(
         title="Bytes of the chosen components against perplexity",
         description="The same for the components chosen above, such as wte, the token table. Where one component alone "
         "was compressed, this is what paid for it.",
-        unit="short",
-        steps=LOSS,
+        unit="percentunit",
+        steps=ABOVE,
     )
     chosen = f'{COMPONENTS} (ttgpt_model_weight_bytes{{{M},component=~"$component",form="disk"}})'
     part = f"sum by (model_name) ({chosen})"
-    made.with_panel(scatter(text, 12, ("weights", "decbytes", part), ("perplexity, times dense", "short", loss)))
+    made.with_panel(scatter(text, 12, ("weights", "decbytes", part), ("perplexity above dense", "percentunit", above)))
     text = Text(
         title="Quality and size",
         description="As measured when each artefact was made, on the text that its manifest names.",
@@ -75,7 +87,7 @@ def _models(made: Dashboard) -> None:
     columns = [
         ("weights", "decbytes", size),
         ("dense", "decbytes", _of_model("model:ttgpt_dense_equivalent_bytes:sum")),
-        ("times smaller", "short", _of_model("model:ttgpt_compression:ratio")),
+        ("times smaller than fp32", "short", _of_model("model:ttgpt_compression:ratio")),
         ("times dense perplexity", "short", loss),
         ("perplexity", "short", quality["perplexity"]),
         ("KL, nats", "short", quality["KL, nats"]),
@@ -90,7 +102,7 @@ def _models(made: Dashboard) -> None:
         steps=POD,
     )
     weights = f'{COMPONENTS} (ttgpt_model_weight_bytes{{{M},form="disk"}})'
-    made.with_panel(stacked_bars(text, 12, weights, "component"))
+    made.with_panel(stacked_bars(text, 12, weights, "component", PARTS))
     text = Text(
         title="The same, dense",
         description="What the same parts would take as dense fp32: compare the scale. Red as on the left.",
@@ -98,7 +110,7 @@ def _models(made: Dashboard) -> None:
         steps=POD,
     )
     dense = f"{COMPONENTS} (ttgpt_model_dense_equivalent_bytes{{{M}}})"
-    made.with_panel(stacked_bars(text, 12, dense, "component"))
+    made.with_panel(stacked_bars(text, 12, dense, "component", PARTS))
     text = Text(
         title="Times smaller than fp32",
         description="Dense fp32 bytes over bytes of the weights; half of it against fp16.",
@@ -107,12 +119,13 @@ def _models(made: Dashboard) -> None:
     )
     made.with_panel(number(text, 12, f"model:ttgpt_compression:ratio{{{M}}}", "{{model_name}}"))
     text = Text(
-        title="Saved by this choice of models",
-        description="Dense fp32 bytes of all chosen models, less the bytes of their weights; red is a loss.",
+        title="Saved against fp16",
+        description="Dense fp16 bytes of all chosen models, as most checkpoints have, less the bytes of their weights; "
+        "red is a loss.",
         unit="decbytes",
         steps=((None, "red"), (0, "green")),
     )
-    saved = f"sum(model:ttgpt_dense_equivalent_bytes:sum{{{M}}}) - sum(model:ttgpt_weight_bytes:disk{{{M}}})"
+    saved = f"sum(model:ttgpt_dense_equivalent_bytes:sum{{{M}}}) / 2 - sum(model:ttgpt_weight_bytes:disk{{{M}}})"
     made.with_panel(number(text, 6, saved))
     text = Text(
         title="Artefact",
@@ -172,13 +185,14 @@ def _memory(made: Dashboard) -> None:
         unit="s",
         steps=((None, "green"), (60, "red")),
     )
-    made.with_panel(stacked_bars(text, 12, f"max by (model_name, phase) (ttgpt_model_load_seconds{{{M}}})", "phase"))
+    seconds = f"max by (model_name, phase) (ttgpt_model_load_seconds{{{M}}})"
+    made.with_panel(stacked_bars(text, 12, seconds, "phase", PHASES))
 
 
 def _cost(made: Dashboard) -> None:
     made.with_row(Row("What contraction costs"))
     for op, title, what in (
-        ("head", "Head, per step", "Multiplying the rows of one step by the output matrix, compressed or not."),
+        ("head", "Contracting the head", "Multiplying the rows of one step by the cores of the output matrix."),
         ("rows", "Contracting rows", "Making those vectors of the token table of its cores that no cache has."),
     ):
         seconds, count, bucket = (
@@ -187,10 +201,11 @@ def _cost(made: Dashboard) -> None:
         )
         text = Text(
             title=title,
-            description=f"{what} Mean time; the 95th centile counts from the buckets.",
+            description=f"{what} Only models that have such cores. Mean time; the 95th percentile is of the buckets.",
             unit="s",
             steps=((None, "green"), (0.05, "red")),
         )
-        mean = f"sum by (model_name) ({seconds}) / sum by (model_name) ({count})"
-        p95 = f"histogram_quantile(0.95, sum by (model_name, le) ({bucket}))"
+        counted = f"(sum by (model_name) ({count}) > 0)"
+        mean = f"sum by (model_name) ({seconds}) / {counted}"
+        p95 = f"histogram_quantile(0.95, sum by (model_name, le) ({bucket})) and {counted}"
         made.with_panel(lines(text, 12, mean__model_name=mean, p95__model_name=p95))

@@ -1,11 +1,17 @@
 """The kinds of panels that the dashboards are made of, each with a unit, a legend, thresholds and a description."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grafana_foundation_sdk.builders import barchart, common, stat, table, timeseries, xychart
-from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable, ThresholdsConfig
+from grafana_foundation_sdk.builders.dashboard import (
+    Dashboard,
+    DatasourceVariable,
+    FieldColor,
+    QueryVariable,
+    ThresholdsConfig,
+)
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
@@ -97,11 +103,14 @@ def number(text: Text, width: int, expression: str, legend: str = "") -> stat.Pa
     return panel.with_target(_query(0, expression).instant().legend_format(legend or text.title))
 
 
-def stacked_bars(text: Text, width: int, expression: str, by: str) -> barchart.Panel:
-    """Return one bar per model, stacked by another label."""
+def stacked_bars(text: Text, width: int, expression: str, by: str, colours: Mapping[str, str]) -> barchart.Panel:
+    """Return one bar per model, stacked by another label, whose values have colours."""
     panel = _described(barchart.Panel(), text, width).orientation(common_models.VizOrientation.HORIZONTAL)
     panel = panel.stacking(common_models.StackingMode.NORMAL).fill_opacity(80).x_field("model_name")
     panel = panel.show_value(common_models.VisibilityMode.NEVER).legend(_list_legend())
+    for value, colour in colours.items():
+        fixed = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
+        panel = panel.override_by_name(value, [fixed])
     pivot = {"columnField": by, "rowField": "model_name", "valueField": "Value", "emptyValue": "zero"}
     panel = panel.with_target(_table_query(0, expression))
     panel = panel.with_transformation(_transform("groupingToMatrix", pivot))
@@ -124,16 +133,16 @@ def grid(text: Text, width: int, columns: Sequence[tuple[str, str, str]], colour
 
 
 def scatter(text: Text, width: int, x: tuple[str, str, str], y: tuple[str, str, str]) -> xychart.Panel:
-    """Return one point per model on two logarithmic axes; each axis is a title, a unit and an expression."""
+    """Return one point per model; an axis is a title, a unit and an expression: bytes, and a share that may be 0."""
     panel = _described(xychart.Panel(), text, width).height(12).legend(_list_legend())
     panel = panel.show(xychart_models.XYShowMode.POINTS)
     panel = panel.point_size(xychart.XychartFieldConfigPointSize().fixed(12))
-    log = common.ScaleDistributionConfig().type(common_models.ScaleDistribution.LOG).log(2)
-    panel = panel.scale_distribution(log)
+    panel = panel.color_scheme(FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     for index, (_, _, expression) in enumerate((x, y)):
         panel = panel.with_target(_table_query(index, expression))
-    for name, unit, _ in (x, y):
-        properties = {"unit": unit, "custom.axisLabel": name}
+    scales = ({"type": "log", "log": 2}, {"type": "symlog", "log": 10, "linearThreshold": 0.001})
+    for (name, unit, _), scale in zip((x, y), scales, strict=True):
+        properties = {"unit": unit, "custom.axisLabel": name, "custom.scaleDistribution": scale}
         panel = panel.override_by_name(name, [models.DynamicConfigValue(i, v) for i, v in properties.items()])
     for transformation in _joined([x[0], y[0]]):
         panel = panel.with_transformation(transformation)

@@ -1,21 +1,23 @@
-"""The shell command that compresses in a container, run with a stand-in for `ttgpt` that says what it was told."""
+"""The shell commands of containers, run with stand-ins for what they call that say what they were told."""
 
 import subprocess
 from pathlib import Path
 
-STAND_IN = """#!/bin/sh
+TTGPT = """#!/bin/sh
 for last; do :; done
 echo "$*"
 mkdir "$last" && touch "$last/manifest.json"
 """
+PYTHON = '#!/bin/sh\necho "$*"\n'
 
 
-def run_twice(command: list[str], environment: dict[str, str], folder: Path) -> tuple[list[str], Path]:
-    """Return what `ttgpt` was told in each of two runs, "" if it was not called, and where the artefact is."""
-    out, programs = folder / "artefact", folder / "bin"
-    programs.mkdir()
-    (programs / "ttgpt").write_text(STAND_IN)
-    (programs / "ttgpt").chmod(0o755)
-    variables = environment | {"OUT": str(out), "PATH": f"{programs}:/usr/bin:/bin"}
-    runs = [subprocess.run(command, env=variables, capture_output=True, text=True, check=True) for _ in range(2)]
-    return [run.stdout.strip() for run in runs], out
+def run(command: list[str], environment: dict[str, str], models: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a command as a container with the folder `models` as /models would; all that it calls is a stand-in."""
+    programs = models.parent / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, text in (("ttgpt", TTGPT), ("python", PYTHON)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    variables = environment | {"PATH": f"{programs}:/usr/bin:/bin"}
+    placed = [word.replace("$$", "$").replace("/models", str(models)) for word in command]
+    return subprocess.run(placed, env=variables, capture_output=True, text=True, check=False)

@@ -69,6 +69,21 @@ def pods(manifests: Iterable[Manifest]) -> list[tuple[str, Manifest]]:
     return [(m["metadata"]["name"], m["spec"]["template"]) for m in manifests if "template" in m.get("spec", {})]
 
 
+def requested(spec: Manifest) -> tuple[float, float]:
+    """Return the cores and bytes that the scheduler finds room for: of all containers, or of one that runs before."""
+    totals = []
+    for resource in ("cpu", "memory"):
+        together = sum(_quantity(c["resources"]["requests"][resource]) for c in spec["containers"])
+        before = [_quantity(c["resources"]["requests"][resource]) for c in spec.get("initContainers", [])]
+        totals.append(max([together, *before]))
+    return totals[0], totals[1]
+
+
+def _quantity(text: str) -> float:
+    number = text.rstrip("mKMGi")
+    return float(number) * {"": 1, "m": 1e-3, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}[text.removeprefix(number)]
+
+
 def _kustomize(folder: Path) -> tuple[Manifest, ...]:
     run = subprocess.run([kubectl(), "kustomize", folder], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, ""), run.stderr

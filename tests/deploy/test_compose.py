@@ -11,7 +11,8 @@ import yaml
 
 from service.app import create_app
 from service.settings import Settings
-from tests.deploy.build_script import run_twice
+from tests.benchmarks import sizing
+from tests.deploy.build_script import run
 from tests.deploy.dockerfile import stages
 from tests.deploy.manifests import ROOT
 from tests.tools import debian_program
@@ -46,7 +47,7 @@ def test_the_settings_are_valid() -> None:
     environment = stages("service")[""].pairs("ENV") | _variables("service")
     own = {key.removeprefix("TTGPT_").lower(): value for key, value in environment.items() if key.startswith("TTGPT_")}
     assert own.keys() <= Settings.model_fields.keys()
-    assert Settings(**own).models == (Path(_variables("compressor")["OUT"]),)  # type: ignore[arg-type]
+    Settings(**own)  # type: ignore[arg-type]
 
 
 def test_the_cache_is_found_by_the_setting_for_it() -> None:
@@ -61,10 +62,71 @@ def test_both_see_the_same_models() -> None:
     assert SERVICES["service"]["depends_on"]["compressor"]["condition"] == "service_completed_successfully"
 
 
-def test_it_compresses_once(tmp_path: Path) -> None:
-    command = [word.replace("$$", "$") for word in SERVICES["compressor"]["entrypoint"]]
-    told, out = run_twice(command, _variables("compressor"), tmp_path)
-    assert told == [f"compress gpt2-mini --method quantize --out {out}", ""]
+CHOICES: list[tuple[dict[str, str], str]] = [
+    ({}, "gpt2-mini-method-quantize"),
+    ({"OPTIONS": "--method  tensorgpt --rank 2"}, "gpt2-mini-method-tensorgpt-rank-2"),
+    ({"OPTIONS": "--preset balanced"}, "gpt2-mini-preset-balanced"),
+    ({"MODEL": "openai-community/gpt2"}, "openai-community-gpt2-method-quantize"),
+]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def test_every_choice_is_compressed_once_into_a_folder_that_is_named_after_it(models: Path) -> None:
+    for choice, name in CHOICES:
+        variables = _variables("compressor") | choice
+        first, again = (run(SERVICES["compressor"]["entrypoint"], variables, models) for _ in range(2))
+        options = " ".join(variables["OPTIONS"].split())
+        assert (first.stdout, first.stderr) == (f"compress {variables['MODEL']} {options} --out {models / name}\n", "")
+        assert (again.returncode, again.stdout) == (0, "")
+    assert {path.name for path in models.iterdir()} == {name for _, name in CHOICES}
+
+
+@pytest.mark.parametrize(("choice", "name"), CHOICES)
+def test_the_service_serves_what_was_chosen(models: Path, choice: dict[str, str], name: str) -> None:
+    ran = run(SERVICES["service"]["entrypoint"], _variables("service") | choice, models)
+    assert ran.stdout == f"-m service {models / name}\n"
+
+
+def test_the_service_is_started_anew_by_another_choice() -> None:
+    """Compose starts a container anew if what it is made of changes, its environment included."""
+    chosen = {key: SERVICES["service"]["environment"][key] for key in ("MODEL", "OPTIONS")}
+    assert all(re.fullmatch(r"\$\{(\w+):-.+\}", value) for value in chosen.values())
+    assert chosen.items() <= SERVICES["compressor"]["environment"].items()
+
+
+def test_the_entry_point_is_the_images() -> None:
+    assert "exec python -m service" in SERVICES["service"]["entrypoint"][-1]
+    assert stages("service")[""].command("ENTRYPOINT") == ["python", "-m", "service"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_has_limits(name: str) -> None:
+    """Without them there is neither a memory limit nor throttling to be seen or warned of."""
+    memory, cpus = (re.sub(r"\$\{\w+:-(.+)\}", r"\1", str(SERVICES[name][key])) for key in ("mem_limit", "cpus"))
+    (size,) = (re.fullmatch(r"/tmp:size=(\w+)", entry) for entry in SERVICES[name]["tmpfs"])  # noqa: S108
+    assert size is not None
+    assert 0 < _bytes(size[1]) <= _bytes(memory) / 4
+    assert float(cpus) > 0
+
+
+def test_the_limits_are_enough() -> None:
+    rows = {(row["model"], row["preset"]): row for row in sizing.read()["rows"]}
+    needed = max(sizing.request_mib(rows[key]) for key in (("gpt2-mini", "int8"), ("GPT-2 124M", "int8")))
+    memory, compressor = (
+        re.sub(r"\$\{\w+:-(.+)\}", r"\1", SERVICES[name]["mem_limit"]) for name in ("service", "compressor")
+    )
+    assert _bytes(memory) >= needed << 20
+    assert _bytes(compressor) >= max(row["compress_bytes"] or 0 for row in rows.values())
+
+
+def _bytes(size: str) -> int:
+    return int(size[:-1]) << {"m": 20, "g": 30}[size[-1]]
 
 
 @pytest.mark.parametrize("name", ["compressor", "service"])
@@ -79,6 +141,7 @@ def test_everything_is_locked_down(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
+    assert service["init"] is True  # so that a process without a handler yet is not deaf
     assert "no-new-privileges:true" in service["security_opt"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 

@@ -6,12 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
 
 from tests.deploy.dockerfile import ignored, stages
 from tests.deploy.manifests import ROOT
@@ -113,6 +115,20 @@ def test_without_an_artefact_it_says_so(site: Path, workdir: Path) -> None:
         errors = child.communicate(timeout=300)[1]
     assert child.returncode == 2
     assert "there is no such artefact folder" in errors
+
+
+def test_ttgpt_says_in_one_line_that_this_image_only_serves(site: Path, workdir: Path) -> None:
+    """The script that pip makes of the entry point, without what only the compressor's extra brings."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    served, compressing = ({Requirement(line).name for line in extras[name]} for name in ("service", "compressor"))
+    missing = {name.replace("-", "_"): None for name in compressing - served}
+    code = f"import sys, runpy; sys.modules.update({missing}); runpy.run_path(sys.argv[1], None, '__main__')"
+    command = [sys.executable, "-c", code, str(site / "bin/ttgpt"), "--help"]
+    run = subprocess.run(command, env=_environment(site), cwd=workdir, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: this installation only serves (python -m service DIR...)")
+    assert "ttgpt[compressor]" in line
 
 
 def test_the_limit_on_writing_works(workdir: Path) -> None:

@@ -52,6 +52,34 @@ def test_torch_comes_from_the_index_of_the_build_argument(name: str) -> None:
     assert f"['{name}']" in install  # the extra
 
 
+@pytest.mark.parametrize("name", ["service", "compressor"])
+def test_of_torch_only_what_runs_is_kept(name: str, tmp_path: Path) -> None:
+    """Removed where it is installed, because a later layer would only hide it."""
+    (install,) = (run for run in stages(name)["build"].every("RUN") if "torch.txt" in run)
+    removal = install[install.index("&& rm ") :].removeprefix("&& ")
+    torch = tmp_path / "venv/lib/python3.11/site-packages/torch"
+    kept = {"__init__.py", "lib/libtorch_cpu.so", "testing/__init__.py", "bin/torch_shm_manager"}
+    for file in kept | {"include/ATen/ATen.h", "test/test_nn.py", "bin/protoc", "bin/test_api"}:
+        (torch / file).parent.mkdir(parents=True, exist_ok=True)
+        (torch / file).touch()
+    subprocess.run(["/bin/sh", "-euc", removal.replace("/opt/venv", str(tmp_path / "venv"))], check=True)
+    assert {str(path.relative_to(torch)) for path in torch.rglob("*") if path.is_file()} == kept
+
+
+def test_the_docker_that_the_health_check_needs_is_named() -> None:
+    assert "--start-interval=" in (SERVICE.last("HEALTHCHECK") or "")
+    for place in ("docker/service.Dockerfile", "docker-compose.yml", "README.md"):
+        assert "Docker 25 or later" in (ROOT / place).read_text(), place
+
+
+def test_a_checkpoint_of_its_owners_only_becomes_an_artefact_for_all() -> None:
+    """Docker gives the files of a build context to root, with the permissions that they have."""
+    build = stages("compressor")["artifact-build"]
+    assert build.last("USER") == "0:0"
+    (made,) = (run for run in build.every("RUN") if "ttgpt compress" in run)
+    assert made.endswith("&& chmod --recursive a+rX /models")
+
+
 def test_the_service_needs_neither_transformers_nor_what_draws_plots() -> None:
     needed = _closure([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["service"]])
     assert {"torch", "opt-einsum", "fastapi", "safetensors", "tokenizers"} <= needed

@@ -83,6 +83,24 @@ def test_every_pod_is_restricted_pinned_and_bounded(tmp_path: Path) -> None:
                 assert mounted <= {volume["name"] for volume in spec["volumes"]}, label
 
 
+def test_what_a_scanner_finds_is_answered(tmp_path: Path) -> None:
+    """Checkov asks for digests, for pulling at every start, for secrets as files, and for users above the host's."""
+    for where, manifests in _everything(tmp_path):
+        for workload in (m for m in manifests if "template" in m.get("spec", {})):
+            label = f"{where}: {workload['metadata']['name']}"
+            spec = workload["spec"]["template"]["spec"]
+            containers = [*spec.get("initContainers", []), *spec["containers"]]
+            open_questions = {
+                "CKV_K8S_15": any(c.get("imagePullPolicy") != "Always" for c in containers),
+                "CKV_K8S_43": any("@sha256:" not in c["image"] for c in containers),
+                "CKV_K8S_35": any("secretRef" in source for c in containers for source in c.get("envFrom", [])),
+            }
+            answers = [v for k, v in workload["metadata"]["annotations"].items() if k.startswith("checkov.io/skip")]
+            answered = {answer.partition("=")[0] for answer in answers if len(answer.partition("=")[2]) > 20}
+            assert answered == {check for check, is_open in open_questions.items() if is_open}, label
+            assert spec["securityContext"]["runAsUser"] >= 10000, label
+
+
 def test_everything_is_in_one_namespace(tmp_path: Path) -> None:
     for where, manifests in _everything(tmp_path):
         spaces = {m["metadata"].get("namespace") for m in manifests if m["kind"] != "Namespace"}

@@ -16,7 +16,7 @@ def test_every_file_it_names_exists() -> None:
 
 
 def test_every_file_of_operating_exists() -> None:
-    named = re.findall(r"\b(?:docker)/[\w./-]*\w", OPERATE)
+    named = re.findall(r"\b(?:docker|compressor)/[\w./-]*\w", OPERATE)
     assert len(named) >= 3
     assert [path for path in named if not (ROOT / path).exists()] == []
 

@@ -97,6 +97,18 @@ def test_a_second_replica_finds_what_the_first_contracted(folders: list[Path], r
         assert sample(second, "ttgpt_core_cache_bytes") > DISTINCT * 128
 
 
+def test_only_what_is_made_of_cores_is_timed_as_contracting(folders: list[Path], tiny_artifact: Path) -> None:
+    with serving(Settings(models=(tiny_artifact, *folders), threads=1, cache="off")) as client:
+        counts = {}
+        for name in (tiny_artifact.name, *NAMES):
+            body = {"inputs": "The old man", "model": name, "parameters": {"max_new_tokens": 2}}
+            assert client.post("/generate", json=body).status_code == 200
+            labels = {"model_name": name, "op": "head"}
+            counts[name] = sample(client, "ttgpt_core_contraction_seconds_count", **labels)
+    assert counts.pop(tiny_artifact.name) == 0
+    assert all(count >= 2 for count in counts.values())
+
+
 def test_the_products_of_the_head_are_shared(folders: list[Path], redis: RedisServer) -> None:
     settings = of(folders[NAMES.index("tt-matrix")], redis_url=redis.url)
     head = load(settings.models[0]).gpt2.wte
