@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -40,7 +40,7 @@ class BodyRoute(APIRoute):
         answer = super().get_route_handler()
         if self.body_field is None:
             return answer
-        model: type[BaseModel] = self.body_field.field_info.annotation
+        model = cast(type[BaseModel], self.body_field.field_info.annotation)
 
         async def read_and_answer(request: Request) -> Response:
             return await answer(_Read(request, await _read(request, model)))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -55,7 +55,7 @@ JUNK = {
 }
 LEGAL = {("inputs", "a text"), ("prompt", "a text"), ("input", "a text"), ("user", "a text")}
 MODELS = {
-    route.path: route.body_field.field_info.annotation
+    route.path: cast(type[BaseModel], route.body_field.field_info.annotation)
     for router in (routes.text, openai_routes.v1)
     for route in router.routes
     if isinstance(route, APIRoute) and route.body_field is not None
@@ -137,7 +137,7 @@ def test_hostile_bodies_cost_neither_memory_nor_probes(artifacts: list[Path]) ->
 
 @pytest.mark.parametrize("path", MODELS)
 def test_no_junk_makes_more_errors_than_fields(path: str) -> None:
-    model: type[BaseModel] = MODELS[path]
+    model = MODELS[path]
     least = {name: REQUIRED[name] for name, field in model.model_fields.items() if field.is_required()}
     nested = {"parameters": ["stop", "grammar"], "stream_options": ["include_usage"]}
     fields = [
@@ -252,6 +252,6 @@ def test_the_limits_are_reached() -> None:
     parsed(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, 0)
     for content in (["x"] * 2048, [[1] * 64] * 2048):
         assert parsed(compact(content), 131_072) == content
-    for content in ({str(i): 1 for i in range(MAX_FIELDS + 1)}, [[1] * 64] * 2048 + [[1]], ["x"] * 4097):
+    for too_much in ({str(i): 1 for i in range(MAX_FIELDS + 1)}, [[1] * 64] * 2048 + [[1]], ["x"] * 4097):
         with pytest.raises(InvalidRequestError, match="at most"):
-            parsed(compact(content), 131_072)
+            parsed(compact(too_much), 131_072)
