@@ -7,6 +7,7 @@ replaced. Bytes are then spent where they lower it most.
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,7 @@ from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
 
 MEASURED_TOKENS = 2048  # on which one replaced piece is measured
+TIMED_TOKENS = 128  # in a forward pass from which the time of all of them follows
 SCARCE = 12  # times smaller than fp32, from which on biases and norms are stored in 8 bits
 SMALL_VECTORS = "int8"
 UNUSABLE = 1e9  # nats per token, more than any model that can be served loses
@@ -210,6 +212,21 @@ def measure(
     for choice in progress(_flowing(measured, journal), label="Measuring matrices", total=total):
         found[choice.piece.name].append(choice)
     return found
+
+
+def predicted_seconds(dense: GPT2, only: Callable[[str], bool] = lambda name: True) -> float:
+    """Return about how long `measure` takes in this process: its forward passes, by timing a short one."""
+    ids = torch.zeros(1, min(TIMED_TOKENS, dense.config.n_positions), dtype=torch.int64)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)
+            seconds.append(time.perf_counter() - started)
+    shapes = {name: form.shape for name, form in dense.matrices().items() if only(name)}
+    cut = [(piece, shape) for name, shape in shapes.items() for piece in pieces(name, shape)]
+    passes = sum(len(candidates(piece.matrix, piece.shape_in(shape))) for piece, shape in cut)
+    return min(seconds) / ids.numel() * MEASURED_TOKENS * passes
 
 
 def _remembered(piece: Piece, journal: Journal | None) -> list[Choice]:

@@ -1,8 +1,9 @@
 """What a text says about every matrix: second moments of its inputs, and weights of the vocabulary's rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -16,6 +17,7 @@ from compressor.gpt2 import GPT2, Linear
 from compressor.methods.base import Statistics
 from compressor.progress import Progress, silent
 
+T = TypeVar("T")
 DEFAULT_TOKENS = 16384
 SAMPLE_ROWS = 16  # texts sampled at a time
 SAMPLE_BYTES = 2**29  # of their keys and values, which are 75 MB a text for GPT-2
@@ -33,17 +35,21 @@ def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progre
         model: a prepared dense model.
         tokens: how many at least.
         seed: of the sampling; equal seeds give equal texts.
-        progress: told of every batch of rows.
+        progress: told of every token of a batch of rows.
     """
+
+    def told(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+        return progress(items, label="Sampling calibration text", total=total)
+
     check_range("tokens", tokens, 1, 10**9)
     context = model.config.n_positions
     rows = -(-tokens // context)
     row_bytes = 8 * model.config.n_layer * context * model.config.n_embd
     batches = blocks(rows, max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // row_bytes)))
     texts = []
-    for batch in progress(batches, label="Sampling calibration text", total=len(batches)):
+    for batch in batches:
         start = torch.full((len(batch), 1), model.config.eos_token_id)
-        texts.append(generate(model, start, context - 1, temperature=1.0, seed=seed + batch.start))
+        texts.append(generate(model, start, context - 1, temperature=1.0, seed=seed + batch.start, progress=told))
     return torch.cat(texts)
 
 

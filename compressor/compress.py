@@ -32,6 +32,7 @@ from compressor.tokenizer import read_tokenizer
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
 HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
+TOLD_MINUTES = 2  # from which on a user is told at once how long a budget takes
 MAX_HEALING_TOKENS = 8_000_000  # read from the user's texts, at most
 HEALING_MINUTES = 0.01, 10**6
 
@@ -197,9 +198,11 @@ def make_within(
         ValueError: if the budget is too small for any choice.
     """
     dense = checkpoint.model.prepared()
+    wanted = partial(is_target, target=config.target)
+    if (minutes := budget.predicted_seconds(dense, wanted) / 60) > TOLD_MINUTES:
+        echo(f"measuring the candidates will take some {minutes:.0f} minutes or more")
     ids = _text_or_sample(dense, calibration, progress)
     statistics = collect(dense, ids, progress)
-    wanted = partial(is_target, target=config.target)
     journal = None if run is None else Journal(run, budget.identity(dense, ids), echo)
     measured = budget.measure(
         dense, statistics, ids, only=wanted, executor=executor, progress=progress, journal=journal

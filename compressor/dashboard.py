@@ -195,7 +195,7 @@ def _points(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> Non
     for (size, ratio), names in places.items():
         for inner, name in reversed(list(enumerate(reversed(names)))):  # the same point: one ring around the other
             axes.plot(size, ratio, "o", markersize=10 + 5 * inner, color=colours[name])
-        text = f"{size:.2f} MB, {figure(known[names[0]].quality['perplexity_ratio'], 3)} x dense"
+        text = f"{size:.2f} MB, {figure(known[names[0]].quality['perplexity_ratio'], 4)} x dense"
         labels.append(("\n".join([*names, text]), (size, ratio), colours[names[0]]))
     for dense in sorted({model.dense / MB for model in known.values()}):
         axes.plot(dense, 1, "D", color="grey", markersize=9)

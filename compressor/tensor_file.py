@@ -77,9 +77,10 @@ def read(path: Path) -> TensorFile:
         tensors = {}
         for place in _places(header[8:], size - len(header)):
             room = torch.empty(place.stop - place.start, dtype=torch.uint8)
-            if not files.fill(file, memoryview(room.numpy())):
+            data = memoryview(room.numpy())  # type: ignore[arg-type]  # an array of bytes is a buffer
+            if not files.fill(file, data):
                 raise ValueError(f"{place.name} is cut off")
-            checksum.update(room.numpy())
+            checksum.update(data)
             tensors[place.name] = room.view(place.dtype).reshape(place.shape)
         if file.read(1):
             raise ValueError("it grew while it was read")

@@ -40,7 +40,7 @@ class BodyRoute(APIRoute):
         answer = super().get_route_handler()
         if self.body_field is None:
             return answer
-        model = cast(type[BaseModel], self.body_field.field_info.annotation)
+        model: type[BaseModel] = cast(Any, self.body_field.field_info.annotation)
 
         async def read_and_answer(request: Request) -> Response:
             return await answer(_Read(request, await _read(request, model)))

@@ -43,7 +43,7 @@ def client_of(url: str, timeout_seconds: float) -> "Redis":
             driver_info=None,
             retry=Retry(NoBackoff(), 0),
         )
-        connection = client.connection_pool.make_connection()
+        connection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
             connection.ssl_context.get()
     except Exception as error:

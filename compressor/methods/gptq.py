@@ -127,7 +127,8 @@ def feedback_of(second_moment: Tensor, damping: float) -> Tensor:
         feedback, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
         if not failed and torch.isfinite(feedback).all():
             break
-    return feedback.float()
+    found: Tensor = feedback.float()
+    return found
 
 
 def _rounded(weight: Tensor, feedback: Tensor, grid: Grid, order: Tensor, *, renew: bool, progress: Progress) -> Tensor:

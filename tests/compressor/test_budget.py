@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from compressor.budget import Choice, Piece
 from compressor.calibrate import collect
 from compressor.formats import Dense, Format
 from compressor.gpt2 import GPT2Config
+from compressor.journal import Journal
 from compressor.methods.base import is_target
 from tests.conftest import tiny_model
 
+T = TypeVar("T")
 FORM: Format = Dense.of(torch.zeros(1, 1), "fp32")
 points = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=6)
 matrices = st.lists(points, min_size=1, max_size=4)
@@ -108,6 +112,57 @@ def test_every_matrix_is_measured_alone_and_explained() -> None:
     rows = budget.explain(measured, chosen)
     assert [row["piece"] for row in rows] == list(measured)
     assert all(math.isfinite(row["kl"]) for row in rows)
+
+
+def test_every_candidate_is_told_of_and_what_a_journal_holds_is_not_measured_again(tmp_path: Path) -> None:
+    shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
+    dense = tiny_model(shape).prepared()
+    ids = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
+    statistics, told = collect(dense, ids), []
+
+    def counting(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+        told.append([total, 0])
+        for item in items:
+            told[-1][1] += 1
+            yield item
+            if len(told) == 2 and told[-1][1] == 40:
+                raise KeyboardInterrupt
+
+    def measured(identity: str) -> dict[str, list[Choice]]:
+        said.clear()
+        journal = Journal(tmp_path, identity, said.append)
+        return budget.measure(dense, statistics, ids, progress=counting, journal=journal)
+
+    said: list[str] = []
+    expected = budget.measure(dense, statistics, ids, progress=counting)
+    count = sum(map(len, expected.values()))
+    assert told == [[count, count]]
+    with pytest.raises(KeyboardInterrupt):
+        measured("ours")
+    whole = len(list(tmp_path.iterdir()))
+    resumed = measured("ours")
+    kept = sum(map(len, list(expected.values())[:whole]))
+    assert 0 < kept <= 40
+    assert told[2] == [count - kept, count - kept]
+    assert said == [f"resumes: {whole} of {len(expected)} pieces were measured before"]
+    for name, choices in expected.items():
+        for one, other in zip(choices, resumed[name], strict=True):
+            assert (str(one), one.size_bytes, one.kl) == (str(other), other.size_bytes, other.kl)
+            tensors = other.form.tensors()
+            assert all(torch.equal(tensors[key], tensor) for key, tensor in one.form.tensors().items())
+    measured("theirs")
+    assert told[3] == [count, count]
+    assert said == []
+
+
+def test_what_is_measured_has_an_identity_and_a_time() -> None:
+    shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
+    dense, ids = tiny_model(shape).prepared(), torch.arange(16).view(1, 16)
+    ours = budget.identity(dense, ids)
+    assert ours == budget.identity(tiny_model(shape).prepared(), ids.clone())
+    assert ours != budget.identity(tiny_model(shape, seed=1).prepared(), ids)
+    assert ours != budget.identity(dense, ids.flip(1))
+    assert 0 == budget.predicted_seconds(dense, lambda name: False) < budget.predicted_seconds(dense)
 
 
 def test_a_large_table_is_cut_into_blocks_of_doubling_length_and_put_together_again() -> None:

@@ -30,12 +30,11 @@ TENSORS = {
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 @pytest.mark.parametrize("tensors", [TENSORS, {}], ids=["many", "none"])
-def test_the_bytes_are_those_of_safetensors(
+def test_it_reads_what_safetensors_writes(
     tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None
 ) -> None:
     path = tmp_path / "x.safetensors"
-    tensor_file.write(path, tensors, metadata)
-    assert path.read_bytes() == save({name: t.contiguous() for name, t in tensors.items()}, metadata)
+    path.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata))
     found = tensor_file.read(path)
     assert found.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -98,7 +97,7 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, case: str) -> No
 
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    tensor_file.write(path, TENSORS)
+    path.write_bytes(save({name: t.contiguous() for name, t in TENSORS.items()}))
     whole = path.read_bytes()
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])

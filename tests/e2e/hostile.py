@@ -12,8 +12,7 @@ from typing import Any
 import httpx
 
 from tests.e2e.load import percentile_ms
-from tests.e2e.pod import pod
-from tests.e2e.replica import Replica, replica
+from tests.e2e.replica import Replica, limited_replica
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 30.0
@@ -47,14 +46,20 @@ def invalid(model: Path, folder: Path) -> dict[str, Any]:
 
     Asserted are: each is refused or answered, none with 5xx, and the process lives.
     """
-    with pod() as limits, replica([model], folder / "invalid.log", limits) as service:
-        begin, cases = service.rss_mb(), {}
+    with limited_replica([model], folder / "invalid.log") as service:
+        begin = service.rss_mb()
+        cases: dict[str, dict[str, Any]] = {}
         for name, (route, body) in costly().items():
             with probes(service) as waits:
                 statuses = [_post(service, route, body) for _ in range(2)]
             cases[name] = {"status": statuses[-1], "slowest_probe_ms": percentile_ms(waits, 1.0)}
         alive, peak = service.process.poll() is None, service.peak_rss_mb()
-        figures = {"pod_mib": limits.mib, "alive": alive, "rss_mb_begin": round(begin, 1), "rss_mb_peak": peak}
+        figures: dict[str, Any] = {
+            "pod_mib": service.pod and service.pod.mib,
+            "alive": alive,
+            "rss_mb_begin": round(begin, 1),
+            "rss_mb_peak": peak,
+        }
         figures |= {"slowest_probe_ms": max(case["slowest_probe_ms"] for case in cases.values()), "cases": cases}
         assert alive, figures
         assert all(200 <= case["status"] < 500 for case in cases.values()), figures
@@ -72,12 +77,17 @@ def scoring(model: Path, folder: Path, prompts: int = 32) -> dict[str, Any]:
     ids = [[(7 * i + 31 * j) % vocabulary for i in range(length)] for j in range(prompts)]
     scored = {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 1}
     read = {"prompt": ids, "max_tokens": 1}
-    with pod() as limits, replica([model], folder / "scoring.log", limits) as service:
+    with limited_replica([model], folder / "scoring.log") as service:
         begin = service.rss_mb()
         alone = _beside_a_stream(service, read)
         found = _beside_a_stream(service, scored)
         alive, peak = service.process.poll() is None, service.peak_rss_mb()
-        figures = {"pod_mib": limits.mib, "alive": alive, "prompts": prompts, "tokens": length}
+        figures: dict[str, Any] = {
+            "pod_mib": service.pod and service.pod.mib,
+            "alive": alive,
+            "prompts": prompts,
+            "tokens": length,
+        }
         figures |= {
             "rss_mb_begin": round(begin, 1),
             "rss_mb_peak": peak,
@@ -95,7 +105,7 @@ def half_sent(model: Path, folder: Path, bodies: int = 390, heads: int = 1100) -
 
     Asserted are: the process lives, probes are answered meanwhile, and SIGTERM does not wait for what never came whole.
     """
-    with pod() as limits, replica([model], folder / "half-sent.log", limits) as service:
+    with limited_replica([model], folder / "half-sent.log") as service:
         begin = service.rss_mb()
         head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         with probes(service) as beside_bodies, _opened(service, bodies, head % MIB + b" " * (MIB - 1)):
@@ -110,7 +120,7 @@ def half_sent(model: Path, folder: Path, bodies: int = 390, heads: int = 1100) -
             code = service.process.wait(timeout=PATIENCE_SECONDS + 120)
             stopped = time.monotonic() - began
         figures = {
-            "pod_mib": limits.mib,
+            "pod_mib": service.pod and service.pod.mib,
             "alive": alive,
             "bodies": bodies,
             "heads": heads,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.pod import Pod
+from tests.e2e.pod import Pod, pod
 from tests.redis_server import free_port
 from tests.service.conftest import wait_until
 
@@ -26,16 +26,17 @@ class Replica:
         url: where it listens.
         log: what it wrote on stderr so far; a file.
         start_seconds: from the latest start to readiness.
+        pod: whose limits it gets when it starts, if any.
     """
 
-    def __init__(self, models: Sequence[Path], log: Path, pod: Pod | None = None, **environment: str) -> None:
+    def __init__(self, models: Sequence[Path], log: Path, **environment: str) -> None:
         """Start nothing yet; `environment` is the settings without their prefix, in small letters."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.start_seconds = 0.0
+        self.pod: Pod | None = None
         self._models = list(map(str, models))
-        self._pod = pod
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TTGPT_")}
         self._environment = inherited | {f"TTGPT_{key.upper()}": value for key, value in environment.items()}
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,8 +47,8 @@ class Replica:
         command = [sys.executable, "-m", "service", *self._models, "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stderr=log)
-        if self._pod is not None:
-            self._pod.hold(self._process.pid)
+        if self.pod is not None:
+            self.pod.hold(self._process.pid)
         wait_until(self._ready, seconds=120)
         self.start_seconds = time.monotonic() - began
 
@@ -128,11 +129,25 @@ class Samples:
 
 
 @contextmanager
-def replica(models: Sequence[Path], log: Path, pod: Pod | None = None, **environment: str) -> Iterator[Replica]:
+def replica(models: Sequence[Path], log: Path, **environment: str) -> Iterator[Replica]:
     """Run a replica until the block ends."""
-    made = Replica(models, log, pod, **environment)
-    try:
+    with _ended(Replica(models, log, **environment)) as made:
         made.start()
+        yield made
+
+
+@contextmanager
+def limited_replica(models: Sequence[Path], log: Path) -> Iterator[Replica]:
+    """Run a replica in the limits of a pod until the block ends."""
+    with pod() as limits, _ended(Replica(models, log)) as made:
+        made.pod = limits
+        made.start()
+        yield made
+
+
+@contextmanager
+def _ended(made: Replica) -> Iterator[Replica]:
+    try:
         yield made
     finally:
         made.kill()

@@ -250,7 +250,8 @@ def test_what_is_read_is_json(data: bytes) -> None:
 def test_the_limits_are_reached() -> None:
     assert len(parsed(compact({str(i): 1 for i in range(MAX_FIELDS)}), 0)) == MAX_FIELDS  # type: ignore[arg-type]
     parsed(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, 0)
-    for content in (["x"] * 2048, [[1] * 64] * 2048):
+    contents: list[Any] = [["x"] * 2048, [[1] * 64] * 2048]
+    for content in contents:
         assert parsed(compact(content), 131_072) == content
     for too_much in ({str(i): 1 for i in range(MAX_FIELDS + 1)}, [[1] * 64] * 2048 + [[1]], ["x"] * 4097):
         with pytest.raises(InvalidRequestError, match="at most"):
