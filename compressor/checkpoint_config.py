@@ -61,7 +61,8 @@ def _config(raw: dict[str, Any]) -> CheckpointConfig:
     if type(tied) is not bool:
         raise ValueError(f"tie_word_embeddings must be true or false, not {tied!r}")
     end, notes = _end_of_text(raw)
-    width, inner = raw["n_embd"], raw.get("n_inner")
+    width: Any = raw["n_embd"]
+    inner: Any = raw.get("n_inner")
     activation: Any = raw.get("activation_function", "gelu_new")
     inner = 4 * width if inner is None and type(width) is int else inner
     if type(activation) is str:

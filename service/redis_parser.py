@@ -31,6 +31,8 @@ class BoundedParser(_AsyncHiredisParser):
 
     async def read_from_socket(self) -> bool:
         """Take what has come; raises InvalidResponse like `read_response`."""
+        if self._stream is None or self._reader is None:
+            raise RedisConnectionError("there is no connection")
         chunk = await self._stream.read(self._read_size)
         if not chunk:
             raise RedisConnectionError("Redis closed the connection")

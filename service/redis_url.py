@@ -14,9 +14,8 @@ SHAPE = "must be like redis://user:password@host:6379/0, rediss://host or unix:/
 ENCODE = "what is special in a user or password must be percent-encoded, such as @ as %40"
 EVERYWHERE = ("db", "username", "password", "client_name", "max_connections", "health_check_interval")
 OVER_TCP = (*EVERYWHERE, "socket_keepalive")
-OVER_TLS = (*OVER_TCP, "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile")
-OVER_TLS += ("ssl_check_hostname", "ssl_ciphers", "ssl_exclude_verify_flags", "ssl_include_verify_flags")
-OVER_TLS += ("ssl_keyfile", "ssl_min_version", "ssl_password")
+TLS = "ca_certs ca_data ca_path cert_reqs certfile check_hostname ciphers exclude_verify_flags include_verify_flags"
+OVER_TLS = (*OVER_TCP, *(f"ssl_{name}" for name in f"{TLS} keyfile min_version password".split()))
 PARAMETERS = {"redis": OVER_TCP, "rediss": OVER_TLS, "unix": EVERYWHERE}
 
 

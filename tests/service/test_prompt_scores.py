@@ -36,6 +36,9 @@ PROMPTS = [[(7 * i + 3 * k) % 16384 for k in range(1, length)] for i, length in 
 class Counting(Dense):
     """A table that counts the rows that were looked up in it, or multiplied by it."""
 
+    looked_up: int
+    multiplied: int
+
     def rows(self, ids: Tensor) -> Tensor:
         self.looked_up = getattr(self, "looked_up", 0) + ids.numel()
         return super().rows(ids)
