@@ -143,14 +143,8 @@ def test_neutral_values_of_what_is_not_supported(client: httpx.Client) -> None:
 
 def test_typical_p_turns_sampling_on(client: httpx.Client) -> None:
     """As in TGI; LangChain's HuggingFaceEndpoint sends this with every request."""
-    asked: dict[str, Any] = {
-        "top_k": None,
-        "top_p": 0.95,
-        "typical_p": 0.95,
-        "temperature": 0.8,
-        "do_sample": False,
-        "stop": [],
-    }
+    asked: dict[str, Any] = {"top_k": None, "top_p": 0.95, "typical_p": 0.95, "temperature": 0.8, "stop": []}
+    asked["do_sample"] = False
     first = generate(client, max_new_tokens=20, seed=5, **asked)
     assert first == generate(client, max_new_tokens=20, seed=5, **asked)
     assert generate(client, max_new_tokens=1, typical_p=0.2)["details"]["seed"] is not None

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.formats import Dense
+from compressor.formats import Dense, Format
 from compressor.gpt2 import GPT2Config
 from service.batch import head_cost
 from service.completions import order_of
@@ -36,16 +36,22 @@ PROMPTS = [[(7 * i + 3 * k) % 16384 for k in range(1, length)] for i, length in 
 class Counting(Dense):
     """A table that counts the rows that were looked up in it, or multiplied by it."""
 
-    looked_up: int
-    multiplied: int
+    looked_up = multiplied = 0
 
     def rows(self, ids: Tensor) -> Tensor:
-        self.looked_up = getattr(self, "looked_up", 0) + ids.numel()
+        self.looked_up += ids.numel()
         return super().rows(ids)
 
     def matmul(self, x: Tensor) -> Tensor:
-        self.multiplied = getattr(self, "multiplied", 0) + x.shape[:-1].numel()
+        self.multiplied += x.shape[:-1].numel()
         return super().matmul(x)
+
+
+def counting(form: Format) -> Counting:
+    assert isinstance(form, Dense)
+    table = Counting.coded_as(form.matrix)
+    assert isinstance(table, Counting)
+    return table
 
 
 @pytest.fixture(scope="session")
@@ -130,11 +136,8 @@ def test_a_step_reads_and_scores_no_more_than_a_chunk(
 ) -> None:
     """Counted where every token passes: the table of positions; and the rows of the head by what they cost."""
     chunk, slots = 44, 8
-    positions, head = models[number].gpt2.wpe, models[number].gpt2.wte
-    assert isinstance(positions, Dense)
-    assert isinstance(head, Dense)
-    tables = {"wpe": Counting.coded_as(positions.matrix), "wte": Counting.coded_as(head.matrix)}
-    model = replace(models[number], gpt2=models[number].gpt2.with_matrices(tables))
+    positions, head = counting(models[number].gpt2.wpe), counting(models[number].gpt2.wte)
+    model = replace(models[number], gpt2=models[number].gpt2.with_matrices({"wpe": positions, "wte": head}))
     cost = head_cost(model.gpt2)
     assert cost == 22  # a large vocabulary on little blocks
     body = CompletionRequest(prompt=PROMPTS, max_tokens=0, echo=True, logprobs=1)
@@ -150,11 +153,11 @@ def test_a_step_reads_and_scores_no_more_than_a_chunk(
             order = await order_of(body, "x", model, engine.metrics)
             engine.submit_all(order.jobs)
             while not all(job.scores and not job.scores.left for job in order.jobs) and writer.generated < 60:
-                before = (writer.generated, tables["wpe"].looked_up, tables["wte"].multiplied)
+                before = (writer.generated, positions.looked_up, head.multiplied)
                 await rounds.let()
                 assert writer.generated == before[0] + 1
-                read = tables["wpe"].looked_up - before[1]
-                scored = tables["wte"].multiplied - before[2] - slots - len(PROMPTS)  # of writing, with empty rows
+                read = positions.looked_up - before[1]
+                scored = head.multiplied - before[2] - slots - len(PROMPTS)  # of writing, with empty rows
                 assert read <= chunk + slots
                 assert read - slots + cost * scored <= chunk
             rounds.end()

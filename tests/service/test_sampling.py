@@ -115,9 +115,17 @@ def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
     assert (torch.tensor(chosen) != expected).sum() < 10  # draws within rounding of a border
 
 
-@given(LOGITS, st.floats(0, 1, exclude_max=True), st.sampled_from([1e-300, 1e-30, 1e-9]), st.sampled_from([None, 1, 5]))
-def test_a_cold_draw_is_the_best_token(logits: Tensor, uniform: float, temperature: float, k: int | None) -> None:
-    how = Sampling(seed=1, temperature=temperature, top_k=k)
+@given(
+    LOGITS,
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from([1e-300, 1e-30, 1e-9]),
+    st.sampled_from([None, 1, 5]),
+    st.sampled_from([1.0, 0.99]),
+)
+def test_a_cold_draw_is_the_best_token(
+    logits: Tensor, uniform: float, temperature: float, k: int | None, p: float
+) -> None:
+    how = Sampling(seed=1, temperature=temperature, top_k=k, typical_p=p)
     chosen = sampling.choose(logits.unsqueeze(0), [Choice(how, uniform)])[0]
     assert logits.max() - logits[chosen] <= 100 * max(temperature, sampling.COLDEST)
 
@@ -141,7 +149,8 @@ def test_every_legal_penalty_leaves_something_to_draw_from(
     logits: Tensor, penalty: float, k: int | None, data: st.DataObject
 ) -> None:
     ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
-    how = Sampling(seed=0, top_p=5e-324, top_k=k, repetition_penalty=penalty)
+    p = data.draw(st.sampled_from([1.0, 5e-324, math.nextafter(1, 0)]))
+    how = Sampling(seed=0, top_p=5e-324, top_k=k, typical_p=p, repetition_penalty=penalty)
     assert torch.isfinite(sampling.penalise_repetition(logits, torch.tensor(ids), penalty)).all()
     assert 0 <= sampling.choose(logits.unsqueeze(0), [Choice(how, 0.5, ids)])[0] < len(logits)
 
