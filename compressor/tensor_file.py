@@ -75,9 +75,9 @@ def read(path: Path) -> TensorFile:
         tensors = {}
         for place in _places(header[8:], size - len(header)):
             room = torch.empty(place.stop - place.start, dtype=torch.uint8)
-            if not files.fill(file, memoryview(room.numpy())):
+            if not files.fill(file, room.numpy().data):
                 raise ValueError(f"{place.name} is cut off")
-            checksum.update(room.numpy())
+            checksum.update(room.numpy().data)
             tensors[place.name] = room.view(place.dtype).reshape(place.shape)
         if file.read(1):
             raise ValueError("it grew while it was read")
@@ -103,7 +103,7 @@ def _pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -
     head += b" " * (-len(head) % 8)
     yield len(head).to_bytes(8, "little") + head
     for name in names:
-        yield memoryview(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:

@@ -31,7 +31,9 @@ class BoundedParser(_AsyncHiredisParser):
 
     async def read_from_socket(self) -> bool:
         """Take what has come; raises InvalidResponse like `read_response`."""
-        chunk = await self._stream.read(self._read_size)
+        stream: Any = self._stream
+        reader: Any = self._reader
+        chunk = await stream.read(self._read_size)
         if not chunk:
             raise RedisConnectionError("Redis closed the connection")
         self._left_bytes -= len(chunk)
@@ -39,5 +41,5 @@ class BoundedParser(_AsyncHiredisParser):
         if self._left_bytes < 0 or HUGE.search(seen):
             raise InvalidResponse("the answer is larger than any that is asked for")
         self._tail = seen[-HEAD_BYTES:]
-        self._reader.feed(chunk)
+        reader.feed(chunk)
         return True

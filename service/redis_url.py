@@ -14,7 +14,7 @@ SHAPE = "must be like redis://user:password@host:6379/0, rediss://host or unix:/
 ENCODE = "what is special in a user or password must be percent-encoded, such as @ as %40"
 EVERYWHERE = ("db", "username", "password", "client_name", "max_connections", "health_check_interval")
 OVER_TCP = (*EVERYWHERE, "socket_keepalive")
-OVER_TLS = (*OVER_TCP, "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile")
+OVER_TLS: tuple[str, ...] = (*OVER_TCP, "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile")
 OVER_TLS += ("ssl_check_hostname", "ssl_ciphers", "ssl_exclude_verify_flags", "ssl_include_verify_flags")
 OVER_TLS += ("ssl_keyfile", "ssl_min_version", "ssl_password")
 PARAMETERS = {"redis": OVER_TCP, "rediss": OVER_TLS, "unix": EVERYWHERE}
@@ -43,7 +43,7 @@ def client_of(url: str, timeout_seconds: float) -> "Redis":
             driver_info=None,
             retry=Retry(NoBackoff(), 0),
         )
-        connection = client.connection_pool.make_connection()
+        connection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
             connection.ssl_context.get()
     except Exception as error:
