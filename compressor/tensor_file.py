@@ -77,10 +77,9 @@ def read(path: Path) -> TensorFile:
         tensors = {}
         for place in _places(header[8:], size - len(header)):
             room = torch.empty(place.stop - place.start, dtype=torch.uint8)
-            data = memoryview(room.numpy())  # type: ignore[arg-type]  # an array of bytes is a buffer
-            if not files.fill(file, data):
+            if not files.fill(file, room.numpy().data):
                 raise ValueError(f"{place.name} is cut off")
-            checksum.update(data)
+            checksum.update(room.numpy().data)
             tensors[place.name] = room.view(place.dtype).reshape(place.shape)
         if file.read(1):
             raise ValueError("it grew while it was read")
