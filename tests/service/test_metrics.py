@@ -11,7 +11,6 @@ from service.app import create_app
 from service.metrics import Metrics
 from service.models import LoadedModel
 from service.settings import Settings
-from tests.service.conftest import sample
 from tests.tools import debian_program
 
 NAMES = {
@@ -73,12 +72,6 @@ def test_a_scanner_makes_no_new_series(client: httpx.Client) -> None:
     for seed in range(1, 6):
         _scan(client, seed)
     assert series(client) == before
-
-
-def test_the_head_is_timed_in_every_step(client: httpx.Client) -> None:
-    before = sample(client, "ttgpt_core_contraction_seconds_count", model_name="tiny-int8", op="head")
-    client.post("/generate", json={"inputs": "x", "model": "tiny-int8", "parameters": {"max_new_tokens": 3}})
-    assert sample(client, "ttgpt_core_contraction_seconds_count", model_name="tiny-int8", op="head") == before + 3
 
 
 @pytest.mark.parametrize("known", [True, False])
