@@ -347,7 +347,8 @@ def test_what_is_not_done_in_time_is_given_up_quietly(artifacts: list[Path]) -> 
         askers = [threading.Thread(target=ask) for _ in range(20)]
         for asker in askers:
             asker.start()
-        wait_until(lambda: sample(httpx.Client(base_url=url), "ttgpt_num_requests_waiting") > 3)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            wait_until(lambda: sample(client, "ttgpt_num_requests_waiting") > 3)
         child.send_signal(signal.SIGTERM)
         for asker in askers:
             asker.join()
