@@ -289,6 +289,15 @@ def _asked(url: str, sent: bytes) -> bytes:
         return raw.rest()
 
 
+def test_a_pause_between_requests_is_no_reason_to_close(url: str) -> None:
+    """Proxies keep connections for a minute, and answer 502 where the server closes earlier."""
+    with Raw(url) as raw:
+        raw.send(request("/livez", method="GET"))
+        time.sleep(6)
+        raw.send(LAST)
+        assert statuses(raw.rest()) == [200, 200]
+
+
 def test_an_idle_connection_is_closed(artifacts: list[Path]) -> None:
     with process(artifacts[0], "--port", 0, TTGPT_KEEP_ALIVE_SECONDS="0.5") as child, Raw(address(child)) as raw:
         raw.send(request("/livez", method="GET"))
