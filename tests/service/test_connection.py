@@ -289,6 +289,15 @@ def _asked(url: str, sent: bytes) -> bytes:
         return raw.rest()
 
 
+def test_a_pause_between_requests_is_no_reason_to_close(url: str) -> None:
+    """Proxies keep connections for a minute, and answer 502 where the server closes earlier."""
+    with Raw(url) as raw:
+        raw.send(request("/livez", method="GET"))
+        time.sleep(6)
+        raw.send(LAST)
+        assert statuses(raw.rest()) == [200, 200]
+
+
 def test_an_idle_connection_is_closed(artifacts: list[Path]) -> None:
     with process(artifacts[0], "--port", 0, TTGPT_KEEP_ALIVE_SECONDS="0.5") as child, Raw(address(child)) as raw:
         raw.send(request("/livez", method="GET"))
@@ -347,7 +356,8 @@ def test_what_is_not_done_in_time_is_given_up_quietly(artifacts: list[Path]) -> 
         askers = [threading.Thread(target=ask) for _ in range(20)]
         for asker in askers:
             asker.start()
-        wait_until(lambda: sample(httpx.Client(base_url=url), "ttgpt_num_requests_waiting") > 3)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            wait_until(lambda: sample(client, "ttgpt_num_requests_waiting") > 3)
         child.send_signal(signal.SIGTERM)
         for asker in askers:
             asker.join()
