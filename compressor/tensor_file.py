@@ -22,12 +22,15 @@ from compressor import files
 MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 # In the order in which safetensors lays tensors out, so that each is aligned.
 DTYPES = {
+    "U64": torch.uint64,
     "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
+    "U32": torch.uint32,
     "I32": torch.int32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
+    "U16": torch.uint16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
