@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 
 from compressor import files, huggingface, tensor_file
 from compressor.errors import CheckpointError
+from tests.cases import FORMAT_CASES
 from tests.conftest import tiny_model
 
 TENSORS = {
@@ -25,7 +26,7 @@ TENSORS = {
     "bf16": torch.ones(7).bfloat16(),
     "transposed": torch.arange(6.0).reshape(2, 3).T,
     'sign \N{GREEK SMALL LETTER ALPHA} "': torch.tensor([True, False]),
-} | {str(kind): torch.ones(3, dtype=kind) for kind in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)}
+} | {str(kind): torch.ones(3, dtype=kind) for kind in tensor_file.NAMES}
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
@@ -44,6 +45,16 @@ def test_it_reads_what_safetensors_writes(
         assert again.data_ptr() % 16 == 0
     assert found.sha256 == subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout[:64]  # noqa: S607
     assert found.size_bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int3"])
+def test_whatever_a_format_stores_comes_back(tmp_path: Path, codec: str) -> None:
+    for case in FORMAT_CASES.values():
+        tensors = dict(case().recoded(codec).tensors())
+        (tmp_path / "x.safetensors").write_bytes(save(tensors))
+        found = tensor_file.read(tmp_path / "x.safetensors").tensors
+        assert found.keys() == tensors.keys()
+        assert all(found[k].dtype == t.dtype and torch.equal(found[k], t) for k, t in tensors.items())
 
 
 def _with_header(header: object, data: bytes = bytes(8)) -> bytes:
