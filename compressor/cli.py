@@ -232,9 +232,7 @@ def evaluate(
     text: TextFile = None,
     dense: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Dense artefact to compare with; that of gpt2-mini itself is embedded."
-        ),
+        typer.Option(metavar="DIR", help="Dense artefact to compare with; that of gpt2-mini itself is embedded."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
