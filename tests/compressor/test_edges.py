@@ -113,7 +113,7 @@ OPTIONS: dict[str, tuple[str, set[str]]] = {
     "--seed": ("generate {artifact} --prompt a --max-new-tokens 1", {"0"}),
     "--port": ("serve {artifact}", {"0"}),
 }
-# Of methods: what a Config's numbers take of those above, and which take any number: more than there is means all.
+# Of methods: what a Config's numbers take of those above, and which take any, since more than there is means all.
 TAKEN = {"damping": {"0"}, "seed": {"0"}}
 UNBOUNDED = {("tensorgpt", "rank"), ("ttm", "rank")}
 
@@ -124,7 +124,8 @@ def _numeric_options() -> list[tuple[str, str, set[str]]]:
         for field in entry.config.__dataclass_fields__.values():
             if "int" in str(field.type) or "float" in str(field.type):
                 taken = TAKEN.get(field.name, set()) | ({"9" * 40} if (method, field.name) in UNBOUNDED else set())
-                found.append((f"--{field.name.replace('_', '-')}", f"{COMPRESS} --method {method}", taken))
+                rank = " --rank 2" if "rank" in entry.config.__dataclass_fields__ and field.name != "rank" else ""
+                found.append((f"--{field.name.replace('_', '-')}", f"{COMPRESS} --method {method}{rank}", taken))
     return found
 
 

@@ -26,7 +26,7 @@ TENSORS = {
     "bf16": torch.ones(7).bfloat16(),
     "transposed": torch.arange(6.0).reshape(2, 3).T,
     'sign \N{GREEK SMALL LETTER ALPHA} "': torch.tensor([True, False]),
-} | {str(kind): torch.ones(3, dtype=kind) for kind in tensor_file.NAMES}
+} | {str(kind): torch.ones(3, dtype=kind) for kind in tensor_file.DTYPES.values()}
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
