@@ -173,7 +173,7 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
         raise CheckpointError(f"{index.name}: weight_map must be an object that names the file of every tensor")
     files = [index.parent / Path(name).name for name in sorted(set(weight_map.values()))]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [file.name for file in files if not file.exists()]:
         raise CheckpointError(f"{missing[0]}: is missing in {index.parent}, though {index.name} names it")
     return files
 
