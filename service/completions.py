@@ -125,7 +125,7 @@ def _prompts(ids: tuple[int, ...], body: CompletionRequest, model: LoadedModel) 
     if body.max_tokens == 0:
         scored = Prompt(model=model, ids=ids, max_new_tokens=0, sampling=Sampling())
         return [] if body.logprobs is None else [scored]
-    asked = min(DEFAULT_MAX_TOKENS, max(model.context - len(ids), 1)) if body.max_tokens is None else body.max_tokens
+    asked = min(DEFAULT_MAX_TOKENS, model.context) if body.max_tokens is None else body.max_tokens
     length = new_tokens(len(ids), asked, model.context, "max_tokens")
     seed = draw_seed() if body.seed is None else body.seed
     return [

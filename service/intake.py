@@ -119,19 +119,21 @@ def _check_count(count: int, limit: int, field: str) -> None:
 
 
 def new_tokens(prompt_tokens: int, asked: int | None, context: int, field: str = "parameters.max_new_tokens") -> int:
-    """Return how many tokens may be written, the context's rest up to a default if none were asked for.
+    """Return how many tokens may be written: as many as were asked for, or a default, but no more than there is room.
+
+    Clients that were not told otherwise ask for as many as some contexts have, whatever the prompt.
 
     Raises:
-        InvalidRequestError: naming the field, if they do not fit into the context.
+        InvalidRequestError: naming the field, if there is no room, or more were asked for than ever have any.
     """
     left = context - prompt_tokens
-    wanted = min(DEFAULT_NEW_TOKENS, max(left, 1)) if asked is None else asked
-    if wanted > left:
+    if asked is not None and asked > context:
+        raise InvalidRequestError(f"{field}: must be at most {context}, the context of this model, not {asked}")
+    if left < 1:
         raise InvalidRequestError(
-            f"{field}: {prompt_tokens} prompt tokens and {wanted} new ones are more than "
-            f"the context of {context}; shorten the prompt or ask for at most {max(left, 0)}"
+            f"{field}: {prompt_tokens} prompt tokens leave no room in the context of {context}; shorten the prompt"
         )
-    return wanted
+    return min(DEFAULT_NEW_TOKENS if asked is None else asked, left)
 
 
 def sampling_of(parameters: Parameters) -> Sampling:

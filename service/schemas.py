@@ -60,7 +60,7 @@ class Parameters(Body):
     """How to generate; null is the same as leaving a field out."""
 
     max_new_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description="at most the context less the prompt; by default up to 100"
+        None, ge=1, le=MAX_TOKENS, description="100 by default; at most the context, whose end is the text's"
     )
     do_sample: bool | None = Field(None, description="draw tokens instead of always taking the best one")
     temperature: float | None = Field(None, gt=0, le=100, description="other than 1: sampling is on")

@@ -106,9 +106,11 @@ def test_an_empty_prompt_starts_from_the_end_of_text(client: httpx.Client) -> No
     assert answer.status_code == 200
 
 
-def test_unasked_length_is_what_the_context_leaves(client: httpx.Client, tiny: LoadedModel) -> None:
-    answer = generate(client)
-    assert answer["details"]["generated_tokens"] == tiny.context - len(tiny.encode(TEXT))
+@pytest.mark.parametrize("asked", [{}, {"max_new_tokens": 64}])
+def test_a_text_ends_with_the_context(client: httpx.Client, tiny: LoadedModel, asked: dict[str, int]) -> None:
+    details = generate(client, **asked)["details"]
+    assert details["generated_tokens"] == tiny.context - len(tiny.encode(TEXT))
+    assert details["finish_reason"] == "length"
 
 
 def test_penalised_text_differs(client: httpx.Client) -> None:
