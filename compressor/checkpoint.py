@@ -90,6 +90,6 @@ def _feed(found: "hashlib._Hash", part: GPT2 | Tensor | dict[str, Any] | list[st
             _feed(found, vector)
     elif isinstance(part, Tensor):
         _feed(found, {"dtype": str(part.dtype), "shape": list(part.shape)})
-        found.update(part.detach().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(part.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     else:
         found.update(json.dumps(part, sort_keys=True).encode() + b"\n")

@@ -4,7 +4,7 @@ import os
 import resource
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,7 +46,11 @@ def _write_folder(path: Path) -> None:
         save_file({"a": torch.zeros(10_000)}, new / "a.safetensors")
 
 
-WRITERS = {"tensors": _write_tensors, "folder": _write_folder, "bytes": lambda path: durable.write(path, bytes(40_000))}
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "tensors": _write_tensors,
+    "folder": _write_folder,
+    "bytes": lambda path: durable.write(path, bytes(40_000)),
+}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -90,7 +94,7 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_one(kind: str, tmp_pat
 
 def test_an_error_of_the_caller_comes_through(tmp_path: Path) -> None:
     with pytest.raises(KeyError), durable.replacing(tmp_path / "place") as new:
-        new.write_text({}["missing"])
+        new.write_text(dict[str, str]()["missing"])
     assert os.listdir(tmp_path) == []
     with pytest.raises(FileNotFoundError) as error, durable.replacing(tmp_path / "place"):
         Path("nowhere").read_bytes()
