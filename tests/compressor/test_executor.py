@@ -141,7 +141,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_and_their_files_go_with_their_parent(number: signal.Signals, tmp_path: Path) -> None:
     script, files = tmp_path / "endless.py", tmp_path / "files"
     script.write_text(ENDLESS)
