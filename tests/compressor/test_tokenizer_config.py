@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from compressor import artifact, huggingface
+from compressor.errors import ArtifactError
 from compressor.vocab import add_token
 from tests.compressor.test_artifact import _reseal as reseal
 from tests.conftest import TINY, tiny_model, write_artifact
@@ -68,7 +69,7 @@ def test_it_is_verified_but_no_part_of_the_digest(tmp_path: Path) -> None:
     digest = artifact.read(made).manifest.digest
     path = made / artifact.TOKENIZER_CONFIG
     path.write_text(path.read_text().replace("64", "65"))
-    with pytest.raises(artifact.ArtifactError, match=r"^tokenizer_config\.json: sha256"):
+    with pytest.raises(ArtifactError, match=r"^tokenizer_config\.json: sha256"):
         artifact.read(made)
     reseal(made)
     assert artifact.read(made).manifest.digest == digest
