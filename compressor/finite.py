@@ -35,7 +35,8 @@ def _largest(model: GPT2) -> Tensor:
     """Return the tokens with the largest vectors [1, T]."""
     rows = model.wte.dense()
     sizes = rows.double().norm(dim=1)
-    return sizes.topk(min(LARGEST_ROWS, len(sizes), model.config.n_positions)).indices.unsqueeze(0)
+    ids: Tensor = sizes.topk(min(LARGEST_ROWS, len(sizes), model.config.n_positions)).indices
+    return ids.unsqueeze(0)
 
 
 def _hidden(model: GPT2, ids: Tensor) -> Tensor:

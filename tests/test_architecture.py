@@ -17,6 +17,7 @@ LAYERS = [
     {"codecs", "executor"},
     {"formats"},
     {"gpt2"},
+    {"finite"},
     {"methods", "artifact", "generate", "paths"},
     {"huggingface", "evaluate", "calibrate", "heal", "tasks"},
     {"budget", "corpus", "lm_eval_tasks", "pretraining"},

@@ -135,7 +135,7 @@ class Method:
             raise ValueError(f"{name}: must be finite")
         try:
             form = self.compress(weight, config, statistics, progress)
-        except (ValueError, torch.linalg.LinAlgError) as error:
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise ValueError(f"{name}: {error}") from error
         if not torch.isfinite(form.dense()).all():
             largest = float(weight.abs().max())
