@@ -34,9 +34,9 @@ def check_logits(model: GPT2, ids: Tensor | None = None) -> None:
 def _largest(model: GPT2) -> Tensor:
     """Return the tokens with the largest vectors [1, T]."""
     rows = model.wte.dense()
-    sizes = torch.linalg.vector_norm(rows.double(), dim=1)
-    largest: Tensor = sizes.topk(min(LARGEST_ROWS, len(sizes), model.config.n_positions)).indices
-    return largest.unsqueeze(0)
+    sizes = rows.double().norm(dim=1)
+    ids: Tensor = sizes.topk(min(LARGEST_ROWS, len(sizes), model.config.n_positions)).indices
+    return ids.unsqueeze(0)
 
 
 def _hidden(model: GPT2, ids: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ LAYERS = [
     {"codecs", "executor", "tensor_file"},
     {"formats"},
     {"gpt2"},
+    {"finite"},
     {"methods", "artifact", "checkpoint", "generate", "paths"},
     {"checkpoint_config", "checkpoint_files", "checkpoint_tokenizer"},
     {"huggingface", "evaluate", "calibrate", "heal", "journal", "tasks"},

@@ -123,6 +123,7 @@ def feedback_of(second_moment: Tensor, damping: float) -> Tensor:
 
     Inputs that say nothing give the identity, with which columns are rounded to nearest.
     """
+    feedback: Tensor
     for root in roots_of(second_moment, damping):
         feedback, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
         if not failed and torch.isfinite(feedback).all():

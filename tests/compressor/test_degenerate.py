@@ -74,8 +74,9 @@ def relative(change: Tensor, weight: Tensor) -> Tensor:
     """Return the error of every row over its norm [out]; a row of zeros has an error of 0 or infinity."""
     unit = weight.double().abs().amax(-1, keepdim=True)
     unit = torch.where(unit > 0, unit, 1)
-    wrong, right = (torch.linalg.vector_norm(part.double() / unit, dim=-1) for part in (change, weight))
-    return torch.as_tensor(wrong / right.clamp_min(1e-300))
+    sizes = (weight.double() / unit).norm(dim=-1).clamp_min(1e-300)
+    error: Tensor = (change.double() / unit).norm(dim=-1)
+    return error / sizes
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (1, 7), (5, 1)])
@@ -101,7 +102,8 @@ def unclipped(codec: str, weight: Tensor) -> Tensor:
         high = torch.maximum(high, -low)
         low = -high
     step = (high - low) / steps
-    return torch.as_tensor(torch.round((w - low) / torch.where(step > 0, step, 1)).clamp(0, steps) * step + low)
+    rounded: Tensor = torch.round((w - low) / torch.where(step > 0, step, 1)).clamp(0, steps) * step + low
+    return rounded
 
 
 values = st.floats(-65536, 65536, width=32)
