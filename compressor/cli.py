@@ -353,7 +353,7 @@ def serve(
     given = {"host": host, "port": port, "uds": uds, "root-path": root_path, "default-model": default_model}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     arguments = [*options, "--", *map(str, folders)]
-    os.execv(sys.executable, [sys.executable, "-m", "service.start", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])  # noqa: S606
 
 
 @app.command()

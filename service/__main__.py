@@ -1,146 +1,22 @@
 """`python -m service DIR... --host --port`: serve artefacts until SIGTERM.
 
-Exit code 0 after a clean stop, 2 with one line on stderr if an argument, a setting or an artefact is wrong.
+Exit code 0 after a clean stop, 2 with one line on stderr if an argument, a setting or an artefact is wrong. A signal
+that comes while the libraries load ends it at once; process 1 of a container would be deaf till then.
 """
 
-import argparse
-import asyncio
-import os
 import signal
-import socket
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from types import FrameType
 
-import structlog
-import uvicorn
-from pydantic import ValidationError
-from starlette.applications import Starlette
-
-from service import background
-from service.allocator import share_arenas
-from service.connection import connections_with
-from service.front import Front
-from service.lean_torch import skip_meta_kernels
-from service.listener import address_of, listen, unlink
-from service.logs import configure_logs
-from service.settings import Settings, check_names
-from service.threads import keep_libraries_to
-from service.waiting_room import raise_descriptor_limit
-
-HANG_SECONDS = 10  # after the drain, in which everything else has to end
+from compressor.interrupt import leave
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Serve until told to stop; return the exit code."""
-    try:
-        settings = read_settings(arguments)
-        listener = listen(settings)
-    except (ValueError, OSError) as error:
-        return _refuse(error)
-    configure_logs(settings.log_level)
-    raise_descriptor_limit()
-    share_arenas()
-    keep_libraries_to(settings.threads)
-    skip_meta_kernels()
-    sys.set_int_max_str_digits(sys.int_info.str_digits_check_threshold)  # reading n digits takes n * n steps
-    return serve(settings, listener)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    from service.server import main as serve  # has its own handlers once it listens
 
-
-def read_settings(arguments: Sequence[str] | None) -> Settings:
-    """Return the environment's settings, overridden by the command line's.
-
-    Raises:
-        ValueError: naming the setting that is wrong, and how to set it.
-    """
-    parser = argparse.ArgumentParser(prog="python -m service", description="Serve compressed GPT-2 artefacts.")
-    parser.add_argument("models", metavar="DIR", nargs="*", type=Path, help="artefact folders (TTGPT_MODELS)")
-    parser.add_argument("--host", help="where to listen (TTGPT_HOST)")
-    parser.add_argument("--port", type=int, help="0 takes any free one (TTGPT_PORT)")
-    parser.add_argument("--uds", metavar="PATH", type=Path, help="unix socket to listen on instead (TTGPT_UDS)")
-    parser.add_argument("--root-path", metavar="PATH", help="prefix that a proxy puts before routes (TTGPT_ROOT_PATH)")
-    parser.add_argument("--default-model", help="serves requests that name none (TTGPT_DEFAULT_MODEL)")
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value not in (None, [])}
-    check_names(os.environ)
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = str(problem["loc"][0])
-        message = f"{name}: {problem['msg']}; set TTGPT_{name.upper()} or see python -m service --help"
-        raise ValueError(message) from error
-
-
-def serve(settings: Settings, listener: socket.socket) -> int:
-    """Serve on `listener`; accepted requests are finished before it returns the exit code."""
-    structlog.get_logger().info("listening", url=address_of(listener))
-    front = Front(partial(_make, settings, lambda: stop()), lambda: stop(), settings.root_path)
-    config = uvicorn.Config(
-        front,
-        http=connections_with(settings),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=settings.drain_seconds,
-    )
-    server = _Server(config, front, settings)
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)  # uvicorn raises the signal again when it is done
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, server.handle_exit)
-    server.run(sockets=[listener])
-    unlink(settings)
-    failure = front.failure
-    if failure is None and front.app is not None:
-        failure = front.app.state.service.lifecycle.failure
-    if failure is None:
-        return 0
-    if isinstance(failure, ValueError | OSError):
-        return _refuse(failure)
-    raise failure
-
-
-def _make(settings: Settings, on_failure: Callable[[], None]) -> Starlette:
-    from service.app import create_app  # brings torch: probes are answered meanwhile, and its threads are bounded
-
-    return create_app(settings, on_failure=on_failure)
-
-
-class _Server(uvicorn.Server):
-    """Refuses new requests from the first signal on, while those it has accepted are finished."""
-
-    def __init__(self, config: uvicorn.Config, front: Front, settings: Settings) -> None:
-        super().__init__(config)
-        self._front = front
-        self._settings = settings
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        app = self._front.app
-        if self._front.failure is None and (app is None or app.state.service.lifecycle.phase == "loading"):
-            unlink(self._settings)
-            os._exit(0)  # nothing has been accepted, and what is imported or loaded may hang
-        if app is not None:
-            app.state.service.lifecycle.drain()
-        background.exit_after(self._settings.drain_seconds + HANG_SECONDS)
-        super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(0)  # connections that were just accepted become known, and are closed with the others
-        await super().shutdown(sockets)
-
-
-def _refuse(error: Exception) -> int:
-    print("ttgpt serve:", *str(error).splitlines(), file=sys.stderr)
-    return 2
+    return serve()
 
 
 if __name__ == "__main__":

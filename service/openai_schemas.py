@@ -77,7 +77,12 @@ class CompletionRequest(Body):
 
     prompt: Prompts
     model: Name | None = Field(None, description="the default model if left out")
-    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="16 by default; at most the context, whose end is the text's; 0 only with echo")
+    max_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description="16 by default; at most the context, whose end is the text's; 0 only with echo",
+    )
     temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0 always takes the best token")
     top_p: float | None = Field(None, gt=0, le=1, description="draw among the likeliest tokens only")
     top_k: TopK = Field(None, description="draw among the k best tokens only; 0 and -1: all")

@@ -1,4 +1,4 @@
-"""All settings of the service; read once, in `service.__main__`, and handed down."""
+"""All settings of the service; read once, in `service.server`, and handed down."""
 
 import os
 import re

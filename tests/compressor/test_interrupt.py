@@ -30,7 +30,7 @@ runpy.run_module(run, run_name="__main__")
 RUNNING = """
 import os, runpy, signal, sys, threading, time
 def tell():
-    while getattr(signal.getsignal(signal.SIGINT), "__name__", "") != "_interrupt":
+    while getattr(signal.getsignal(signal.SIGINT), "__name__", "") != "_stop":
         time.sleep(0.001)
     os.write(2, b"ready\\n")
 threading.Thread(target=tell, daemon=True).start()
@@ -52,9 +52,9 @@ def test_while_the_command_lines_libraries_load(imported: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-@pytest.mark.parametrize("imported", ["service.__main__", "uvicorn", "structlog", "service.settings"])
+@pytest.mark.parametrize("imported", ["service.server", "uvicorn", "structlog", "service.settings"])
 def test_while_the_services_libraries_load(imported: str, name: str, code: int) -> None:
-    process = _run(IMPORTING, "service.start", imported, name, "nowhere")
+    process = _run(IMPORTING, "service", imported, name, "nowhere")
     out, err = process.communicate()
     assert (process.returncode, out, err) == (code, "", "interrupted\n")
 
