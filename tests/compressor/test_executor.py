@@ -127,7 +127,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 # Tasks that never end, and a function so large that nobody would put it into a message.
 ENDLESS = """
-import os, sys, time
+import os, signal
 from functools import partial
 from compressor.executor import Executor
 
@@ -137,6 +137,7 @@ def work(data, number):
         pass
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     list(Executor(workers=2).map(partial(work, bytes(10**7)), range(4)))
 """
 
@@ -160,7 +161,10 @@ def test_workers_and_their_files_go_with_their_parent(number: signal.Signals, tm
         workers = [int(parent.stdout.readline()) for _ in range(2)]
         assert all(map(_is_there, workers))
         parent.send_signal(number)
-        parent.wait(30)
+        try:
+            parent.wait(30)
+        finally:
+            parent.kill()
     deadline = time.monotonic() + 30
     while any(map(_is_there, workers)) or os.listdir(files) or _shared_memory() - shared:
         assert time.monotonic() < deadline
