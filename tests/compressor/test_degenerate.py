@@ -74,7 +74,7 @@ def relative(change: Tensor, weight: Tensor) -> Tensor:
     """Return the error of every row over its norm [out]; a row of zeros has an error of 0 or infinity."""
     unit = weight.double().abs().amax(-1, keepdim=True)
     unit = torch.where(unit > 0, unit, 1)
-    sizes = (weight.double() / unit).norm(dim=-1).clamp_min(1e-300)
+    sizes: Tensor = (weight.double() / unit).norm(dim=-1).clamp_min(1e-300)
     error: Tensor = (change.double() / unit).norm(dim=-1)
     return error / sizes
 

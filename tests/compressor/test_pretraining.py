@@ -1,13 +1,15 @@
 """Layers, loss, attention and the model: what is trained is what is sealed, with as many numbers as published."""
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor import native
+from compressor import huggingface, native
 from compressor.formats import Stacked, TTMatrix
 from compressor.gpt2 import ACTIVATIONS
 from compressor.pretraining.activation import trained_activation
@@ -16,6 +18,7 @@ from compressor.pretraining.config import Config, parse_config
 from compressor.pretraining.head import head_loss
 from compressor.pretraining.layers import DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer
 from compressor.pretraining.model import drawn, head_matrix, linears, parameter_count, sealed
+from compressor.pretraining.text import read_corpus
 from tests.tolerances import EXACT
 
 BF16_STEP = 2**-8  # half a unit in the last place, relative
@@ -171,3 +174,27 @@ def test_an_activation_looked_up_is_the_activation_to_one_rounding(name: str) ->
     (slopes,) = torch.autograd.grad(z := ACTIVATIONS[name](exact), exact, weights.double())
     assert torch.allclose(y.double(), z, rtol=BF16_STEP, atol=1e-38)
     assert torch.allclose(gradient.double(), slopes, rtol=BF16_STEP, atol=1e-38)
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 4096])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_text_too_short_to_train_on_is_refused_and_the_number_that_is_named_will_do(
+    tmp_path: Path, batch_tokens: int, held_out: bool
+) -> None:
+    tokenizer = str(huggingface.EMBEDDED_FOLDER / "tokenizer.json")
+    config = config_of("dense", model=SHAPE | {"vocab_size": 16384}, batch_tokens=batch_tokens, tokenizer=tokenizer)
+    path, validation = tmp_path / "text.txt", tmp_path / "validation.txt"
+    validation.write_text("sea sea")
+    other = None if held_out else validation
+
+    def read(tokens: int) -> int:
+        path.write_text("sea" + " sea" * (tokens - 2))  # and the end of text
+        corpus = read_corpus(config, [path], other)
+        return len(corpus.training) + (len(corpus.validation.ids) if held_out else 0)
+
+    with pytest.raises(ValueError, match=r"text: must have at least \d+ tokens.*, not 20$") as refused:
+        read(20)
+    need = int(re.findall(r"at least (\d+)", str(refused.value))[0])
+    assert read(need) == need
+    with pytest.raises(ValueError, match=f"not {need - 1}$"):
+        read(need - 1)
