@@ -267,13 +267,13 @@ def evaluate(
         reference = huggingface.load(huggingface.EMBEDDED).model.prepared()
         if loaded.manifest.provenance.edits and reference.config != loaded.model.config:
             reference = None  # it does not know the added tokens
-    if reference is None:
-        print("note: no dense model to compare with; give one by --dense (compress --method dense)", file=sys.stderr)
     if reference is not None and reference.config != loaded.model.config:
         raise ValueError(f"dense: {dense} is another architecture than {folder}")
     quality = measure(
         loaded.model.prepared(), reference, read_text(text or VALIDATION_TEXT, loaded.tokenizer), progress=bar
     )
+    if reference is None:
+        print("note: no dense model to compare with; give one by --dense (compress --method dense)", file=sys.stderr)
     _print_object(quality.model_dump() | _sizes(loaded.manifest), as_json)
 
 

@@ -93,8 +93,8 @@ def _check_length(config: Config, tokens: int, *, held_out: bool) -> None:
     if tokens < need:
         kept = ", some of which are kept for validation" if held_out else ""
         raise ValueError(
-            f"text: must have at least {need} tokens{kept}, for contexts of {longest} and batch_tokens = "
-            f"{config.batch_tokens}, not {tokens}"
+            f"text: has {tokens} tokens{kept}; at least {need} are needed for contexts of {longest} and "
+            f"batch_tokens = {config.batch_tokens}"
         )
 
 
