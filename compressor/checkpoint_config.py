@@ -61,18 +61,23 @@ def _config(raw: dict[str, Any]) -> CheckpointConfig:
     if type(tied) is not bool:
         raise ValueError(f"tie_word_embeddings must be true or false, not {tied!r}")
     end, notes = _end_of_text(raw)
-    width, inner = raw["n_embd"], raw.get("n_inner")
-    activation = raw.get("activation_function", "gelu_new")
+    width: Any = raw["n_embd"]
+    inner: Any = raw.get("n_inner")
+    activation: Any = raw.get("activation_function", "gelu_new")
+    if type(activation) is str:
+        activation = ACTIVATION_NAMES.get(activation, activation)
+    if inner is None and type(width) is int:
+        inner = 4 * width
     config = GPT2Config(
         vocab_size=raw["vocab_size"],
         n_positions=raw.get("n_positions", 1024),
         n_embd=width,
         n_layer=raw["n_layer"],
         n_head=raw["n_head"],
-        n_inner=4 * width if inner is None and type(width) is int else inner,
+        n_inner=inner,
         eos_token_id=end,
         layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-5),
-        activation_function=ACTIVATION_NAMES.get(activation, activation) if type(activation) is str else activation,
+        activation_function=activation,
         scale_attn_weights=raw.get("scale_attn_weights", True),
         scale_attn_by_inverse_layer_idx=raw.get("scale_attn_by_inverse_layer_idx", False),
     )

@@ -32,7 +32,7 @@ def _cut_and_filled(tokenizer: Tokenizer) -> None:
 
 
 def _dropping_merges(tokenizer: Tokenizer) -> None:
-    tokenizer.model.dropout = 0.5  # type: ignore[attr-defined]
+    tokenizer.model.dropout = 0.5
 
 
 def _with_both_ends(tokenizer: Tokenizer) -> None:
