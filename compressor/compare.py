@@ -57,7 +57,7 @@ def check(readme: Path, books: Path | None) -> None:
         with_block(text, name, "")
     if books is not None:
         require_files("books", [books / TRAIN, books / VALID])
-    elif late := [e.name for e in experiments() if e.books and not _is_whole(e)]:
+    elif late := [e.name for e in experiments() if e.books and result_of(e) is None]:
         raise ValueError(f"books: experiment {late[0]} has no up-to-date result and needs them (--books DIR)")
 
 
