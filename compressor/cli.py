@@ -159,6 +159,8 @@ def compress(
         _refuse_beside("a budget", {**given, "rest": rest})
         plan, heal_minutes = _budget(sizes, target or "all", heal_tokens, heal_minutes)
     tasks = Executor(kind=executor, workers=workers)
+    check_range("heal_tokens", heal_tokens or 0, 0, 10**12)
+    Healing(minutes=heal_minutes)  # refuses what no model makes legal, before one is loaded
     limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
     require_files("text", [text or VALIDATION_TEXT])
     require_files("calibration text", calibration_text or ())

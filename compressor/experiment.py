@@ -226,7 +226,8 @@ class Workbench:
     def _healed(self, experiment: Experiment, made: Made) -> Made:
         if not experiment.heal_tokens:
             return made
-        config = heal.Config(tokens=experiment.heal_tokens, precision="fp32")  # the same on every CPU
+        context = min(heal.Config.context, self.dense.config.n_positions)
+        config = heal.Config(tokens=experiment.heal_tokens, context=context, precision="fp32")  # the same on every CPU
         return compress.healed(
             replace(made, target=experiment.target),
             self.checkpoint,

@@ -48,20 +48,25 @@ def claimed(out: Path, field: str = "out") -> Iterator[Path]:
 
 def require_space(field: str, folder: Path, size_bytes: int) -> None:
     """Refuse a folder on whose disk there is too little space; raises ValueError."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_there(folder)).free
     if free < size_bytes:
         need, have = size_bytes / 1e6, free / 1e6
         raise ValueError(f"{field}: about {need:,.1f} MB are needed in {folder}, but {have:,.1f} MB are free")
 
 
 def require_writable(field: str, folder: Path) -> None:
-    """Refuse a folder in which no file can be made; raises ValueError."""
-    probe = folder / f".probe-{os.getpid()}"
+    """Refuse a folder in which no file can be made, or that cannot be made itself; raises ValueError."""
+    probe = _there(folder) / f".probe-{os.getpid()}"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise ValueError(f"{field}: cannot write to {folder}: {error.strerror}") from error
+
+
+def _there(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it where it has to be made."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def require_files(field: str, paths: Iterable[Path]) -> None:

@@ -44,9 +44,7 @@ class Config(WhitenedConfig):
             raise ValueError(f"heads must be at least 1, not {self.heads}")
 
     def check(self, shape: tuple[int, int], heads: int) -> None:
-        width = shape[1]
-        if shape[0] != 3 * width:
-            raise ValueError(f"target must be qkv for joint_qk: q, k and v fused, [3 D, D], not {list(shape)}")
+        width = _width(shape)
         if self.heads not in (None, heads):
             raise ValueError(f"heads must be {heads} as in the model, not {self.heads}")
         if width % heads:
@@ -65,9 +63,9 @@ def compress(
     Raises:
         ValueError: if the matrix is not fused, the heads are unknown or do not divide D, or the rank is too large.
     """
-    width = weight.shape[1]
+    width = _width((weight.shape[0], weight.shape[1]))
     heads = _heads(config, statistics)
-    config.check((weight.shape[0], width), heads)
+    config.check((3 * width, width), heads)
     size = width // heads  # D / H
     if config.rank * (size + width) >= size * width:
         return Dense.of(weight, config.codec)
@@ -92,6 +90,12 @@ def joint_factors(query: Tensor, key: Tensor, rank: int, root: Tensor) -> tuple[
     scale = torch.where(s > s[0] * torch.finfo(s.dtype).eps, s.rsqrt(), 0)[:rank]  # no score needs the others
     u, v = b.T @ y[:rank].T * scale, a.T @ x[:, :rank] * scale  # [d, r]
     return balanced(v, u.T @ query), balanced(u, v.T @ key)
+
+
+def _width(shape: tuple[int, int]) -> int:
+    if shape[0] != 3 * shape[1]:
+        raise ValueError(f"target must be qkv for joint_qk: q, k and v fused, [3 D, D], not {list(shape)}")
+    return shape[1]
 
 
 def _heads(config: Config, statistics: Statistics | None) -> int:

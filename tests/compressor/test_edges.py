@@ -165,13 +165,13 @@ def test_a_number_too_small_to_do_anything_names_the_least(
 ) -> None:
     command = COMPRESS.format(checkpoint=checkpoint, text=text, new=tmp_path / "new").split()
     with pytest.raises(SystemExit) as code:
-        main([*command, "--method", "dense", *option.split()])
+        main([*command, "--method", "quantize", *option.split()])
     error = capsys.readouterr().err
     assert (code.value.code, len(error.splitlines())) == (2, 1), error
     least = re.findall(MEANINGLESS[option], error)
     assert len(least) == 1, error
     with pytest.raises(SystemExit) as code:
-        main([*command, "--method", "dense", option.partition(" ")[0], least[0]])
+        main([*command, "--method", "quantize", option.partition(" ")[0], least[0]])
     assert code.value.code in (0, None), capsys.readouterr().err
 
 

@@ -67,7 +67,7 @@ EARLY = {
         "heal_folder does not go without heal_tokens or heal_minutes",
     ),
     "no minutes": (["--preset", "tiny", "--heal-minutes", "-1"], "heal_minutes must be between 0.01 and 1000000"),
-    "no tokens": (["--preset", "tiny", "--heal-tokens", "-1"], "tokens must be between 0 and"),
+    "no tokens": (["--preset", "tiny", "--heal-tokens", "-1"], "heal_tokens must be between 0 and"),
     "existing": (["--preset", "tiny", "--out", "{folder}"], "exists already; choose another --out or add --force"),
     "not an artefact": (["--preset", "tiny", "--force", "--out", "{folder}"], "is not an artefact"),
     "below a file": (["--preset", "tiny", "--out", "{file}/out"], "out: cannot write to {file}: Not a directory"),
