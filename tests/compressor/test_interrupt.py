@@ -1,5 +1,6 @@
 """Ctrl-C is one line and exit code 130, whenever it comes, and leaves nothing behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -59,11 +60,15 @@ def test_while_the_services_libraries_load(imported: str, name: str, code: int) 
     assert (process.returncode, out, err) == (code, "", "interrupted\n")
 
 
+LONG = {
+    "model": {"vocab_size": 16384, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    **{"tokenizer": "gpt2-mini", "tokens": 10**9, "batch_tokens": 1024, "phases": [{"until": 1.0, "context": 64}]},
+}
 COMMANDS = {
     "compress": ["compress", "{checkpoint}", "--method", "direction_ae", "--epochs", "100000", "--out", "{folder}/out"],
     "budget": ["compress", "{checkpoint}", "--ratio", "3", "--out", "{folder}/out"],
     "healing": ["compress", "{checkpoint}", "--ratio", "2", "--heal-tokens", "9999999", "--out", "{folder}/out"],
-    "pretrain": ["pretrain", "--config", "gpt2-mini", "--text", "{text}", "--out", "{folder}/out"],
+    "pretrain": ["pretrain", "--config", "{config}", "--text", "{text}", "--out", "{folder}/out"],
     "evaluate": ["evaluate", "{artefact}"],
 }
 
@@ -75,6 +80,8 @@ def test_while_a_command_works(command: str, seconds: float, tmp_path: Path) -> 
     folder.mkdir()
     places = {"checkpoint": tmp_path / "checkpoint", "folder": folder, "text": tmp_path / "books.txt"}
     places["text"].write_text((huggingface.EMBEDDED_FOLDER / "validation.txt").read_text() * 30)
+    places["config"] = tmp_path / "long.json"
+    places["config"].write_text(json.dumps(LONG))
     places["artefact"] = write_artifact(tmp_path / "artefact", tiny_model())
     arguments = [part.format(**places) for part in COMMANDS[command]]
     process = _run(RUNNING, *arguments)
