@@ -168,7 +168,7 @@ def compress(
     if heal_folder is not None:
         if not (heal_tokens or heal_minutes) and preset is None:
             raise ValueError("heal_folder does not go without heal_tokens or heal_minutes")
-        require_writable("heal_folder", heal_folder)
+        require_writable("heal_folder", heal_folder, made=True)
     keep_freed_memory()
     with claimed(out) as run:
         artifact.refuse_existing(out, force)  # which a run that has just ended may have made

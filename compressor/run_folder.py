@@ -54,9 +54,13 @@ def require_space(field: str, folder: Path, size_bytes: int) -> None:
         raise ValueError(f"{field}: about {need:,.1f} MB are needed in {folder}, but {have:,.1f} MB are free")
 
 
-def require_writable(field: str, folder: Path) -> None:
-    """Refuse a folder in which no file can be made, or that cannot be made itself; raises ValueError."""
-    probe = _there(folder) / f".probe-{os.getpid()}"
+def require_writable(field: str, folder: Path, *, made: bool = False) -> None:
+    """Refuse a folder in which no file can be made, but not one that is only missing if it is `made`.
+
+    Raises:
+        ValueError: saying why.
+    """
+    probe = (_there(folder) if made else folder) / f".probe-{os.getpid()}"
     try:
         probe.touch()
         probe.unlink()
