@@ -2,13 +2,9 @@
 
 import logging
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import ray
@@ -23,7 +19,6 @@ from compressor.gpt2 import GPT2Config
 from compressor.huggingface import Checkpoint
 from tests.conftest import tiny_model
 
-ROOT = Path(__file__).parents[2]
 SMALL = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
 TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 
@@ -123,68 +118,3 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"ray is not installed; run: pip install 'ttgpt\[ray\]'"):
         Executor(kind="ray")
-
-
-# Tasks that never end, and a function so large that nobody would put it into a message.
-ENDLESS = """
-import os, signal
-from functools import partial
-from compressor.executor import Executor
-
-def work(data, number):
-    print(os.getpid(), flush=True)
-    while True:
-        pass
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
-    list(Executor(workers=2).map(partial(work, bytes(10**7)), range(4)))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_and_their_files_go_with_their_parent(number: signal.Signals, tmp_path: Path) -> None:
-    script, files = tmp_path / "endless.py", tmp_path / "files"
-    script.write_text(ENDLESS)
-    files.mkdir()
-    environment = os.environ | {"TMPDIR": str(files), "JOBLIB_TEMP_FOLDER": str(files), "PYTHONPATH": str(ROOT)}
-    shared = _shared_memory()
-    with subprocess.Popen(
-        [sys.executable, script],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=tmp_path,
-    ) as parent:
-        assert parent.stdout is not None
-        workers = [int(parent.stdout.readline()) for _ in range(2)]
-        assert all(map(_is_there, workers))
-        parent.send_signal(number)
-        try:
-            parent.wait(30)
-        finally:
-            parent.kill()
-    deadline = time.monotonic() + 30
-    while any(map(_is_there, workers)) or os.listdir(files) or _shared_memory() - shared:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def _shared_memory() -> set[str]:
-    """Return the names of joblib's files in shared memory."""
-    folder = Path("/dev/shm")  # noqa: S108
-    return {path.name for path in folder.glob("*") if "loky" in path.name or "joblib" in path.name}
-
-
-def _is_there(pid: int) -> bool:
-    """Return whether a process runs; one that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_a_worker_that_dies_is_one_line() -> None:
-    with pytest.raises(ValueError, match="workers: one has died, perhaps for want of memory; give fewer --workers"):
-        list(Executor(workers=2).map(eval, ["__import__('os').kill(__import__('os').getpid(), 9)"] * 2))
