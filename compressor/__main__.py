@@ -9,8 +9,8 @@ import signal
 import sys
 from types import FrameType
 
-from compressor.interrupt import leave
-from compressor.threads import wait_briefly
+from compressor.process.interrupt import leave
+from compressor.process.threads import wait_briefly
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

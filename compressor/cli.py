@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor import __version__
-from compressor.budget import PRESETS
-from compressor.budget import Config as Budget
 from compressor.display import bar
 from compressor.errors import check_range
-from compressor.executor import EXECUTORS, Executor
 from compressor.figures import figure
 from compressor.methods import METHODS
-from compressor.run_folder import claimed, require_files, require_space, require_writable
+from compressor.recipes.budget import PRESETS
+from compressor.recipes.budget import Config as Budget
+from compressor.recipes.executor import EXECUTORS, Executor
+from compressor.storage.run_folder import claimed, require_files, require_space, require_writable
 
 INTERRUPTED = 130
 
@@ -143,9 +143,11 @@ def compress(
     **options: Any,
 ) -> None:
     """Compress a checkpoint, by a method or within a budget, and write a sealed artefact."""
-    from compressor import artifact, heal, huggingface
-    from compressor.compress import VALIDATION_TEXT, Healing, Recipe, build
-    from compressor.memory import keep_freed_memory
+    from compressor import huggingface
+    from compressor.process.memory import keep_freed_memory
+    from compressor.recipes import heal
+    from compressor.recipes.build import VALIDATION_TEXT, Healing, Recipe, build
+    from compressor.runtime import artifact
 
     given = {name: value for name, value in options.items() if value is not None}
     sizes = {"preset": preset, "budget": budget, "ratio": ratio, "max_perplexity_ratio": max_perplexity_ratio}
@@ -254,11 +256,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity, bits per byte, and KL and top-1 agreement with the dense model."""
-    from compressor import artifact, huggingface
-    from compressor.compress import VALIDATION_TEXT
-    from compressor.evaluate import evaluate as measure
-    from compressor.evaluate import read_text
-    from compressor.memory import keep_freed_memory
+    from compressor import huggingface
+    from compressor.process.memory import keep_freed_memory
+    from compressor.recipes.build import VALIDATION_TEXT
+    from compressor.runtime import artifact
+    from compressor.runtime.evaluate import evaluate as measure
+    from compressor.runtime.evaluate import read_text
 
     keep_freed_memory()
     loaded = artifact.read(folder)
@@ -282,7 +285,7 @@ def evaluate(
 @app.command()
 def inspect(folder: Folder, as_json: AsJson = False) -> None:
     """Verify every checksum and tensor of an artefact, and print what is in it."""
-    from compressor import artifact
+    from compressor.runtime import artifact
 
     loaded = artifact.read(folder)
     manifest = loaded.manifest
@@ -322,8 +325,8 @@ def generate(
     """Print the prompt and its continuation."""
     import torch
 
-    from compressor import artifact
-    from compressor.generate import generate as continue_ids
+    from compressor.runtime import artifact
+    from compressor.runtime.generate import generate as continue_ids
 
     loaded = artifact.read(folder)
     end = loaded.model.config.eos_token_id
@@ -381,7 +384,8 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
 ) -> None:
     """Write an artefact as a dense fp32 checkpoint that transformers and lm-eval load."""
-    from compressor import artifact, huggingface
+    from compressor import huggingface
+    from compressor.runtime import artifact
 
     huggingface.refuse_existing(out)
     with claimed(out) as run:
@@ -396,8 +400,8 @@ def lm_eval_task(
     text: TextFile = None,
 ) -> None:
     """Write tasks for lm-eval about a text, and print the command that runs them on an export."""
-    from compressor import lm_eval_tasks
-    from compressor.compress import VALIDATION_TEXT
+    from compressor.evaluation import lm_eval as lm_eval_tasks
+    from compressor.recipes.build import VALIDATION_TEXT
 
     lm_eval_tasks.refuse_existing(out)
     with claimed(out):
@@ -418,10 +422,10 @@ def pretrain(
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
 ) -> None:
     """Train a GPT-2 of any shape and format from scratch; goes on where an interrupted run stopped."""
-    from compressor.memory import keep_freed_memory
     from compressor.pretraining import build
     from compressor.pretraining.config import SHIPPED, read_config
     from compressor.pretraining.display import shown
+    from compressor.process.memory import keep_freed_memory
 
     limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
     keep_freed_memory()
@@ -494,8 +498,8 @@ def compare(
     workers: Workers = None,
 ) -> None:
     """Run the experiments that have no result yet and refresh the tables in the README."""
-    from compressor.compare import check, refresh_readme, run_missing
-    from compressor.memory import keep_freed_memory
+    from compressor.experiments.tables import check, refresh_readme, run_missing
+    from compressor.process.memory import keep_freed_memory
 
     tasks = Executor(kind=executor, workers=workers)
     check(readme, books)

@@ -12,9 +12,9 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from compressor import durable
 from compressor.figures import figure
 from compressor.plot import frontier
+from compressor.storage import durable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,15 +25,15 @@ from safetensors.torch import load
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from torch import Tensor
 
-from compressor import artifact
-from compressor.artifact import Artifact, Manifest
-from compressor.codecs import Coded, FloatCodec
 from compressor.errors import ArtifactError
-from compressor.evaluate import golden
-from compressor.formats import Format, Stacked
-from compressor.gpt2 import GPT2
 from compressor.methods.tensorgpt import tt_svd
-from compressor.tokenizer import read_tokenizer
+from compressor.runtime import artifact
+from compressor.runtime.artifact import Artifact, Manifest
+from compressor.runtime.codecs import Coded, FloatCodec
+from compressor.runtime.evaluate import golden
+from compressor.runtime.formats import Format, Stacked
+from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.tokenizer import read_tokenizer
 
 TABLES = {"wte", "lm_head"}
 MAX_TOKEN_BYTES = 256  # an added token bounds how many tokens a server must expect in a text

@@ -7,7 +7,7 @@ that comes while the libraries load ends it at once; process 1 of a container wo
 import signal
 import sys
 
-from compressor.interrupt import leave
+from compressor.process.interrupt import leave
 
 
 def main() -> int:

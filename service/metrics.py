@@ -5,9 +5,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from compressor.formats import TokenMPS, TTMatrix
-from service.models import LoadedModel
-from service.process_collector import ProcessCollector
+from compressor.runtime.formats import TokenMPS, TTMatrix
+from service.engine.models import LoadedModel
+from service.process.collector import ProcessCollector
 
 SECONDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),

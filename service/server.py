@@ -16,16 +16,16 @@ import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
 
-from service import background
-from service.allocator import share_arenas
-from service.connection import connections_with
-from service.front import Front
-from service.lean_torch import skip_meta_kernels
-from service.listener import address_of, listen, unlink
-from service.logs import configure_logs
+from service.http.connection import connections_with
+from service.http.front import Front
+from service.http.listener import address_of, listen, unlink
+from service.http.waiting_room import raise_descriptor_limit
+from service.process import background
+from service.process.allocator import share_arenas
+from service.process.lean_torch import skip_meta_kernels
+from service.process.logs import configure_logs
+from service.process.threads import keep_libraries_to
 from service.settings import Settings, check_names
-from service.threads import keep_libraries_to
-from service.waiting_room import raise_descriptor_limit
 
 HANG_SECONDS = 10  # after the drain, in which everything else has to end
 
@@ -105,7 +105,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
 
 
 def _make(settings: Settings, on_failure: Callable[[], None]) -> Starlette:
-    from service.app import create_app  # brings torch: probes are answered meanwhile, and its threads are bounded
+    from service.http.app import create_app  # brings torch: probes are answered meanwhile, and its threads are bounded
 
     return create_app(settings, on_failure=on_failure)
 

@@ -6,7 +6,6 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from compressor.formats import Dense, Format, LowRank, Residual, Sparse, Stacked, TokenMPS, TTMatrix
 from compressor.methods import (
     Config,
     direction_ae,
@@ -24,7 +23,8 @@ from compressor.methods import (
     whitened_svd,
 )
 from compressor.methods.base import Statistics
-from compressor.shapes import core_shapes, train_size
+from compressor.runtime.formats import Dense, Format, LowRank, Residual, Sparse, Stacked, TokenMPS, TTMatrix
+from compressor.runtime.shapes import core_shapes, train_size
 
 
 def _normal(*shape: int) -> Tensor:

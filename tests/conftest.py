@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from compressor import artifact, huggingface
-from compressor.artifact import Golden, Provenance, Quality, Source
-from compressor.formats import Dense
-from compressor.gpt2 import GPT2, GPT2Config
+from compressor import huggingface
+from compressor.runtime import artifact
+from compressor.runtime.artifact import Golden, Provenance, Quality, Source
+from compressor.runtime.formats import Dense
+from compressor.runtime.gpt2 import GPT2, GPT2Config
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("ttgpt", deadline=None)

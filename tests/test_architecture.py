@@ -9,42 +9,26 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Each layer may import itself and those above it.
-LAYERS = [
-    {
-        "dashboard",
-        "display",
-        "durable",
-        "errors",
-        "figures",
-        "files",
-        "interrupt",
-        "kv_cache",
-        "memory",
-        "plot",
-        "progress",
-        "run_folder",
-        "shapes",
-        "threads",
-        "tokenizer",
-    },
-    {"_kernels"},
-    {"native"},
-    {"codecs", "executor", "tensor_file"},
-    {"formats"},
-    {"gpt2"},
-    {"finite"},
-    {"methods", "artifact", "checkpoint", "generate", "paths"},
-    {"checkpoint_config", "checkpoint_files", "checkpoint_tokenizer"},
-    {"huggingface", "evaluate", "calibrate", "heal", "journal", "tasks"},
-    {"budget", "corpus", "lm_eval_tasks", "pretraining"},
-    {"compress", "vocab"},
-    {"experiment"},
-    {"compare"},
+# Rooms: the modules and packages of a package. Each layer may import itself and those above it.
+COMPRESSOR = [
+    {"errors", "figures", "plot", "process", "progress", "display", "storage"},
+    {"runtime", "dashboard"},
+    {"evaluation", "huggingface", "methods"},
+    {"recipes", "vocab"},
+    {"pretraining"},
+    {"experiments"},
     {"cli"},
     {"__main__"},
 ]
-SERVICE_MAY_IMPORT = {"codecs", "formats", "gpt2", "interrupt", "kv_cache", "artifact", "errors", "threads"}
+SERVICE = [
+    {"errors", "process", "redis_parser", "redis_url"},
+    {"settings", "metrics", "engine"},
+    {"cache"},
+    {"http"},
+    {"server"},
+    {"__main__"},
+]
+SERVICE_MAY_IMPORT = {"errors", "process", "runtime"}
 
 
 def _imports(path: Path) -> set[str]:
@@ -63,7 +47,7 @@ def _modules(package: str) -> list[Path]:
 
 
 def _unit(path: Path) -> str:
-    """Return the part of a package that a file belongs to: a module's name or a subpackage's."""
+    """Return the room of its package that a file belongs to."""
     return path.relative_to(ROOT).parts[1].removesuffix(".py")
 
 
@@ -71,15 +55,16 @@ def _units(names: set[str], package: str) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
 
 
-@pytest.mark.parametrize("path", _modules("compressor"), ids=str)
-def test_the_compressors_arrows_point_one_way(path: Path) -> None:
-    unit = _unit(path)
-    if unit in ("__init__", "experiments"):
-        assert not _units(_imports(path), "compressor")
+@pytest.mark.parametrize("path", _modules("compressor") + _modules("service"), ids=str)
+def test_arrows_between_rooms_point_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    layers, unit = (COMPRESSOR if package == "compressor" else SERVICE), _unit(path)
+    if unit == "__init__":
+        assert not _units(_imports(path), package)
         return
-    level = next(i for i, layer in enumerate(LAYERS) if unit in layer)
-    allowed = set.union(*LAYERS[: level + 1]) | {"__version__"}
-    assert _units(_imports(path), "compressor") <= allowed
+    level = next(i for i, layer in enumerate(layers) if unit in layer)
+    allowed = set.union(*layers[: level + 1]) | {"__version__"}
+    assert _units(_imports(path), package) <= allowed
 
 
 def test_the_compressor_never_imports_the_service() -> None:
@@ -99,10 +84,10 @@ def test_nothing_is_pickled(path: Path) -> None:
 
 
 def test_the_service_loads_neither_transformers_nor_the_methods() -> None:
-    code = "import sys, service.app; print(*sys.modules)"
+    code = "import sys, service.http.app; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(run.stdout.split())
-    assert "service.app" in loaded
+    assert "service.http.app" in loaded
     assert not {"transformers", "huggingface_hub", "typer", "compressor.methods", "compressor.huggingface"} & loaded
 
 

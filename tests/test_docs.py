@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from compressor.budget import PRESETS
 from compressor.cli import app as cli
-from compressor.compare import PLOT, refreshed, results_sha256
-from compressor.experiment import experiments, result_of
+from compressor.experiments.runner import experiments, result_of
+from compressor.experiments.tables import PLOT, refreshed, results_sha256
 from compressor.methods import METHODS
-from service.app import create_app
+from compressor.recipes.budget import PRESETS
+from service.http.app import create_app
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -7,18 +7,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from compressor.codecs import codec_named
 from compressor.errors import check_range
-from compressor.formats import Format
-from compressor.gpt2 import component_of
 from compressor.progress import Progress
+from compressor.runtime.codecs import codec_named
+from compressor.runtime.formats import Format
+from compressor.runtime.gpt2 import component_of
 
 Target = Literal["none", "embedding", "qkv", "attn", "mlp", "linears", "all"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
-    """What calibration text says about one matrix W [out, in]; see `compressor.calibrate`.
+    """What calibration text says about one matrix W [out, in]; see `compressor.recipes.calibrate`.
 
     Attributes:
         second_moment: mean of x x^T over the inputs x that W is multiplied by [in, in]. The identity for a table

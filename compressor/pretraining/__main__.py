@@ -1,6 +1,6 @@
 """`python -m compressor.pretraining`, see `commands`."""
 
-from compressor.threads import wait_briefly
+from compressor.process.threads import wait_briefly
 
 if __name__ == "__main__":
     wait_briefly()

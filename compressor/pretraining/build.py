@@ -5,15 +5,16 @@ from pathlib import Path
 
 import torch
 
-from compressor import artifact, checkpoint, paths
-from compressor.artifact import Manifest, Provenance, Source
-from compressor.evaluate import evaluate, golden
 from compressor.pretraining.config import Config
 from compressor.pretraining.model import drawn, parameter_count, sealed
 from compressor.pretraining.text import Corpus, read_corpus
 from compressor.pretraining.training import CHECKPOINT, CHECKPOINT_BYTES, Training
 from compressor.progress import Echo, Progress, silent
-from compressor.run_folder import claimed, require_space
+from compressor.recipes import checkpoint, paths
+from compressor.runtime import artifact
+from compressor.runtime.artifact import Manifest, Provenance, Source
+from compressor.runtime.evaluate import evaluate, golden
+from compressor.storage.run_folder import claimed, require_space
 
 METHOD = "pretrain"
 Watch = Callable[[Training], Iterable[float]]
@@ -40,7 +41,7 @@ def pretrain(
         texts: to train on, files or folders.
         out: the artefact's folder.
         validation: for the validation curve and the artefact's quality; by default the end of the texts.
-        memory_limit: bytes that the matrices may occupy while serving, see `compressor.paths`.
+        memory_limit: bytes that the matrices may occupy while serving, see `compressor.recipes.paths`.
         force: replace an artefact in `out`.
         progress: told of reading and evaluating.
         watch: runs the training to its end, and may tell about it.

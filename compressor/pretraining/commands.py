@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from compressor.memory import keep_freed_memory
 from compressor.pretraining import cost, experiment, ttm_cost
 from compressor.pretraining.text import read_corpus, read_validation
+from compressor.process.memory import keep_freed_memory
 
 
 def main() -> None:

@@ -16,16 +16,16 @@ from typing import IO, Any, cast
 
 import torch
 
-from compressor import paths
-from compressor.evaluate import Text
-from compressor.generate import generate
-from compressor.gpt2 import GPT2
-from compressor.memory import keep_freed_memory
 from compressor.pretraining.config import SHIPPED, Config, read_config
 from compressor.pretraining.experiment import VARIANTS, config_of
 from compressor.pretraining.model import sealed
 from compressor.pretraining.text import Corpus, batch_of_step
 from compressor.pretraining.training import Training
+from compressor.process.memory import keep_freed_memory
+from compressor.recipes import paths
+from compressor.runtime.evaluate import Text
+from compressor.runtime.generate import generate
+from compressor.runtime.gpt2 import GPT2
 
 REFERENCE = "gpt2-mini"  # the shipped recipe, beside the experiment's variants
 BASE = "dense"

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor import artifact, checkpoint
-from compressor.evaluate import Text, evaluate
 from compressor.figures import figure
-from compressor.gpt2 import GPT2
 from compressor.pretraining.config import FOLDER, Config, parse_config
 from compressor.pretraining.model import drawn, linears, parameter_count, sealed
 from compressor.pretraining.text import Corpus
 from compressor.pretraining.training import CHECKPOINT, Training
 from compressor.progress import Echo
+from compressor.recipes import checkpoint
+from compressor.runtime import artifact
+from compressor.runtime.evaluate import Text, evaluate
+from compressor.runtime.gpt2 import GPT2
 
 RESULTS = FOLDER / "results"
 JUDGED_CONTEXTS = 160  # of the validation text, for the final perplexity

@@ -6,13 +6,13 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
-from compressor.formats import Dense, Format, LowRank, TTMatrix
-from compressor.gpt2 import GPT2, MLP, GPT2Config, Linear
 from compressor.pretraining.activation import trained_activation
 from compressor.pretraining.attention import TrainedAttention
 from compressor.pretraining.config import Config, Form, table_modes
 from compressor.pretraining.layers import SPREAD, DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer, drawn_cores
-from compressor.shapes import tt_ranks
+from compressor.runtime.formats import Dense, Format, LowRank, TTMatrix
+from compressor.runtime.gpt2 import GPT2, MLP, GPT2Config, Linear
+from compressor.runtime.shapes import tt_ranks
 
 LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressor import checkpoint
 from compressor.pretraining.config import Config
 from compressor.pretraining.head import head_loss
 from compressor.pretraining.model import drawn, head_matrix
 from compressor.pretraining.text import Corpus, batch_of_step
 from compressor.progress import Echo, unheard
+from compressor.recipes import checkpoint
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CHECKPOINT = "checkpoint.safetensors"

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from compressor.formats import Dense, Format, TokenMPS, TTMatrix
-from compressor.gpt2 import GPT2, GPT2Config
-from compressor.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
-from service.cached_rows import CachedRows
-from service.contraction_cache import ContractionCache
-from service.local_tier import LocalTier
+from compressor.runtime.formats import Dense, Format, TokenMPS, TTMatrix
+from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
+from service.cache.contractions import ContractionCache
+from service.cache.local_tier import LocalTier
+from service.cache.redis_tier import RedisTier
+from service.cache.rows import CachedRows
 from service.metrics import Metrics
-from service.redis_tier import RedisTier
 from service.settings import Settings
 from tests.benchmarks import cache_report
 from tests.benchmarks.machine import describe

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.compare import with_block
+from compressor.experiments.tables import with_block
 
 CACHE = Path(__file__).parent / "results" / "cache.json"
 Results = dict[str, Any]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from compressor import huggingface
-from compressor.compress import Recipe, build
-from compressor.formats import Dense
-from compressor.gpt2 import GPT2, GPT2Config
+from compressor.recipes.build import Recipe, build
+from compressor.runtime.formats import Dense
+from compressor.runtime.gpt2 import GPT2, GPT2Config
 from tests.benchmarks.plan import GPT2_124M, PROMPT, SEED
 
 ROOT = Path(__file__).parents[2]

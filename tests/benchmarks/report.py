@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.compare import with_block
+from compressor.experiments.tables import with_block
 from tests.benchmarks.engines import ENGINES, EQUAL_BITS, OURS, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"

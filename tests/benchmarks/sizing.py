@@ -27,10 +27,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from compressor.compare import with_block
-from compressor.formats import TokenMPS, TTMatrix
-from service.batch import kv_row_bytes
-from service.models import load
+from compressor.experiments.tables import with_block
+from compressor.runtime.formats import TokenMPS, TTMatrix
+from service.engine.batch import kv_row_bytes
+from service.engine.models import load
 from service.settings import Settings
 from tests.benchmarks import children, machine, serving
 from tests.benchmarks.memory import cpu_seconds, peak_rss_bytes, rss_bytes

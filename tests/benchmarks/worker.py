@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compressor.threads import wait_briefly
+from compressor.process.threads import wait_briefly
 from tests.benchmarks.engines import ENGINES, OURS
 from tests.benchmarks.memory import peak_rss_bytes, rss_bytes
 from tests.benchmarks.runner import Runner

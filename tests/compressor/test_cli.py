@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compressor import artifact, huggingface
+from compressor import huggingface
 from compressor.cli import main
 from compressor.methods import METHODS
+from compressor.runtime import artifact
 from tests.conftest import tiny_model
 
 TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()

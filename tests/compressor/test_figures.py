@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from compressor import artifact, huggingface
+from compressor import huggingface
 from compressor.figures import figure
-from compressor.gpt2 import GPT2
+from compressor.runtime import artifact
+from compressor.runtime.gpt2 import GPT2
 from tests.compressor.test_cli import ttgpt
 from tests.conftest import tiny_model
 

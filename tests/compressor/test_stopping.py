@@ -23,7 +23,7 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, sign
 def compress(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that compresses a tiny checkpoint, but for its --out."""
     folder = tmp_path_factory.mktemp("stopping")
-    tokenizer = (Path(huggingface.__file__).parent / "reference/tokenizer.json").read_bytes()
+    tokenizer = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
     huggingface.export(tiny_model(), tokenizer, folder / "checkpoint")
     (folder / "text.txt").write_text("The sea was calm and the old man slept. " * 20)
     text = str(folder / "text.txt")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.app import create_app
+from service.http.app import create_app
 from service.settings import Settings
 from tests.benchmarks import sizing
 from tests.deploy.build_script import run

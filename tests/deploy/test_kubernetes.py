@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.app import create_app
+from service.http.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.benchmarks import sizing

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from service.engine import Engine
+from service.engine.engine import Engine
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.deploy.control_group import write_group

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine import Engine
+from service.engine.engine import Engine
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.deploy.control_group import write_group

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.breaker import FAILURES
+from service.cache.breaker import FAILURES
 from tests.e2e.load import Body, Load, Questions, loaded, percentile_ms
 from tests.e2e.replica import Replica, Samples, replica
 from tests.redis_server import Proxy, RedisServer, redis_server
@@ -164,7 +164,7 @@ def _summary(ordeal: Ordeal, load: Load, before: Samples, after: Samples, timeou
 
 
 def _row_bytes(model: Path) -> int:
-    from compressor.artifact import read
-    from service.local_tier import ENTRY_BYTES
+    from compressor.runtime.artifact import read
+    from service.cache.local_tier import ENTRY_BYTES
 
     return read(model).model.config.n_embd * 4 + ENTRY_BYTES

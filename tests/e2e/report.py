@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.compare import with_block
+from compressor.experiments.tables import with_block
 
 FAULTS = Path(__file__).parent / "results" / "faults.json"
 Figures = dict[str, Any]

@@ -14,10 +14,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from compressor import huggingface, lm_eval_tasks, tasks
-from compressor.compress import VALIDATION_TEXT
-from compressor.evaluate import Text, evaluate
+from compressor import huggingface
+from compressor.evaluation import lm_eval as lm_eval_tasks
+from compressor.evaluation import questions as tasks
 from compressor.progress import silent
+from compressor.recipes.build import VALIDATION_TEXT
+from compressor.runtime.evaluate import Text, evaluate
 from tests.conftest import TINY, tiny_model
 from tests.tolerances import HARNESS
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from compressor import artifact, huggingface
-from compressor.compress import Recipe, build
-from compressor.experiment import sample
+from compressor import huggingface
+from compressor.experiments.runner import sample
+from compressor.recipes.build import Recipe, build
+from compressor.runtime import artifact
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

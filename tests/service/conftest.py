@@ -10,15 +10,15 @@ import httpx
 import pytest
 import uvicorn
 
-from compressor.formats import Dense
-from compressor.gpt2 import GPT2
-from service.app import create_app
-from service.connection import connections_with
-from service.engine import Engine
-from service.generation import Generation, Prompt
+from compressor.runtime.formats import Dense
+from compressor.runtime.gpt2 import GPT2
+from service.engine.engine import Engine
+from service.engine.generation import Generation, Prompt
+from service.engine.models import LoadedModel, load
+from service.engine.sampling import Sampling
+from service.http.app import create_app
+from service.http.connection import connections_with
 from service.metrics import Metrics
-from service.models import LoadedModel, load
-from service.sampling import Sampling
 from service.settings import Settings
 from tests.conftest import tiny_model, write_artifact
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from compressor.artifact import Quality
-from service.app import create_app
+from compressor.runtime.artifact import Quality
+from service.engine.models import LoadedModel
+from service.http.app import create_app
 from service.metrics import Metrics
-from service.models import LoadedModel
 from service.settings import Settings
 from tests.tools import debian_program
 

@@ -160,6 +160,6 @@ def test_models_come_from_the_environment_too(artifacts: list[Path]) -> None:
 
 def test_the_service_imports_nothing_of_the_build() -> None:
     build_only = ("transformers", "compressor.methods", "compressor.huggingface")
-    script = f"import sys, service.app; print([m for m in sys.modules if m.startswith({build_only})])"
+    script = f"import sys, service.http.app; print([m for m in sys.modules if m.startswith({build_only})])"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from compressor import artifact
-from compressor.formats import resident_bytes
-from compressor.gpt2 import GPT2
+from compressor.runtime import artifact
+from compressor.runtime.formats import resident_bytes
+from compressor.runtime.gpt2 import GPT2
 
 KV_DTYPE = torch.float16  # the service's default
 

@@ -1,0 +1,1 @@
+"""Questions about a model beyond its perplexity: continuations and lm-eval's tasks."""

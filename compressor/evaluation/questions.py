@@ -1,0 +1,124 @@
+"""What a model gets right, not only how surprised it is: questions made of any text.
+
+Both kinds are scored on text alone, so that they compare a compressed model with its dense one; the absolute
+numbers depend on the text and compare with nobody else's.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from compressor.progress import Progress, silent
+from compressor.runtime.gpt2 import GPT2
+
+MIN_WORDS = 30  # of a passage whose last word is asked for
+CONTEXT_TOKENS, ANSWER_TOKENS, ANSWERS = 48, 16, 4
+BATCH = 16
+
+
+class Question(NamedTuple):
+    """A beginning [T] and the answers to choose from; the first is the true one."""
+
+    context: Tensor
+    answers: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of questions answered rightly, and how many there were.
+
+    Attributes:
+        last_word: the last word of a passage, every token of it the likeliest (as LAMBADA counts, Paperno et al.,
+            arXiv 1606.06031, section 5).
+        choice: the true continuation has the highest log-probability among four.
+        passages, choices: numbers of questions.
+    """
+
+    last_word: float
+    choice: float
+    passages: int
+    choices: int
+
+
+def passages(text: str, limit: int = 200) -> list[tuple[str, str]]:
+    """Return paragraphs of at least MIN_WORDS words as (all but the last word, the last word with its space)."""
+    found = []
+    for paragraph in text.replace("\r\n", "\n").split("\n\n"):
+        words = " ".join(paragraph.split()).rstrip(" .,;:!?\"'-")
+        beginning, _, last = words.rpartition(" ")
+        if len(words.split()) >= MIN_WORDS and last.isalpha():
+            found.append((beginning, " " + last))
+    return found[:limit]
+
+
+def last_words(text: str, tokenizer: Tokenizer, limit: int = 200) -> list[Question]:
+    """Return passages of `text` as questions whose answer is the last word."""
+    found = []
+    for passage in passages(text, limit):
+        context, answer = (torch.tensor(part.ids) for part in tokenizer.encode_batch(list(passage)))
+        found.append(Question(context, [answer]))
+    return found
+
+
+def continuations(text: str, tokenizer: Tokenizer, limit: int = 200, seed: int = 0) -> list[Question]:
+    """Return stretches of CONTEXT_TOKENS tokens with what follows and three continuations from elsewhere."""
+    ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
+    stretches = ids[: len(ids) // (size := CONTEXT_TOKENS + ANSWER_TOKENS) * size].view(-1, size)
+    if len(stretches) < ANSWERS:
+        return []
+    random = torch.Generator().manual_seed(seed)
+    found = []
+    for i, stretch in enumerate(stretches[:limit]):
+        others = (torch.randperm(len(stretches) - 1, generator=random)[: ANSWERS - 1] + i + 1) % len(stretches)
+        answers = [stretch[CONTEXT_TOKENS:], *stretches[others, CONTEXT_TOKENS:]]
+        found.append(Question(stretch[:CONTEXT_TOKENS], answers))
+    return found
+
+
+def accuracy(model: GPT2, text: str, tokenizer: Tokenizer, progress: Progress = silent) -> Accuracy:
+    """Return how often a prepared model answers questions about `text` rightly.
+
+    Raises:
+        ValueError: if the text is too short for a question of either kind.
+    """
+    passages, choices = last_words(text, tokenizer), continuations(text, tokenizer)
+    check_passages(len(passages))
+    if not choices:
+        need, tokens = ANSWERS * (CONTEXT_TOKENS + ANSWER_TOKENS), len(tokenizer.encode(text).ids)
+        raise ValueError(f"text: must have at least {need} tokens, not {tokens}")
+    known = _scores(model, passages, progress)
+    chosen = _scores(model, choices, progress)
+    return Accuracy(
+        last_word=sum(all_likeliest for ((_, all_likeliest),) in known) / len(known),
+        choice=sum(max(range(ANSWERS), key=lambda i: scores[i][0]) == 0 for scores in chosen) / len(chosen),
+        passages=len(passages),
+        choices=len(choices),
+    )
+
+
+def check_passages(found: int) -> None:
+    """Refuse a text without any passage; raises ValueError."""
+    if not found:
+        raise ValueError(f"text: must have a paragraph of at least {MIN_WORDS} words that ends with one, and has none")
+
+
+@torch.inference_mode()
+def _scores(model: GPT2, questions: list[Question], progress: Progress) -> list[list[tuple[float, bool]]]:
+    """Return for every answer its log-probability and whether each of its tokens is the likeliest."""
+    room = model.config.n_positions + 1
+    rows = [(torch.cat([q.context, answer])[-room:], len(answer)) for q in questions for answer in q.answers]
+    batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+    found: list[tuple[float, bool]] = []
+    for batch in progress(batches, label="Asking questions", total=len(batches)):
+        hidden = model(pad_sequence([ids[:-1] for ids, _ in batch], batch_first=True))  # [B, T, D]
+        for row, (ids, answer) in zip(hidden, batch, strict=True):
+            scores = model.logits(row[len(ids) - 1 - answer : len(ids) - 1]).log_softmax(-1)  # [answer, V]
+            target = ids[-answer:]
+            total = float(scores.gather(1, target.unsqueeze(1)).sum())
+            found.append((total, bool((scores.argmax(-1) == target).all())))
+    answers = iter(found)
+    return [[next(answers) for _ in question.answers] for question in questions]

@@ -1,0 +1,1 @@
+"""This process itself: its signals, threads and memory."""

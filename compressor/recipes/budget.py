@@ -1,0 +1,414 @@
+"""One byte budget for the whole model: a format and a codec for every matrix, chosen by measured loss.
+
+A model is cut into pieces: its matrices, and its token table once more by how frequent the tokens are. For every
+piece, and every form it could take, the KL divergence from the dense model is measured with only that piece
+replaced. Bytes are then spent where they lower it most.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from compressor import __version__
+from compressor.errors import check_range
+from compressor.methods import METHODS
+from compressor.methods.base import Statistics, Target, is_target
+from compressor.progress import Progress, silent
+from compressor.recipes import checkpoint
+from compressor.recipes.executor import HERE, Executor
+from compressor.recipes.heal import HEAD_ROWS, distillation_loss
+from compressor.recipes.journal import Journal
+from compressor.runtime.codecs import Coded, codec_named
+from compressor.runtime.formats import Dense, Format, Stacked
+from compressor.runtime.formats.base import blocks
+from compressor.runtime.gpt2 import GPT2
+
+MEASURED_TOKENS = 2048  # on which one replaced piece is measured
+TIMED_TOKENS = 128  # in a forward pass from which the time of all of them follows
+SCARCE = 12  # times smaller than fp32, from which on biases and norms are stored in 8 bits
+SMALL_VECTORS = "int8"
+UNUSABLE = 1e9  # nats per token, more than any model that can be served loses
+CUT_ROWS = 4096  # a table with so many rows is cut into blocks
+TABLE_BLOCKS = 6  # each twice as long as the one before, the first two alike
+# Ranks, as shares of the smaller side, and codecs that `rotated_svd` is tried with.
+TABLE_RANKS = {
+    "int2-row": (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0),
+    "int3-row": (0.25, 0.375, 0.5, 0.625, 0.75, 1.0),
+    "int4-row": (0.375, 0.5, 0.625, 0.75, 1.0),
+}
+LINEAR_RANKS = {"int2-row": (0.125, 0.25, 0.5), "int3-row": (0.25,), "int4-row": (0.0625, 0.125)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of `budget`; exactly one of the first three is set.
+
+    Attributes:
+        size_bytes: of all weights, at most.
+        ratio: of the dense model in fp32 to the result, at least.
+        max_perplexity_ratio: to dense, at most; the smallest model that is predicted to keep it.
+        target: which matrices are compressed; the others stay as they are, and of bytes only those of the target
+            (with biases and norms, if it is "all") count.
+    """
+
+    size_bytes: int | None = None
+    ratio: float | None = None
+    max_perplexity_ratio: float | None = None
+    target: Target = "all"
+
+    def __post_init__(self) -> None:
+        given = [v for v in (self.size_bytes, self.ratio, self.max_perplexity_ratio) if v is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of budget, ratio and max_perplexity_ratio")
+        if self.size_bytes is not None:
+            check_range("budget", self.size_bytes, 1, 10**15)
+        if self.ratio is not None:
+            check_range("ratio", self.ratio, 1.0, 1000.0)
+        if self.max_perplexity_ratio is not None:
+            check_range("max_perplexity_ratio", self.max_perplexity_ratio, 1.0, 1000.0)
+        if self.target not in get_args(Target) or self.target == "none":
+            legal = ", ".join(name for name in get_args(Target) if name != "none")
+            raise ValueError(f"target must be one of {legal}, not {self.target!r}")
+
+    def bytes_of(self, dense: GPT2) -> int | None:
+        """Return how many bytes the target of a dense model may occupy, or None where a loss is the limit."""
+        return int(dense_bytes(dense, self.target) / self.ratio) if self.ratio is not None else self.size_bytes
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A ratio to fp32, and the minutes of healing on 2 cores that it is worth."""
+
+    ratio: float
+    minutes: float
+
+
+PRESETS = {
+    "quality": Preset(3.9, 0),
+    "balanced": Preset(8.0, 0),
+    "small": Preset(16.0, 5),
+    "tiny": Preset(38.4, 15),
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a form is chosen for: a matrix, or some rows of a table.
+
+    Attributes:
+        matrix: its name.
+        rows: from which row to which.
+        whole: whether these are all of them.
+    """
+
+    matrix: str
+    rows: slice
+    whole: bool
+
+    @property
+    def name(self) -> str:
+        """The matrix, with its rows unless it is whole: wte[0:512]."""
+        return self.matrix if self.whole else f"{self.matrix}[{self.rows.start}:{self.rows.stop}]"
+
+    @property
+    def file_name(self) -> str:
+        """The same for every file system: wte-0-512."""
+        return f"{self.matrix}-{self.rows.start}-{self.rows.stop}"
+
+    def shape_in(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return its own shape in a matrix of `shape`."""
+        return self.rows.stop - self.rows.start, shape[1]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One form that a piece could take.
+
+    Attributes:
+        piece: of the model.
+        method, options: that find it.
+        size_bytes: it occupies.
+        kl: from the dense model, nats per token, with only this piece replaced.
+        form: the piece in that form.
+    """
+
+    piece: Piece
+    method: str
+    options: Mapping[str, Any]
+    size_bytes: int
+    kl: float
+    form: Format
+
+    def __str__(self) -> str:
+        options = " ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.method} {options}"
+
+
+def pieces(name: str, shape: tuple[int, int]) -> list[Piece]:
+    """Return what a matrix is cut into.
+
+    The tokens of a byte-level BPE are numbered in the order of their merges, so the frequent ones come first;
+    a large token table is cut into blocks of doubling length, in which errors weigh less and less.
+    """
+    rows = shape[0]
+    if name not in ("wte", "lm_head") or rows < CUT_ROWS:
+        return [Piece(name, slice(0, rows), True)]
+    cuts = [0, *(rows >> k for k in range(TABLE_BLOCKS - 1, 0, -1)), rows]
+    return [Piece(name, slice(start, stop), False) for start, stop in itertools.pairwise(cuts)]
+
+
+def candidates(name: str, shape: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the methods and options that are tried for a matrix, or for rows of it [out, in]."""
+    if name == "wpe":
+        return [("quantize", {"codec": codec}) for codec in ("int8", "int4-row", "int3-row", "int2-row")]
+    is_table = name in ("wte", "lm_head")
+    rounded = ("int8", "int4", "int4-row") if is_table else ("int8", "int4", "int4-row", "int3-row", "int2-row")
+    found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in rounded]
+    for codec, shares in (TABLE_RANKS if is_table else LINEAR_RANKS).items():
+        ranks = sorted({max(1, round(min(shape) * share)) for share in shares})
+        found += [("rotated_svd", {"rank": rank, "codec": codec}) for rank in ranks]
+    return found
+
+
+def measure(
+    dense: GPT2,
+    statistics: Mapping[str, Statistics],
+    ids: Tensor,
+    *,
+    only: Callable[[str], bool] = lambda name: True,
+    executor: Executor = HERE,
+    progress: Progress = silent,
+    journal: Journal | None = None,
+) -> dict[str, list[Choice]]:
+    """Return every candidate of every piece, by the piece's name, with its bytes and its loss.
+
+    Args:
+        dense: the prepared dense model.
+        statistics: of every matrix, see `calibrate.collect`.
+        ids: calibration text [rows, T], of which the first MEASURED_TOKENS tokens are used.
+        only: which matrices, by name, are measured.
+        executor: where the tasks run; each is one piece.
+        progress: told about candidates.
+        journal: what it holds is not measured again, and what is measured is added.
+    """
+    ids = ids[: max(1, MEASURED_TOKENS // ids.shape[1])]
+    with torch.inference_mode():
+        target = dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)  # [tokens, V]
+    shapes = {name: form.shape for name, form in dense.matrices().items() if only(name)}
+    cut = [piece for name, shape in shapes.items() for piece in pieces(name, shape)]
+    found = {piece.name: _remembered(piece, journal) for piece in cut}
+    left = [piece for piece in cut if not found[piece.name]]
+    if journal is not None and len(left) < len(cut):
+        journal.echo(f"resumes: {len(cut) - len(left)} of {len(cut)} pieces were measured before")
+    task = partial(_measure_piece if executor.in_process else _measure_whole_piece, dense, ids=ids, target=target)
+    measured = zip(left, executor.map(task, left, [statistics.get(piece.matrix) for piece in left]), strict=True)
+    total = sum(len(candidates(piece.matrix, piece.shape_in(shapes[piece.matrix]))) for piece in left)
+    for choice in progress(_flowing(measured, journal), label="Measuring matrices", total=total):
+        found[choice.piece.name].append(choice)
+    return found
+
+
+def predicted_seconds(dense: GPT2, only: Callable[[str], bool] = lambda name: True) -> float:
+    """Return about how long `measure` takes in this process: its forward passes, by timing a short one."""
+    ids = torch.zeros(1, min(TIMED_TOKENS, dense.config.n_positions), dtype=torch.int64)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)
+            seconds.append(time.perf_counter() - started)
+    shapes = {name: form.shape for name, form in dense.matrices().items() if only(name)}
+    cut = [(piece, shape) for name, shape in shapes.items() for piece in pieces(name, shape)]
+    passes = sum(len(candidates(piece.matrix, piece.shape_in(shape))) for piece, shape in cut)
+    return min(seconds) / ids.numel() * MEASURED_TOKENS * passes
+
+
+def _remembered(piece: Piece, journal: Journal | None) -> list[Choice]:
+    """Return the candidates that a journal holds of a piece, or none."""
+    rows = journal.read(piece.file_name) if journal is not None else None
+    return [Choice(piece, row["method"], row["options"], form.num_bytes, row["kl"], form) for row, form in rows or ()]
+
+
+def _flowing(measured: Iterable[tuple[Piece, Iterable[Choice]]], journal: Journal | None) -> Iterator[Choice]:
+    """Yield every candidate as it is measured; whole pieces go into the journal."""
+    for piece, choices in measured:
+        rows = []
+        for choice in choices:
+            rows.append(({"method": choice.method, "options": dict(choice.options), "kl": choice.kl}, choice.form))
+            yield choice
+        if journal is not None:
+            journal.write(piece.file_name, rows)
+
+
+def identity(dense: GPT2, ids: Tensor) -> str:
+    """Return the digest of all that decides about what is measured, for a journal."""
+    shapes = {name: form.shape for name, form in dense.matrices().items()}
+    tried = {p.name: candidates(name, p.shape_in(shape)) for name, shape in shapes.items() for p in pieces(name, shape)}
+    versions = {"ttgpt": __version__, "torch": torch.__version__}
+    return checkpoint.digest(dense, ids, {"tried": tried, "tokens": MEASURED_TOKENS, "versions": versions})
+
+
+def _measure_whole_piece(
+    dense: GPT2, piece: Piece, statistics: Statistics | None, ids: Tensor, target: Tensor
+) -> list[Choice]:
+    return list(_measure_piece(dense, piece, statistics, ids, target))
+
+
+@torch.inference_mode()
+def _measure_piece(
+    dense: GPT2, piece: Piece, statistics: Statistics | None, ids: Tensor, target: Tensor
+) -> Iterator[Choice]:
+    """Yield the candidates of a piece."""
+    weight = dense.matrices()[piece.matrix].dense()
+    part = weight[piece.rows]
+    if statistics is not None and statistics.row_weights is not None:
+        statistics = replace(statistics, row_weights=statistics.row_weights[piece.rows])
+    for method, options in candidates(piece.matrix, (part.shape[0], part.shape[1])):
+        form = METHODS[method].found(piece.name, part, METHODS[method].config(**options), statistics, silent)
+        replaced = torch.cat([weight[: piece.rows.start], form.dense(), weight[piece.rows.stop :]])
+        yield Choice(piece, method, options, form.num_bytes, _kl(dense, piece.matrix, replaced, ids, target), form)
+
+
+def _kl(dense: GPT2, name: str, matrix: Tensor, ids: Tensor, target: Tensor) -> float:
+    """Return the mean KL divergence from `dense` of a model with one matrix replaced, nats per token.
+
+    It is UNUSABLE where the model's logits are not finite.
+    """
+    model = dense.with_matrices({name: Dense.of(matrix, "fp32")})
+    hidden = model(ids).flatten(0, 1)
+    total = 0.0
+    for block in blocks(len(hidden), HEAD_ROWS):
+        part = slice(block.start, block.stop)
+        total += float(distillation_loss(model.logits(hidden[part]), target[part]))
+    return max(total / len(hidden), 0.0) if math.isfinite(total) else UNUSABLE
+
+
+def assembled(chosen: Iterable[Choice]) -> dict[str, Format]:
+    """Return the matrices that the choices of all their pieces make, by name."""
+    forms: dict[str, list[Format]] = {}
+    for choice in sorted(chosen, key=lambda c: (c.piece.matrix, c.piece.rows.start)):
+        forms.setdefault(choice.piece.matrix, []).append(choice.form)
+    return {name: parts[0] if len(parts) == 1 else Stacked.of(parts, path="factors") for name, parts in forms.items()}
+
+
+def frontier(choices: Iterable[Choice]) -> list[Choice]:
+    """Return the lower convex hull of loss over bytes, from the smallest to the best."""
+    hull: list[Choice] = []
+    for choice in sorted(choices, key=lambda c: (c.size_bytes, c.kl)):
+        if hull and choice.kl >= hull[-1].kl:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], choice):
+            hull.pop()
+        hull.append(choice)
+    return hull
+
+
+def spend(measured: Mapping[str, list[Choice]], size_bytes: int) -> dict[str, Choice]:
+    """Return the choice per piece that a budget buys: the step that lowers KL most per byte comes first.
+
+    Raises:
+        ValueError: if even the smallest forms do not fit, naming what they need.
+    """
+    hulls = {name: frontier(choices) for name, choices in measured.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    left = size_bytes - sum(choice.size_bytes for choice in chosen.values())
+    if left < 0:
+        raise ValueError(f"budget must be at least {size_bytes - left} bytes for the matrices, not {size_bytes}")
+    steps = [pair for hull in hulls.values() for pair in itertools.pairwise(hull)]
+    for old, new in sorted(steps, key=lambda pair: -_slope(*pair)):
+        # A hull's steps come in order, so `old` is what is chosen unless an earlier step did not fit.
+        if chosen[old.piece.name] is old and new.size_bytes - old.size_bytes <= left:
+            left -= new.size_bytes - old.size_bytes
+            chosen[old.piece.name] = new
+    return chosen
+
+
+def smallest_within(measured: Mapping[str, list[Choice]], kl: float) -> dict[str, Choice]:
+    """Return the fewest bytes whose summed losses stay below `kl`, as `spend` would buy them."""
+    low = sum(frontier(choices)[0].size_bytes for choices in measured.values())
+    high = sum(frontier(choices)[-1].size_bytes for choices in measured.values())
+    while high - low > 1024:
+        middle = (low + high) // 2
+        total = sum(choice.kl for choice in spend(measured, middle).values())
+        low, high = (low, middle) if total <= kl else (middle, high)
+    return spend(measured, high)
+
+
+def choose(
+    measured: Mapping[str, list[Choice]], config: Config, dense: GPT2, vector_codec: str
+) -> tuple[dict[str, Choice], str]:
+    """Return the choice per piece that `config` asks for, and the codec of biases and LayerNorm vectors.
+
+    What is bought depends on the bytes alone, however they were asked for. Where they are scarce, or nothing fits
+    otherwise, vectors are stored in 8 bits.
+
+    Raises:
+        ValueError: if nothing fits the budget, naming the smallest one that is kept.
+    """
+    if (size_bytes := config.bytes_of(dense)) is None:
+        return smallest_within(measured, math.log(config.max_perplexity_ratio or 1.0)), vector_codec
+    if config.target != "all":
+        _check_size(config, size_bytes, smallest(measured), dense)
+        return spend(measured, size_bytes), vector_codec
+    least = smallest(measured)
+    plain, small = vector_bytes(dense, vector_codec), vector_bytes(dense, SMALL_VECTORS)
+    if size_bytes * SCARCE <= dense_bytes(dense, "all") or least + plain > size_bytes:
+        vector_codec, plain = (SMALL_VECTORS, small) if small < plain else (vector_codec, plain)
+    _check_size(config, size_bytes, least + plain, dense)
+    return spend(measured, size_bytes - plain), vector_codec
+
+
+def smallest(measured: Mapping[str, list[Choice]]) -> int:
+    """Return the bytes of the smallest choice of every piece."""
+    return sum(min(choice.size_bytes for choice in choices) for choices in measured.values())
+
+
+def _check_size(config: Config, size_bytes: int, least: int, dense: GPT2) -> None:
+    """Refuse a budget below `least` bytes, in the words in which it was asked for; raises ValueError."""
+    if size_bytes >= least:
+        return
+    if config.ratio is None:
+        raise ValueError(f"budget must be at least {least} bytes, not {size_bytes}")
+    whole = dense_bytes(dense, config.target)
+    cents = 100 * whole // least
+    most = (cents if int(whole / (cents / 100)) >= least else cents - 1) / 100  # which divides to `least` or more
+    raise ValueError(f"ratio must be at most {most} ({least} bytes) for this model, not {config.ratio}")
+
+
+def dense_bytes(dense: GPT2, target: Target) -> int:
+    """Return what the matrices of a target occupy in fp32, with biases and norms if it is "all"."""
+    forms = [form for name, form in dense.matrices().items() if is_target(name, target)]
+    values = sum(form.out_features * form.in_features for form in forms)
+    if target == "all":
+        values += sum(vector.numel() for vector in dense.vectors().values())
+    return 4 * values
+
+
+def vector_bytes(dense: GPT2, codec: str) -> int:
+    """Return what biases and LayerNorm vectors occupy in a codec."""
+    return sum(Coded.encode(codec_named(codec), v).num_bytes for v in dense.vectors().values())
+
+
+def explain(measured: Mapping[str, list[Choice]], chosen: Mapping[str, Choice]) -> list[dict[str, Any]]:
+    """Return one row per piece: what was chosen, and what the next step up would have bought."""
+    rows = []
+    for name, choice in chosen.items():
+        hull = frontier(measured[name])
+        better = hull[hull.index(choice) + 1 :]
+        row = {"piece": name, "choice": str(choice), "bytes": choice.size_bytes, "kl": choice.kl}
+        if better:
+            row |= {"next": str(better[0]), "kl_per_kb": 1000 * _slope(choice, better[0])}
+        rows.append(row)
+    return rows
+
+
+def _slope(old: Choice, new: Choice) -> float:
+    """Return how much KL a byte more saves."""
+    return (old.kl - new.kl) / max(1, new.size_bytes - old.size_bytes)

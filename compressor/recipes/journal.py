@@ -1,0 +1,59 @@
+"""What a budget has measured, kept piece by piece, so that a run that was interrupted does not measure it again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.progress import Echo, unheard
+from compressor.recipes import checkpoint
+from compressor.runtime.formats import Format, Spec, from_tensors
+from compressor.runtime.formats.base import below
+
+Row = tuple[dict[str, Any], Format]  # what is said about a form, as JSON, and the form itself
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A folder with one file per piece.
+
+    Attributes:
+        folder: of the files.
+        identity: of what is measured, see `checkpoint.digest`; files of another are as if they were not there.
+        echo: told of what cannot be kept.
+    """
+
+    folder: Path
+    identity: str
+    echo: Echo = unheard
+
+    def read(self, name: str) -> list[Row] | None:
+        """Return what was kept of a piece, or None; a damaged file counts as none."""
+        try:
+            found = checkpoint.read(self._path(name), self.identity)
+        except ValueError:
+            return None
+        if found is None:
+            return None
+        tensors, about = found
+        specs = [Spec.model_validate(spec) for spec in about["specs"]]
+        forms = [from_tensors(below(tensors, str(i)), spec) for i, spec in enumerate(specs)]
+        return list(zip(about["rows"], forms, strict=True))
+
+    def write(self, name: str, rows: Sequence[Row]) -> None:
+        """Keep the rows of a piece; where that fails, say so and go on."""
+        tensors = {f"{i}.{key}": t for i, (_, form) in enumerate(rows) for key, t in form.tensors().items()}
+        about = {"rows": [row for row, _ in rows], "specs": [form.spec().model_dump() for _, form in rows]}
+        try:
+            checkpoint.write(self._path(name), self.identity, tensors, about)
+        except OSError as error:
+            self.echo(f"cannot keep what was measured in {self.folder} ({error.strerror}); goes on without")
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Remove every journal's files."""
+        for path in folder.glob("measured-*.safetensors"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"measured-{name}.safetensors"

@@ -1,0 +1,517 @@
+"""A lean GPT-2 decoder whose every matrix is a format. It trains, evaluates and serves.
+
+The architecture is Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section
+2.3; matrices are [out, in] and named as in Hugging Face's checkpoints without the `transformer.` prefix.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.runtime import native
+from compressor.runtime.formats import Dense, Format, Path, prepared
+from compressor.runtime.kv_cache import KVCache
+
+RowLookup = Callable[[Tensor], Tensor]  # ids to the token table's rows [*ids, D]
+Activation = Literal["gelu_new", "gelu", "relu", "silu", "tanh", "quick_gelu"]
+Component = Literal["wte", "wpe", "attn", "mlp", "norm"]
+MOST_FP16 = torch.finfo(torch.float16).max  # beyond are infinities, which attention could not take back
+COMPONENTS: tuple[Component, ...] = ("wte", "wpe", "attn", "mlp", "norm")
+# Two tokens to choose from, one to read and one to predict are the least that makes a language model.
+LIMITS = {
+    "vocab_size": (2, 2**31 - 1),
+    "n_positions": (2, 2**31 - 1),
+    "n_embd": (1, 2**20),
+    "n_layer": (1, 4096),
+    "n_head": (1, 2**20),
+    "n_inner": (1, 2**31 - 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config:
+    """GPT-2's hyper-parameters, under Hugging Face's names.
+
+    Attributes:
+        vocab_size: V.
+        n_positions: longest context in tokens.
+        n_embd: D.
+        n_layer: L.
+        n_head: H; n_embd is a multiple of it.
+        n_inner: width of the MLP, usually 4 D.
+        layer_norm_epsilon: added to the variance.
+        activation_function: of the MLP.
+        scale_attn_weights: divide the scores by the square root of a head's width.
+        scale_attn_by_inverse_layer_idx: divide the scores of layer l by l + 1.
+        eos_token_id: ends a text.
+    """
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    eos_token_id: int
+    layer_norm_epsilon: float = 1e-5
+    activation_function: Activation = "gelu_new"
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+
+    def __post_init__(self) -> None:
+        for field, (least, most) in LIMITS.items():
+            value = getattr(self, field)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{field} must be an integer between {least} and {most}, not {value!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd must be a multiple of n_head = {self.n_head}, not {self.n_embd}")
+        if type(self.eos_token_id) is not int or not 0 <= self.eos_token_id < self.vocab_size:
+            raise ValueError(f"eos_token_id must be an integer in [0, {self.vocab_size}), not {self.eos_token_id!r}")
+        epsilon = self.layer_norm_epsilon
+        if type(epsilon) not in (int, float) or not 0 < epsilon <= 1:
+            raise ValueError(f"layer_norm_epsilon must be a number in (0, 1], not {epsilon!r}")
+        if type(self.activation_function) is not str or self.activation_function not in ACTIVATIONS:
+            legal = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation_function must be one of {legal}, not {self.activation_function!r}")
+        for field in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+            if type(value := getattr(self, field)) is not bool:
+                raise ValueError(f"{field} must be true or false, not {value!r}")
+
+    def kv_bytes_per_token(self, dtype: torch.dtype = torch.float32) -> int:
+        """Return the bytes of one token's keys and values in a KV cache of `dtype`."""
+        return 2 * self.n_layer * self.n_embd * dtype.itemsize
+
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return the shape [out, in] of every matrix by name."""
+        d, inner = self.n_embd, self.n_inner
+        shapes = {"wte": (self.vocab_size, d), "wpe": (self.n_positions, d)}
+        for i in range(self.n_layer):
+            shapes[f"h.{i}.attn.c_attn"] = (3 * d, d)
+            shapes[f"h.{i}.attn.c_proj"] = (d, d)
+            shapes[f"h.{i}.mlp.c_fc"] = (inner, d)
+            shapes[f"h.{i}.mlp.c_proj"] = (d, inner)
+        return shapes
+
+    def vector_shapes(self) -> dict[str, tuple[int]]:
+        """Return the shape of every bias and LayerNorm vector by name."""
+        d = self.n_embd
+        shapes: dict[str, tuple[int]] = {}
+        for i in range(self.n_layer):
+            for norm in ("ln_1", "ln_2"):
+                shapes |= {f"h.{i}.{norm}.weight": (d,), f"h.{i}.{norm}.bias": (d,)}
+            for linear, size in (
+                ("attn.c_attn", 3 * d),
+                ("attn.c_proj", d),
+                ("mlp.c_fc", self.n_inner),
+                ("mlp.c_proj", d),
+            ):
+                shapes[f"h.{i}.{linear}.bias"] = (size,)
+        return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+
+
+def component_of(name: str) -> Component:
+    """Return the component whose bytes the matrix or vector called `name` counts towards."""
+    if name in ("wte", "lm_head"):
+        return "wte"
+    if name == "wpe":
+        return "wpe"
+    if ".attn." in name:
+        return "attn"
+    return "mlp" if ".mlp." in name else "norm"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Where the new tokens of one forward pass stand; the same for all layers."""
+
+    positions: Tensor  # [B, T], or the same for all [1, T]
+    cache: KVCache | None
+    slots: list[int]  # [B]
+    used: list[int]  # tokens per row with the new ones, one per row of positions
+    at: native.Places | None  # where the kernels attend
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing came before, so that attention needs no more than the new keys and values."""
+        return self.cache is None or max(self.used) == self.positions.shape[1] > 1
+
+
+class Linear(nn.Module):
+    """y = x W^T + b."""
+
+    def __init__(self, weight: Format, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight.matmul(x) + self.bias
+
+    @property
+    def codes(self) -> native.Codes | None:
+        """The weight for the kernels, or None where they cannot multiply by it."""
+        return self.weight.matrix.kernel if isinstance(self.weight, Dense) else None
+
+    def within(
+        self,
+        x: Tensor,
+        *,
+        norm: "LayerNorm | None" = None,
+        activation: Activation | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return residual + activation(self(norm(x))), in one pass where the kernels can."""
+        codes = self.codes
+        name = KERNEL_ACTIVATIONS.get(activation)
+        if codes is not None and name is not None and native.takes(x):
+            around = None if norm is None else (norm.weight, norm.bias, norm.epsilon)
+            return native.linear(x, codes, self.bias, norm=around, activation=name, residual=residual)
+        y = self(x if norm is None else norm(x))
+        y = y if activation is None else ACTIVATIONS[activation](y)
+        return y if residual is None else residual + y
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.bias.shape, self.weight, self.bias, self.epsilon)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention; q, k and v are one fused matrix [3 D, D]."""
+
+    def __init__(self, config: GPT2Config, layer: int, c_attn: Linear, c_proj: Linear) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.layer = layer
+        self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.c_attn = c_attn
+        self.c_proj = c_proj
+
+    def forward(self, x: Tensor, step: _Step) -> Tensor:
+        return self.c_proj(self.mixed(self.c_attn(x), step))  # type: ignore[no-any-return]
+
+    def mixed(self, qkv: Tensor, step: _Step) -> Tensor:
+        """Return the heads' attention [B, T, D] for queries, keys and values [B, T, 3 D]."""
+        cache = step.cache
+        if cache is not None and step.at is not None:
+            keys, values = cache.keys[self.layer], cache.values[self.layer]
+            return native.attention(qkv.squeeze(1), keys, values, step.at, self.scale).unsqueeze(1)
+        b, t, width = qkv.shape
+        heads = qkv.view(b, t, 3, self.n_head, width // (3 * self.n_head))  # [B, T, 3, H, D / H]
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # 3 x [B, H, T, D / H]
+        if cache is not None:
+            self._remember(cache, step, k, v)
+        if cache is None or step.fresh:
+            y = self._attend(q, k, v)
+        else:
+            places = zip(step.slots, step.used, strict=True)
+            pasts = [(cache.keys[self.layer, i, :, :n], cache.values[self.layer, i, :, :n]) for i, n in places]
+            y = torch.cat([self._attend(q[b : b + 1], *past) for b, past in enumerate(pasts)])
+        return y.transpose(1, 2).reshape(b, t, -1)
+
+    def _remember(self, cache: KVCache, step: _Step, keys: Tensor, values: Tensor) -> None:
+        """Write keys and values [B, H, T, D / H] behind what their slots hold."""
+        t = keys.shape[2]
+        if cache.dtype is torch.float16:
+            keys, values = keys.clamp(-MOST_FP16, MOST_FP16), values.clamp(-MOST_FP16, MOST_FP16)
+        for b, (slot, used) in enumerate(zip(step.slots, step.used, strict=True)):
+            cache.keys[self.layer, slot, :, used - t : used] = keys[b]
+            cache.values[self.layer, slot, :, used - t : used] = values[b]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention [B, H, T, D / H] of the last T tokens to all [(B,) H, used, D / H]."""
+        t, used = q.shape[2], k.shape[-2]
+        k, v = (x.to(q.dtype).view(q.shape[0], self.n_head, used, -1) for x in (k, v))
+        mask = None if t in (1, used) else torch.ones(t, used, dtype=torch.bool).tril(used - t)
+        causal = t == used > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
+
+
+class MLP(nn.Module):
+    """Two linears with a nonlinearity between."""
+
+    def __init__(self, config: GPT2Config, c_fc: Linear, c_proj: Linear) -> None:
+        super().__init__()
+        self.c_fc = c_fc
+        self.c_proj = c_proj
+        self.name = config.activation_function
+        self.activation = ACTIVATIONS[self.name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.activation(self.c_fc(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each behind a LayerNorm and beside a residual connection."""
+
+    def __init__(self, ln_1: LayerNorm, attn: Attention, ln_2: LayerNorm, mlp: MLP) -> None:
+        super().__init__()
+        self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
+
+    def forward(self, x: Tensor, step: _Step) -> Tensor:
+        if step.cache is None:
+            x = x + self.attn(self.ln_1(x), step)
+            return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        qkv = self.attn.c_attn.within(x, norm=self.ln_1)
+        x = self.attn.c_proj.within(self.attn.mixed(qkv, step), residual=x)
+        inner = self.mlp.c_fc.within(x, norm=self.ln_2, activation=self.mlp.name)
+        return self.mlp.c_proj.within(inner, residual=x)
+
+    def for_kernels(self) -> native.Layer | None:
+        """Return this block for `native.Stack`, or None where the kernels cannot multiply by all its matrices."""
+        linears = (self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj)
+        pairs = [(codes, linear.bias) for linear in linears if (codes := linear.codes) is not None]
+        if len(pairs) < len(linears):
+            return None
+        norms = [(norm.weight, norm.bias) for norm in (self.ln_1, self.ln_2)]
+        return native.Layer(pairs, norms, self.attn.scale)
+
+
+class GPT2(nn.Module):
+    """The decoder. `forward` gives hidden states, `logits` multiplies them by the head.
+
+    The head is tied to the token embedding unless the matrices contain `lm_head`.
+
+    Attributes:
+        embed: looks up the vectors of tokens.
+    """
+
+    def __init__(self, config: GPT2Config, matrices: Mapping[str, Format], vectors: Mapping[str, Tensor]) -> None:
+        """Assemble the model.
+
+        Args:
+            config: hyper-parameters.
+            matrices: every matrix of `config.matrix_shapes()`, and optionally lm_head [V, D].
+            vectors: every vector of `config.vector_shapes()`; kept in fp32.
+
+        Raises:
+            ValueError: if a matrix or vector is missing, unknown or misshapen.
+        """
+        super().__init__()
+        self.config = config
+        optional = {"lm_head": (config.vocab_size, config.n_embd)} if "lm_head" in matrices else {}
+        _check_shapes("matrix", {n: m.shape for n, m in matrices.items()}, config.matrix_shapes() | optional)
+        _check_shapes("vector", {n: tuple(v.shape) for n, v in vectors.items()}, config.vector_shapes())
+
+        def linear(name: str) -> Linear:
+            return Linear(matrices[name], vectors[f"{name}.bias"].float())
+
+        def norm(name: str) -> LayerNorm:
+            weight, bias = vectors[f"{name}.weight"].float(), vectors[f"{name}.bias"].float()
+            return LayerNorm(weight, bias, config.layer_norm_epsilon)
+
+        def block(i: int) -> Block:
+            attn = Attention(config, i, linear(f"h.{i}.attn.c_attn"), linear(f"h.{i}.attn.c_proj"))
+            mlp = MLP(config, linear(f"h.{i}.mlp.c_fc"), linear(f"h.{i}.mlp.c_proj"))
+            return Block(norm(f"h.{i}.ln_1"), attn, norm(f"h.{i}.ln_2"), mlp)
+
+        self.wte = matrices["wte"]
+        self.wpe = matrices["wpe"]
+        self.h = nn.ModuleList([block(i) for i in range(config.n_layer)])
+        self.ln_f = norm("ln_f")
+        self.lm_head = matrices.get("lm_head")
+        self.embed: RowLookup = self.wte.rows
+
+    def matrices(self) -> dict[str, Format]:
+        """Return every matrix by name."""
+        named: dict[str, Format] = {}
+        outermost = "."
+        for name, module in self.named_modules():
+            if isinstance(module, Format) and not name.startswith(outermost):  # a format precedes those inside it
+                named[name.removesuffix(".weight")] = module
+                outermost = f"{name}."
+        return named
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Return every bias and LayerNorm vector by name, fp32."""
+        return {name: self.get_parameter(name).detach() for name in self.config.vector_shapes()}
+
+    def with_matrices(self, matrices: Mapping[str, Format]) -> "GPT2":
+        """Return a model in which these matrices replace those of the same name."""
+        return GPT2(self.config, self.matrices() | dict(matrices), self.vectors())
+
+    def with_row_lookup(self, rows: RowLookup) -> "GPT2":
+        """Return the same model, which looks the vectors of its tokens up by `rows` instead of `wte.rows`."""
+        model = self.with_matrices({})
+        model.embed = rows
+        return model
+
+    def prepared(self, path: Path | None = None) -> "GPT2":
+        """Return the model in the form that is kept in memory to run; see `formats.prepared`.
+
+        Args:
+            path: how every matrix is multiplied; None as each says itself.
+        """
+        forms = {name: form if path is None else form.with_path(path) for name, form in self.matrices().items()}
+        return self.with_matrices({name: prepared(form) for name, form in forms.items()})
+
+    def trainable(self) -> "GPT2":
+        """Return a copy whose matrices and vectors are all float parameters."""
+        matrices = {name: form.trainable() for name, form in self.matrices().items()}
+        copy = GPT2(self.config, matrices, {name: vector.clone() for name, vector in self.vectors().items()})
+        return copy.requires_grad_(True)
+
+    def sealed(self) -> "GPT2":
+        """Return a trained copy as it is stored."""
+        matrices = {name: form.sealed() for name, form in self.matrices().items()}
+        return GPT2(self.config, matrices, {name: vector.clone() for name, vector in self.vectors().items()})
+
+    def new_cache(self, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> KVCache:
+        """Return an empty KV cache of `rows` slots of up to `capacity` tokens; raises ValueError."""
+        config = self.config
+        if not 1 <= capacity <= config.n_positions:
+            raise ValueError(f"capacity must be between 1 and n_positions = {config.n_positions}, not {capacity}")
+        size = config.n_embd // config.n_head
+        return KVCache(
+            layers=config.n_layer, slots=rows, heads=config.n_head, capacity=capacity, size=size, dtype=dtype
+        )
+
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Return the hidden states after the last LayerNorm [B, T, D].
+
+        Args:
+            ids: tokens [B, T], int64.
+            cache: what came before; the new keys and values are added to it.
+            counts: how many of the T tokens of each row are real [B]; the rest is padding on the
+                right, whose hidden states mean nothing. All by default. Needs a cache.
+            rows: the cache's slot of each row [B], all different; the first B by default.
+
+        Raises:
+            ValueError: if a row would grow past its capacity or the context.
+        """
+        b, t = ids.shape
+        if cache is not None and self.packs(cache):
+            slots = torch.arange(b) if rows is None else rows
+            if counts is None:
+                return self.packed(ids.reshape(-1), cache, slots, torch.full((b,), t)).view(b, t, -1)
+            real = torch.arange(t) < counts.unsqueeze(1)  # [B, T]
+            hidden = torch.zeros(b, t, self.config.n_embd)
+            hidden[real] = self.packed(ids[real], cache, slots, counts)
+            return hidden
+        step = self._step(b, t, cache, rows)
+        x = self.embed(ids) + self.wpe.rows(step.positions)  # [B, T, D]
+        for block in self.h:
+            x = block(x, step)
+        if cache is not None:
+            cache.lengths[step.slots] += t if counts is None else counts
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def packed(self, ids: Tensor, cache: KVCache, rows: Tensor, counts: Tensor) -> Tensor:
+        """Return the hidden states after the last LayerNorm [N, D] of tokens of several texts, one behind another.
+
+        Law: every row is bitwise the same, whatever else is computed with it.
+
+        Args:
+            ids: tokens [N], int64: counts[0] of the first text, counts[1] of the second and so on.
+            cache: what came before, for which `packs` is true; the new keys and values are added to it.
+            rows: the cache's slot of each text [B], all different.
+            counts: new tokens of each text [B]; their sum is N.
+
+        Raises:
+            ValueError: if a text would grow past the cache's capacity.
+        """
+        _check_rows(rows, cache)
+        start = cache.lengths[rows]
+        used = start + counts
+        if (longest := int(used.max())) > cache.capacity:
+            raise ValueError(f"{longest} tokens exceed the capacity of {cache.capacity}")
+        first = start - (counts.cumsum(0) - counts)  # of each text, were all N tokens its own
+        positions = torch.arange(len(ids)) + first.repeat_interleave(counts)
+        x = self.embed(ids) + self.wpe.rows(positions)  # [N, D]
+        at = native.Places(rows.repeat_interleave(counts), positions, longest - 1)
+        assert self._stack is not None  # noqa: S101 - `packs` says so
+        x = self._stack.run(x, cache.keys, cache.values, at)
+        cache.lengths[rows] = used
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def packs(self, cache: KVCache) -> bool:
+        """Return whether one kernel runs all blocks: any tokens may then be computed together, bit for bit as alone.
+
+        `forward` then spends nothing on padding. A model in training never does: its weights are not codes.
+        """
+        return native.attends(cache.keys.shape[-1], cache.dtype) and self._stack is not None
+
+    @cached_property
+    def _stack(self) -> native.Stack | None:
+        layers = [cast(Block, block).for_kernels() for block in self.h]
+        name = KERNEL_ACTIVATIONS.get(self.config.activation_function)
+        if name is None or None in layers:
+            return None
+        return native.Stack([layer for layer in layers if layer], name, self.config.layer_norm_epsilon)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the scores of the next token [..., V] for hidden states [..., D]."""
+        head = self.wte if self.lm_head is None else self.lm_head
+        return head.matmul(hidden)
+
+    def _step(self, b: int, t: int, cache: KVCache | None, rows: Tensor | None = None) -> _Step:
+        slots = torch.arange(b) if rows is None else rows.to(torch.int64).contiguous()
+        if cache is not None:
+            _check_rows(slots, cache)
+        start = torch.zeros(1, dtype=torch.int64) if cache is None else cache.lengths[slots]
+        capacity = self.config.n_positions if cache is None else cache.capacity
+        longest = int(start.max())
+        if longest + t > capacity:
+            raise ValueError(f"{longest + t} tokens exceed the capacity of {capacity}")
+        at = None
+        if cache is not None and t == 1 and native.attends(cache.keys.shape[-1], cache.dtype):
+            at = native.Places(slots, start, longest)
+        return _Step(start.unsqueeze(1) + torch.arange(t), cache, slots.tolist(), (start + t).tolist(), at)
+
+
+def _check_rows(rows: Tensor, cache: KVCache) -> None:
+    slots = rows.tolist()
+    if min(slots) < 0 or max(slots) >= cache.slots:
+        raise ValueError(f"rows must lie in [0, {cache.slots}), not {slots}")
+    if len(set(slots)) < len(slots):
+        raise ValueError(f"rows must be different, not {slots}")
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+KERNEL_ACTIVATIONS: dict[Activation | None, native.Activation] = {
+    None: "none",
+    "gelu_new": "gelu_new",
+    "relu": "relu",
+}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": _gelu_new,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "quick_gelu": _quick_gelu,
+}
+
+
+def _check_shapes(kind: str, actual: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    if missing := expected.keys() - actual.keys():
+        raise ValueError(f"{kind} {min(missing)} is missing")
+    if unknown := actual.keys() - expected.keys():
+        raise ValueError(f"{kind} {min(unknown)} is unknown")
+    for name, shape in expected.items():
+        if tuple(actual[name]) != shape:
+            raise ValueError(f"{kind} {name} must have shape {list(shape)}, not {list(actual[name])}")

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, whatever happens while they are written or read."""

@@ -1,0 +1,1 @@
+"""Contracted rows, products and answers, in this process and in Redis."""

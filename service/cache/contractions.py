@@ -1,0 +1,164 @@
+"""The cache of core contractions: rows of compressed token tables, and products of a head's cores.
+
+Values are kept in this process, up to a number of bytes, and in Redis, if there is one, for all replicas. Their keys
+are `ttgpt:{schema}:{artefact digest}:{matrix}:{block}`, so that values of other artefacts or versions never meet.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from compressor.runtime.formats import TokenMPS, TTMatrix
+from compressor.runtime.gpt2 import GPT2
+from service.cache.local_tier import LocalTier
+from service.cache.redis_tier import RedisTier
+from service.cache.rows import CachedRows
+from service.cache.value import Layout
+from service.metrics import Metrics
+from service.settings import Settings
+
+SCHEMA = 1
+BLOCK_BYTES = 1 << 20  # of a product that is asked for at once, so that each piece comes within the timeout
+HEADS = ("lm_head", "wte")  # the first that a model has is its head
+Result = TypeVar("Result")
+
+
+class ContractionCache:
+    """What all models of one process remember.
+
+    Attributes:
+        local: the first tier.
+        redis: the second one, if there is any.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Remember nothing yet, and talk to nobody."""
+        self.local = LocalTier(settings.cache_bytes)
+        self.redis: RedisTier | None = None
+        if settings.redis_url is not None and settings.cache != "off":
+            timeout = settings.cache_timeout_ms / 1000
+            self.redis = RedisTier(settings.redis_url, timeout, settings.cache_ttl_seconds, metrics)
+        self._settings = settings
+        self._metrics = metrics
+        self._tables: dict[str, CachedRows] = {}
+        self._products_bytes = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        metrics.core_cache_bytes.set_function(lambda: self.local.size_bytes + self._products_bytes)
+
+    def open(self) -> None:
+        """Belong to the running event loop. Redis is connected to when there is something to ask it for."""
+        self._loop = asyncio.get_running_loop()
+        if self.redis is not None and self._settings.cache_answers:
+            self.redis.open()
+
+    async def close(self) -> None:
+        """Leave Redis."""
+        if self.redis is not None:
+            await self.redis.close()
+
+    async def prefetch(self, model_name: str, ids: Iterable[int]) -> None:
+        """Bring what a request will need from Redis into this process; never fails."""
+        table = self._tables.get(model_name)
+        if table is not None:
+            await table.prefetch(ids)
+
+    def attach(self, name: str, digest: str, gpt2: GPT2) -> GPT2:
+        """Return the model as it is served; for the thread that loads it.
+
+        Its table remembers what it contracts, and its head has the products of its cores; these it has without a
+        cache, too, so that all replicas round alike.
+        """
+        gpt2 = self._with_products(digest, gpt2)
+        if self._settings.cache == "off" or not isinstance(gpt2.wte, TokenMPS | TTMatrix):
+            return gpt2
+        self._connect()
+        table = CachedRows(gpt2.wte, name, _prefix(digest, "wte"), self.local, self.redis, self._metrics)
+        table.auto = self._settings.cache == "auto"
+        self._tables[name] = table
+        return gpt2.with_row_lookup(table)
+
+    def _connect(self) -> None:
+        """Have the event loop open the second tier, and wait for its first measurement."""
+        if self.redis is not None and self._loop is not None:
+            self._wait(_opened(self.redis))
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        assert self._loop is not None  # noqa: S101 - callers have looked
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _with_products(self, digest: str, gpt2: GPT2) -> GPT2:
+        """Give a head that is a TT-matrix the products of its cores."""
+        name = next(name for name in HEADS if name in gpt2.matrices())
+        head = gpt2.matrices()[name]
+        if not isinstance(head, TTMatrix):
+            return gpt2
+        self._connect()
+        rows = max(self._settings.max_batch, self._settings.prefill_chunk)
+        products = {}
+        for (start, stop), shape in head.product_shapes(rows).items():
+            layout = Layout("<f4", shape)
+            prefix = f"{_prefix(digest, name)}:cores-{start}-{stop}"
+            products[start, stop] = self._product(prefix, layout, head, (start, stop))
+            self._products_bytes += layout.size_bytes
+        return gpt2.with_matrices({name: head.with_products(products)})
+
+    def _product(self, prefix: str, layout: Layout, head: TTMatrix, span: tuple[int, int]) -> Tensor:
+        """Return a product from Redis, or else contract it, and have it written if reading it would be faster."""
+        blocks = _blocks(prefix, layout)
+        found = self._asked_for(blocks)
+        if found is not None:
+            return torch.frombuffer(bytearray().join(found), dtype=torch.float32).reshape(layout.shape)
+        began = time.perf_counter()
+        product = head.product(span)
+        seconds = time.perf_counter() - began
+        if self.redis is not None and self._pays(blocks, seconds):
+            data = product.numpy().astype("<f4", copy=False).tobytes()
+            entries, at = [], 0
+            for key, block in blocks:
+                entries.append((key, data[at : at + block.size_bytes], block))
+                at += block.size_bytes
+            self.redis.offer(entries)
+        return product
+
+    def _asked_for(self, blocks: list[tuple[str, Layout]]) -> list[bytes] | None:
+        """Return all blocks, if Redis has all of them."""
+        if self.redis is None or self._loop is None:
+            return None
+        found: list[bytes] = []
+        for key, layout in blocks:
+            answer = self._wait(self.redis.get_many([key], layout, self._metrics.core_cache_requests))
+            if answer is None or answer[0] is None:
+                return None
+            found.append(answer[0])
+        return found
+
+    def _pays(self, blocks: list[tuple[str, Layout]], seconds: float) -> bool:
+        """Return whether reading these blocks takes less than so many seconds; counts if not."""
+        if self._settings.cache == "always":
+            return True
+        trip = self.redis.trip if self.redis is not None else None
+        if trip is not None and sum(trip.seconds(layout.size_bytes) for _, layout in blocks) < seconds:
+            return True
+        self._metrics.core_cache_requests.labels("redis", "bypass").inc(len(blocks))
+        return False
+
+
+async def _opened(redis: RedisTier) -> None:
+    redis.open()
+    await redis.measured()
+
+
+def _prefix(digest: str, matrix: str) -> str:
+    return f"ttgpt:{SCHEMA}:{digest}:{matrix}"
+
+
+def _blocks(prefix: str, layout: Layout) -> list[tuple[str, Layout]]:
+    """Return the keys and layouts of the blocks that a value is cut into."""
+    count, most = layout.size_bytes // 4, BLOCK_BYTES // 4
+    return [
+        (f"{prefix}-{k}", Layout("<f4", (min(most, count - start),))) for k, start in enumerate(range(0, count, most))
+    ]

@@ -1,0 +1,1 @@
+"""Continuous batching: who generates next, and with what."""

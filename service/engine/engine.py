@@ -1,0 +1,189 @@
+"""One thread that computes. In every round each model's batch takes one step, and so does every lookup."""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+import structlog
+import torch
+
+from service.engine.batch import Batch
+from service.engine.generation import Generation
+from service.engine.jobs import Job, Request, deliver
+from service.engine.lanes import Lane, Turns
+from service.engine.models import LoadedModel
+from service.engine.pace import Pace
+from service.errors import DrainingError, InvalidRequestError, OverloadedError, TokensOverloadedError
+from service.metrics import Metrics
+from service.process import background
+from service.settings import Settings
+
+JOBS = ""  # the lane of everything but generations; models have names
+
+
+class Engine:
+    """Works on up to `max_batch` generations of each model, and as many lookups; `max_waiting` more wait.
+
+    All of them together may need up to `max_tokens` tokens, except that one alone is never refused for that.
+
+    Attributes:
+        metrics: where it reports.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._settings = settings
+        self._lanes: dict[str, Lane[Any]] = {}
+        self._waiting: deque[Request[Any]] = deque()
+        self._accepted: Counter[str] = Counter()  # waiting or running, by lane
+        self._tokens = 0  # of all that are accepted
+        self._closing = False
+        self._pace = Pace()
+        self._changed = threading.Condition()  # guards the six above
+        self._round_began: float | None = None  # None while there is nothing to do
+        self._thread = background.thread("engine", self._run, _tell_death)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def prepare(self, model: LoadedModel) -> None:
+        """Make room for a model's KV cache before its first request comes."""
+        batch = Batch(model, self._settings, self.metrics)
+        with self._changed:
+            self._lanes.setdefault(model.name, batch)
+
+    def submit(self, request: Request[Any]) -> None:
+        """Accept a request, whose events come through its mailbox; raises like `submit_all`."""
+        self.submit_all([request])
+
+    def submit_all(self, requests: Sequence[Request[Any]]) -> None:
+        """Accept several requests or none of them; each has `request_seconds` from now.
+
+        Raises:
+            InvalidRequestError: if there are more than could ever be accepted together.
+            OverloadedError: if there is no place in the queue, or too many tokens are in it.
+            DrainingError: if the engine is closing.
+        """
+        with self._changed:
+            self._check(requests)
+            for request in requests:
+                self._accepted[_lane_name(request)] += 1
+                self._tokens += request.tokens
+                self._waiting.append(request)
+                self.metrics.num_requests_waiting.labels(request.model_name).inc()
+            self._changed.notify()
+        for request in requests:
+            request.mailbox.expire_after(self._settings.request_seconds)
+
+    def check(self, requests: Sequence[Request[Any]]) -> None:
+        """Accept nothing; raises like `submit_all` if these requests would be refused now."""
+        with self._changed:
+            self._check(requests)
+
+    def _check(self, requests: Sequence[Request[Any]]) -> None:
+        if self._closing:
+            raise DrainingError
+        settings = self._settings
+        most = settings.max_batch + settings.max_waiting
+        if len(requests) > most:
+            raise InvalidRequestError(f"n: {len(requests)} texts at once are more than the {most} that are possible")
+        lanes = Counter(map(_lane_name, requests))
+        full = any(self._accepted[lane] + more > settings.max_batch for lane, more in lanes.items())
+        if full and self._queued(self._accepted + lanes) > settings.max_waiting:
+            raise OverloadedError(self._pace.retry_seconds(self._tokens))
+        if self._accepted.total() and self._tokens + sum(r.tokens for r in requests) > settings.max_tokens:
+            raise TokensOverloadedError(self._pace.retry_seconds(self._tokens))
+
+    @property
+    def round_seconds(self) -> float:
+        """How long the current round has lasted; 0 while there is nothing to do, inf if the thread has died."""
+        began = self._round_began
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._closing:
+            return inf
+        return 0.0 if began is None else time.monotonic() - began
+
+    def close(self) -> None:
+        """Finish all accepted requests, then end the thread; blocks until then."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _queued(self, accepted: Counter[str]) -> int:
+        """Return how many of the accepted have to wait for a slot, apart from those that will have one at once."""
+        return sum(max(0, count - self._settings.max_batch) for count in accepted.values())
+
+    def _forget(self, request: Request[Any]) -> None:
+        self._accepted[_lane_name(request)] -= 1
+        self._tokens -= request.tokens
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._settings.threads)
+        with torch.inference_mode():
+            while lanes := self._admit():
+                self._round_began = time.monotonic()
+                for lane in lanes:
+                    before = tuple(lane.members)
+                    lane.step()
+                    self._after(lane, before)
+
+    def _after(self, lane: Lane[Any], before: tuple[Request[Any], ...]) -> None:
+        """Deliver what a step has brought to those who were `before` it, and let go who has left."""
+        deliver(request.mailbox for request in before)
+        for request in before:
+            if request not in lane.members:
+                self.metrics.num_requests_running.labels(request.model_name).dec()
+                with self._changed:
+                    self._forget(request)
+                    self._pace.ended(request.tokens)
+
+    def _admit(self) -> list[Lane[Any]]:
+        """Give waiting requests their slots; return the lanes with work, none if all is done and no more comes."""
+        with self._changed:
+            while True:
+                for request in tuple(self._waiting):
+                    self._admit_one(request)
+                lanes = [lane for lane in self._lanes.values() if lane.members]
+                if lanes or self._closing:
+                    return lanes
+                self._round_began = None
+                self._changed.wait()
+
+    def _admit_one(self, request: Request[Any]) -> None:
+        """Let a request go, if nobody waits for it any more, or join its lane, if there is a slot."""
+        lane = self._lane_of(request)
+        if lane.full and not request.mailbox.cancelled:
+            return
+        self._waiting.remove(request)
+        self.metrics.num_requests_waiting.labels(request.model_name).dec()
+        if request.mailbox.cancelled:
+            self._forget(request)
+            request.abort()
+            deliver([request.mailbox])
+        else:
+            lane.join(request)
+            self.metrics.num_requests_running.labels(request.model_name).inc()
+
+    def _lane_of(self, request: Request[Any]) -> Lane[Any]:
+        name = _lane_name(request)
+        if name not in self._lanes:
+            self._lanes[name] = self._new_lane(request)
+        return self._lanes[name]
+
+    def _new_lane(self, request: Request[Any]) -> Lane[Any]:
+        if isinstance(request, Generation):
+            return Batch(request.prompt.model, self._settings, self.metrics)
+        return Turns(self._settings.max_batch)
+
+
+def _tell_death(error: BaseException) -> None:
+    structlog.get_logger().critical("the engine died; /livez says so", exc_info=error)
+
+
+def _lane_name(request: Request[Any]) -> str:
+    return JOBS if isinstance(request, Job) else request.model_name

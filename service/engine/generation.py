@@ -1,0 +1,226 @@
+"""Writing the continuation of one prompt: what a request knows, without the model's part of it."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from service.engine.jobs import Request
+from service.engine.models import LoadedModel
+from service.engine.prompt_scores import PromptScores, Scores
+from service.engine.sampling import Choice, Sampling
+from service.engine.streaming import TextStream
+from service.metrics import Metrics, RequestClock
+
+Top = tuple[tuple[int, float], ...]  # ids and log-probabilities
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+FINISHED_REASON: dict[FinishReason, Literal["length", "stop"]] = {
+    "length": "length",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+}
+DRAWN_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
+
+
+def draw_seed() -> int:
+    """Return a seed for a request that has none."""
+    return secrets.randbits(DRAWN_SEED_BITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What to generate.
+
+    Attributes:
+        model: that writes.
+        ids: the prompt, at least one token.
+        max_new_tokens: at least 1, or 0 to score the prompt only; with the prompt at most the model's context.
+        sampling: how tokens are chosen.
+        stops: strings that end the text, which they are not part of.
+        ignore_eos: whether the text goes on behind the token that ends it.
+    """
+
+    model: LoadedModel
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    stops: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """How a generation ended.
+
+    Attributes:
+        reason: why.
+        text: all of it.
+    """
+
+    reason: FinishReason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        id: its number.
+        text: what it released; the texts of all tokens make up the whole, so that it is empty for
+            half a character and for what may become a stop string.
+        logprob: the model's own log-probability, in nats; nan unless the generation is `scored`.
+        special: whether it is a special token, such as the end of the text.
+        end: comes with the last token.
+        top: the likeliest tokens instead of it, as many as were asked for, the best first.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    end: End | None
+    top: Top = ()
+
+
+class Generation(Request[Token]):
+    """The continuation of one prompt, as it grows. Its random numbers are its own.
+
+    Attributes:
+        prompt: what it continues.
+        scored: whether the log-probabilities of its tokens are wanted.
+        top: how many of the likeliest tokens are wanted beside each, with their log-probabilities.
+        clock: when what happened.
+        slot: its place in the KV cache, given by the engine.
+        read: how many of its tokens are in the KV cache.
+        scores: of the prompt's own tokens, complete before the first new token or the end; None if not wanted.
+        on_end: told all tokens, and the scores of the prompt, at the end, if it comes to one.
+
+    Law: the same prompt gives the same events, whatever else the engine does.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        metrics: Metrics,
+        *,
+        streamed: bool = True,
+        scored: bool = True,
+        top: int = 0,
+        prompt_scored: bool = False,
+    ) -> None:
+        """Begin with nothing read.
+
+        Args:
+            prompt: what to continue.
+            metrics: that hear of it.
+            streamed: whether its tokens are delivered one by one rather than all at the end.
+            scored: see above.
+            top: see above.
+            prompt_scored: whether the log-probabilities of the prompt's own tokens are wanted, too.
+        """
+        tokens = len(prompt.ids) + prompt.max_new_tokens
+        super().__init__(prompt.model.name, eager=streamed, tokens=tokens)
+        self.prompt = prompt
+        self.scored = scored
+        self.slot = -1
+        self.read = 0
+        self.top = top
+        self.scores = PromptScores(prompt.ids, top) if prompt_scored else None
+        self.on_end: Callable[[Sequence[Token], Scores | None], None] | None = None
+        self._taken: list[Token] = []
+        self.clock = RequestClock(metrics, self.model_name)
+        self._stream = TextStream(prompt.stops)
+        self._text: list[str] = []
+        self._ids = list(prompt.ids)
+        self._random = Random(prompt.sampling.seed)  # noqa: S311
+        self._uniform: float | None = None
+
+    @property
+    def generated(self) -> int:
+        """Tokens written."""
+        return len(self._ids) - len(self.prompt.ids)
+
+    @property
+    def reading(self) -> bool:
+        """Whether some of the prompt is still unread or unscored."""
+        return self.read < len(self.prompt.ids) or (self.scores is not None and self.scores.hidden is not None)
+
+    @property
+    def scored_through(self) -> bool:
+        """Whether all of a prompt that is scored has been, and nothing was made of it yet."""
+        scores = self.scores
+        return (
+            self.read >= len(self.prompt.ids) and scores is not None and scores.hidden is not None and not scores.left
+        )
+
+    def unread(self, at_most: int) -> list[int]:
+        """Return the next tokens for the model: up to `at_most` of the prompt, then one by one."""
+        return self._ids[self.read : self.read + at_most]
+
+    def started(self) -> None:
+        """It got a slot."""
+        self.clock.started()
+
+    def choice(self) -> Choice:
+        """Return how its next token is to be chosen; the same until a token is taken."""
+        if self._uniform is None:
+            self._uniform = self._random.random()
+        return Choice(self.prompt.sampling, self._uniform, self._ids)
+
+    def take(self, token_id: int, logprob: float, top: Top = ()) -> bool:
+        """Add a token; return whether it was the last one."""
+        self._uniform = None
+        self._ids.append(token_id)
+        self.clock.token()
+        words = self.prompt.model.vocabulary
+        text = self._stream.push(words.bytes[token_id])
+        reason = self._finish_reason(token_id)
+        if reason is not None:
+            text += self._stream.finish()
+        self._text.append(text)
+        end = None if reason is None else self._end(reason)
+        token = Token(token_id, text, logprob, token_id in words.special, end, top[: self.top])
+        self.mailbox.put(token)
+        if self.on_end is not None:
+            self._taken.append(token)
+        if end is not None:
+            self._ended()
+        return end is not None
+
+    def end_unwritten(self) -> None:
+        """End with the prompt, which is scored."""
+        self.clock.finished("length", len(self.prompt.ids))
+        self._ended()
+
+    def _ended(self) -> None:
+        self.mailbox.put(None)
+        if self.on_end is not None:
+            self.on_end(self._taken, self.scores.found if self.scores else None)
+
+    def replay(self, tokens: Sequence[Token], scores: Scores | None) -> None:
+        """Take what the same prompt once gave, instead of going to the engine; for the event loop."""
+        if self.scores is not None and scores is not None:
+            self.scores.found = scores
+        for token in tokens:
+            self._ids.append(token.id)
+            self.mailbox.put(token)
+        end = tokens[-1].end if tokens else None
+        self.clock.replayed("length" if end is None else FINISHED_REASON[end.reason])
+        self.mailbox.put(None)
+
+    def abort(self) -> None:
+        self.clock.aborted()
+        super().abort()
+
+    def _end(self, reason: FinishReason) -> End:
+        self.clock.finished(FINISHED_REASON[reason], len(self.prompt.ids))
+        return End(reason, "".join(self._text))
+
+    def _finish_reason(self, token_id: int) -> FinishReason | None:
+        if token_id == self.prompt.model.eos_id and not self.prompt.ignore_eos:
+            return "eos_token"
+        if self._stream.stopped:
+            return "stop_sequence"
+        return "length" if self.generated == self.prompt.max_new_tokens else None

@@ -1,0 +1,167 @@
+"""The loaded artefacts, each checked against its own golden values before anybody is served."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from compressor.errors import ArtifactError
+from compressor.runtime.artifact import MANIFEST, Golden, Manifest, read
+from compressor.runtime.gpt2 import GPT2
+from service.engine.streaming import Vocabulary, vocabulary
+from service.errors import UnknownModelError
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One artefact, ready to run.
+
+    Attributes:
+        name: the folder's name, by which clients choose it.
+        gpt2: the decoder in the form that runs.
+        tokenizer: text to ids.
+        vocabulary: ids to bytes.
+        manifest: what the artefact says about itself.
+        artifact_bytes: of all its files.
+        modified_seconds: when the artefact was written, in seconds since 1970.
+        load_seconds: by phase: read, prepare, warm_up.
+        encoding: held while texts are encoded in a thread, which takes up to 200 bytes for each of theirs.
+    """
+
+    name: str
+    gpt2: GPT2
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    manifest: Manifest
+    artifact_bytes: int
+    modified_seconds: int
+    load_seconds: Mapping[str, float]
+    encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def context(self) -> int:
+        """Longest prompt and continuation together, in tokens."""
+        return self.gpt2.config.n_positions
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a text."""
+        return self.gpt2.config.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; lets other threads run meanwhile, which `Tokenizer.encode` does not."""
+        return self.tokenizer.encode_batch_fast([text])[0].ids
+
+
+class Models:
+    """The models by name; the first one is the default."""
+
+    def __init__(self, models: Sequence[LoadedModel]) -> None:
+        self._by_name = {model.name: model for model in models}
+        self.default = models[0]
+
+    def __iter__(self) -> Iterator[LoadedModel]:
+        return iter(self._by_name.values())
+
+    def named(self, name: str | None) -> LoadedModel:
+        """Return the model called `name`, or the default; raises UnknownModelError."""
+        if name is None:
+            return self.default
+        if name not in self._by_name:
+            raise UnknownModelError(list(self._by_name))
+        return self._by_name[name]
+
+
+Attach = Callable[[str, str, GPT2], GPT2]  # name, digest and model; returns one, bitwise the same, with a cache
+
+
+def _as_it_is(name: str, digest: str, gpt2: GPT2) -> GPT2:
+    return gpt2
+
+
+def load_all(
+    folders: Sequence[Path],
+    default: str | None,
+    on_loaded: Callable[[LoadedModel], None],
+    attach: Attach = _as_it_is,
+) -> Models:
+    """Load every folder, the default model first, and report each as soon as it is ready.
+
+    Args:
+        folders: of the artefacts.
+        default: name of the default model, the first one's by default.
+        on_loaded: told of every model.
+        attach: gives each model its cache.
+
+    Raises:
+        ValueError: if two folders have the same name, or none has the default's.
+        ArtifactError: naming the file and the field that is wrong.
+    """
+    by_name = {folder.resolve().name: folder for folder in folders}
+    if len(by_name) < len(folders):
+        raise ValueError(f"models: folders must have different names, not {', '.join(map(str, folders))}")
+    if default is not None and default not in by_name:
+        raise ValueError(f"default_model must be one of {', '.join(by_name)}, not {default}")
+    models = []
+    for name in sorted(by_name, key=lambda name: name != default):
+        models.append(load(by_name[name], attach))
+        on_loaded(models[-1])
+    return Models(models)
+
+
+def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
+    """Load one artefact and make it reproduce its golden values.
+
+    Raises:
+        ArtifactError: naming the file and the field that is wrong.
+    """
+    times = [time.monotonic()]
+    try:
+        artifact = read(folder)
+        times.append(time.monotonic())
+        gpt2 = attach(artifact.name, artifact.manifest.digest, artifact.model.prepared())
+        words = vocabulary(artifact.tokenizer, gpt2.config.vocab_size)
+        times.append(time.monotonic())
+        check_golden(gpt2, artifact.manifest.golden)
+        times.append(time.monotonic())
+    except ArtifactError as error:
+        raise _with_folder(error, folder) from error
+    return LoadedModel(
+        name=artifact.name,
+        gpt2=gpt2,
+        tokenizer=artifact.tokenizer,
+        vocabulary=words,
+        manifest=artifact.manifest,
+        artifact_bytes=artifact.size_bytes,
+        modified_seconds=artifact.modified_seconds,
+        load_seconds={phase: times[i + 1] - times[i] for i, phase in enumerate(("read", "prepare", "warm_up"))},
+    )
+
+
+def check_golden(gpt2: GPT2, golden: Golden) -> None:
+    """Run the golden prompt.
+
+    Raises:
+        ArtifactError: if a score is further off than the manifest tolerates.
+    """
+    with torch.inference_mode():
+        hidden = gpt2(torch.tensor([golden.prompt_ids]))  # [1, T, D]
+        logits = gpt2.logits(hidden[:, -1])[0]  # [V]
+    found = logits[golden.top_ids].double()
+    error = (found - torch.tensor(golden.top_logits, dtype=torch.float64)).abs().max().item()
+    if not error <= golden.tolerance:
+        problem = (
+            f"is missed by {error:.3g}, more than the tolerance {golden.tolerance:g}: this CPU computes differently"
+        )
+        raise ArtifactError(MANIFEST, "golden.top_logits", problem)
+
+
+def _with_folder(error: ArtifactError, folder: Path) -> ArtifactError:
+    if error.file.startswith(str(folder)):
+        return error
+    where = f"{error.file}: {error.field}: " if error.field else f"{error.file}: "
+    return ArtifactError(str(folder / error.file), error.field, str(error).removeprefix(where))

@@ -1,0 +1,1 @@
+"""From bytes on a connection to work for the engine and back."""

@@ -1,0 +1,372 @@
+"""OpenAI's completions: from a body to jobs, and from their tokens to choices.
+
+Law: the whole answer is its stream, joined. Both are made of the same pieces.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from starlette.requests import Request
+
+from service.engine.generation import FINISHED_REASON, Generation, Prompt, Token, Top, draw_seed
+from service.engine.jobs import Mailbox
+from service.engine.models import LoadedModel
+from service.engine.prompt_scores import PromptScores, Scores
+from service.engine.sampling import Sampling
+from service.engine.streaming import TextStream
+from service.errors import InvalidRequestError, as_service_error
+from service.http.intake import as_inputs, check_ids, encode, new_tokens
+from service.http.openai.schemas import (
+    DEFAULT_MAX_TOKENS,
+    Choice,
+    Completion,
+    CompletionRequest,
+    Logprobs,
+    StreamOptions,
+    Usage,
+)
+from service.http.tgi.answers import watched
+from service.http.tgi.schemas import MAX_SEED
+from service.metrics import Metrics
+
+Event = TypeVar("Event")
+NO_CHOICES = '"choices":[]'
+Scored = tuple[str, int, float | None, Top]  # released text, id, log-probability, likeliest tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What one request wants.
+
+    Attributes:
+        name: the completion's id.
+        body: the request.
+        model: that writes.
+        prompts: ids of each prompt; the choices of a prompt follow each other.
+        echoes: text of each prompt, None if it came as ids.
+        jobs: one per choice; if nothing is to be written, one per prompt that is to be scored. The first one of a
+            prompt scores it, if that is wanted.
+        created: seconds since 1970.
+    """
+
+    name: str
+    body: CompletionRequest
+    model: LoadedModel
+    prompts: list[tuple[int, ...]]
+    echoes: list[str | None]
+    jobs: list[Generation]
+    created: int
+
+    @property
+    def mailboxes(self) -> list[Mailbox[Token]]:
+        """Where the results come."""
+        return [job.mailbox for job in self.jobs]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The next piece of a choice, and how many tokens it has by now."""
+
+    choice: Choice
+    generated: int
+
+
+async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metrics: Metrics) -> Order:
+    """Return what a request wants.
+
+    Raises:
+        InvalidRequestError: naming the field that is out of range.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequestError("stream_options: needs stream")
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequestError("max_tokens: must be at least 1, or 0 with echo")
+    inputs = as_inputs(body.prompt)
+    prompts = [await _ids(i, model) for i in inputs]
+    scored = body.logprobs is not None
+    jobs = [
+        Generation(
+            prompt,
+            metrics,
+            streamed=bool(body.stream),
+            scored=scored,
+            top=body.logprobs or 0,
+            prompt_scored=scored and bool(body.echo) and number == 0,
+        )
+        for ids in prompts
+        for number, prompt in enumerate(_prompts(ids, body, model))
+    ]
+    return Order(
+        name=name,
+        body=body,
+        model=model,
+        prompts=prompts,
+        echoes=[text if isinstance(text, str) else None for text in inputs],
+        jobs=jobs,
+        created=int(time.time()),
+    )
+
+
+async def _ids(prompt: str | list[int], model: LoadedModel) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        prompt = await encode(prompt, model, model.context, "prompt") or [model.eos_id]
+    check_ids(prompt, model, "prompt")
+    if len(prompt) > model.context:
+        raise InvalidRequestError(f"prompt: {len(prompt)} tokens are more than the {model.context} that fit")
+    return tuple(prompt)
+
+
+def _prompts(ids: tuple[int, ...], body: CompletionRequest, model: LoadedModel) -> list[Prompt]:
+    """Return what each of the n generations has to do; as if every prompt were asked for alone."""
+    if body.max_tokens == 0:
+        scored = Prompt(model=model, ids=ids, max_new_tokens=0, sampling=Sampling())
+        return [] if body.logprobs is None else [scored]
+    asked = min(DEFAULT_MAX_TOKENS, model.context) if body.max_tokens is None else body.max_tokens
+    length = new_tokens(len(ids), asked, model.context, "max_tokens")
+    seed = draw_seed() if body.seed is None else body.seed
+    return [
+        Prompt(
+            model=model,
+            ids=ids,
+            max_new_tokens=length,
+            sampling=_sampling(body, seed + i),
+            stops=tuple(body.stop or ()),
+            ignore_eos=bool(body.ignore_eos),
+        )
+        for i in range(body.n or 1)
+    ]
+
+
+def _sampling(body: CompletionRequest, seed: int) -> Sampling:
+    penalty = 1.0 if body.repetition_penalty is None else body.repetition_penalty
+    if body.temperature == 0:
+        return Sampling(repetition_penalty=penalty)
+    return Sampling(
+        seed=seed % (MAX_SEED + 1),
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=body.top_k,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        repetition_penalty=penalty,
+        repeatable=body.seed is not None,
+    )
+
+
+async def whole_completion(order: Order, request: Request) -> bytes:
+    """Wait for all texts; return a Completion as JSON.
+
+    Every choice is worded as soon as it is complete: as JSON it takes a fraction of the memory.
+    """
+    n = order.body.n or 1
+    pieces: list[list[Choice]] = [[] for _ in range(len(order.prompts) * n)]
+    worded = [""] * len(pieces)
+    async with watched(request, *order.mailboxes):
+        async for piece in _pieces(order):
+            index = piece.choice.index
+            pieces[index].append(piece.choice)
+            if piece.choice.finish_reason:
+                worded[index] = _joined(pieces[index]).model_dump_json()
+                pieces[index].clear()
+    head, tail = _completion(order, [], _usage(order)).model_dump_json().split(NO_CHOICES)
+    return f'{head}"choices":[{",".join(worded)}]{tail}'.encode()
+
+
+async def openai_events(order: Order) -> AsyncIterator[str]:
+    """Yield server-sent events, as OpenAI writes them; an error is an event, too."""
+    options = order.body.stream_options or StreamOptions()
+    try:
+        async for piece in _pieces(order):
+            choice, usage = piece.choice, None
+            if options.include_usage and options.continuous_usage_stats:
+                usage = _usage_of(len(order.prompts[choice.index // (order.body.n or 1)]), piece.generated)
+            if choice.text or choice.logprobs or choice.finish_reason:  # not for half a character
+                yield _event(_completion(order, [choice], usage).model_dump_json())
+        if options.include_usage:
+            yield _event(_completion(order, [], _usage(order)).model_dump_json())
+        yield _event("[DONE]")
+    except Exception as error:
+        yield _event(json.dumps(as_service_error(error).openai_body))
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"
+
+
+def _completion(order: Order, choices: list[Choice], usage: Usage | None) -> Completion:
+    model = order.model
+    return Completion(
+        id=order.name,
+        created=order.created,
+        model=model.name,
+        system_fingerprint=model.manifest.digest,
+        choices=choices,
+        usage=usage,
+    )
+
+
+def _usage(order: Order) -> Usage:
+    return _usage_of(sum(map(len, order.prompts)), sum(job.generated for job in order.jobs))
+
+
+def _usage_of(read: int, written: int) -> Usage:
+    return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def _joined(pieces: Sequence[Choice]) -> Choice:
+    logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+    tops = [top for part in logprobs for top in part.top_logprobs or ()]
+    joined = Logprobs(
+        tokens=[token for part in logprobs for token in part.tokens],
+        token_logprobs=[value for part in logprobs for value in part.token_logprobs],
+        top_logprobs=tops or None,
+        text_offset=[offset for part in logprobs for offset in part.text_offset],
+    )
+    return Choice(
+        index=pieces[0].index,
+        text="".join(piece.text for piece in pieces),
+        logprobs=joined if logprobs else None,
+        finish_reason=pieces[-1].finish_reason,
+    )
+
+
+async def _pieces(order: Order) -> AsyncIterator[_Piece]:
+    """Yield the pieces of all choices as they come: the echoed prompt first, then one per token."""
+    async for _, news in _merged([_news(order, at) for at in range(len(order.prompts))]):
+        for telling, token in news:  # worded here, when they are wanted: a client may be slow, and words are large
+            if token is not None:
+                yield telling.token(token)
+                continue
+            yield telling.echo()
+            await asyncio.sleep(0)  # it takes milliseconds to word a thousand tokens
+
+
+async def _news(order: Order, at: int) -> AsyncIterator[list[tuple["_Telling", Token | None]]]:
+    """Yield what is to be told of one prompt's choices: a token or, with None, the prompt, once it is scored."""
+    n, jobs = order.body.n or 1, len(order.jobs) // len(order.prompts)
+    mine = order.jobs[at * jobs : (at + 1) * jobs]
+    scores = mine[0].scores if mine else None
+    told = [_Telling(order, index, scores) for index in range(at * n, (at + 1) * n)]
+    streams = [job.mailbox.batches() for job in mine]
+    if order.body.echo:
+        first = [] if scores is None else await anext(streams[0], [])
+        yield [(telling, None) for telling in told]
+        yield [(told[0], token) for token in first]
+    async for index, tokens in _merged(streams):
+        yield [(told[index], token) for token in tokens]
+
+
+def _scored(ids: Sequence[int], released: Sequence[str], scores: Scores) -> list[Scored]:
+    """Return the tokens of one prompt, which released these texts, with their log-probabilities; the first has none."""
+    tops = zip(scores.top_ids.tolist(), scores.top_logprobs.tolist(), strict=True)
+    told: list[Top] = [(), *(tuple(zip(*top, strict=True)) for top in tops)]
+    logprobs = [None, *scores.logprobs.tolist()]
+    return list(zip(released, ids, logprobs, told, strict=True))
+
+
+def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
+    """Return the text that each token of a prompt releases; special ones are called by their names."""
+    stream = TextStream(())
+    pieces = [stream.push(model.vocabulary.bytes[i] or (model.tokenizer.id_to_token(i) or "").encode()) for i in ids]
+    pieces[-1] += stream.finish()
+    return pieces
+
+
+class _Telling:
+    """Words one choice, piece by piece."""
+
+    def __init__(self, order: Order, index: int, scores: PromptScores | None) -> None:
+        self._order = order
+        self._words = _Words(order)
+        self._index = index
+        self._scores = scores
+        self._offset = self._generated = 0
+
+    def echo(self) -> _Piece:
+        """Return the prompt as a piece."""
+        order, at = self._order, self._index // (self._order.body.n or 1)
+        ids, echo, logprobs = order.prompts[at], order.echoes[at], None
+        released = _released(ids, order.model)
+        if self._scores is not None:
+            logprobs = self._words.logprobs(_scored(ids, released, self._scores.found), 0)
+        text = "".join(released) if echo is None else echo
+        self._offset = len(text)
+        reason: Literal["length"] | None = "length" if order.body.max_tokens == 0 else None
+        return _Piece(Choice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason), 0)
+
+    def token(self, token: Token) -> _Piece:
+        """Return a token as a piece."""
+        scored = [(token.text, token.id, token.logprob, token.top)]
+        logprobs = None if self._order.body.logprobs is None else self._words.logprobs(scored, self._offset)
+        reason = FINISHED_REASON[token.end.reason] if token.end else None
+        self._offset += len(token.text)
+        self._generated += 1
+        choice = Choice(index=self._index, text=token.text, logprobs=logprobs, finish_reason=reason)
+        return _Piece(choice, self._generated)
+
+
+class _Words:
+    """Words log-probabilities for one order."""
+
+    def __init__(self, order: Order) -> None:
+        self._model = order.model
+        self._told = bool(order.body.logprobs)
+
+    def logprobs(self, tokens: Sequence[Scored], offset: int) -> Logprobs:
+        """Return what is told of tokens whose text begins at `offset`."""
+        offsets = []
+        for text, *_ in tokens:
+            offsets.append(offset)
+            offset += len(text)
+        return Logprobs(
+            tokens=[text for text, *_ in tokens],
+            token_logprobs=[logprob for _, _, logprob, _ in tokens],
+            top_logprobs=[self._top(token) for token in tokens] if self._told else None,
+            text_offset=offsets,
+        )
+
+    def _top(self, token: Scored) -> dict[str, float] | None:
+        _, token_id, logprob, top = token
+        if logprob is None:
+            return None
+        return {self._name(i): value for i, value in (*top, (token_id, logprob))}
+
+    def _name(self, token_id: int) -> str:
+        data = self._model.vocabulary.bytes[token_id]
+        if not data:
+            return self._model.tokenizer.id_to_token(token_id) or f"id:{token_id}"
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+async def _merged(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:
+    """Yield what comes out of any of the streams, with its index; raises the first error that ends one."""
+    came: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue()
+
+    async def read(index: int, stream: AsyncIterator[Event]) -> None:
+        try:
+            async for event in stream:
+                came.put_nowait((index, event))
+        except Exception as error:
+            came.put_nowait(error)
+        else:
+            came.put_nowait(None)
+
+    readers = [asyncio.create_task(read(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        left = len(readers)
+        while left:
+            item = await came.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for reader in readers:
+            reader.cancel()

@@ -1,0 +1,95 @@
+"""The README's section on pre-training is made of committed results, and its example is legal."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from compressor.huggingface import EMBEDDED_FOLDER
+from compressor.pretraining import experiment, report, ttm_cost
+from compressor.pretraining.config import parse_config
+from compressor.pretraining.layers import TTMLayer
+from compressor.pretraining.model import drawn, parameter_count
+from compressor.pretraining.text import Corpus
+from compressor.runtime.evaluate import Text
+
+ROOT = Path(__file__).parents[3]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_plot_is_fresh_and_shown() -> None:
+    assert report.results_sha256() in report.PLOT.read_text(), "run: ttgpt compare"
+    assert str(report.PLOT.relative_to(ROOT)) in README
+
+
+def test_the_readmes_config_is_legal() -> None:
+    section = README.partition("## Pre-training")[2]
+    example = re.search(r"```json\n(.*?)```", section, re.DOTALL)
+    assert example is not None
+    assert parse_config(json.loads(example[1])).steps > 0
+
+
+def test_all_variants_see_the_same_and_are_compared_at_equal_cuts() -> None:
+    configs = {name: experiment.config_of(name) for name in experiment.VARIANTS}
+    assert {name for name, _ in experiment.runs()} == report.LABELS.keys()
+    assert all(config.steps * config.batch_tokens >= 1_500_000 for config in configs.values())
+    forms = {"attention", "mlp"}
+    assert len({config.model_dump_json(exclude=forms) for config in configs.values()}) == 1
+    counts = {name: parameter_count(drawn(config)) for name, config in configs.items()}
+    width, layers = 256, 6
+    attention, mlp = 4 * width**2 * layers, 8 * width**2 * layers
+    cut = (counts["dense"] - counts["lpa-r64"]) / attention
+    assert (counts["dense"] - counts["low-rank-mlp"]) / mlp == pytest.approx(cut, abs=0.01)
+    assert counts["dense"] - counts["low-rank-all"] == pytest.approx(
+        2 * counts["dense"] - counts["lpa-r64"] - counts["low-rank-mlp"], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", experiment.VARIANTS)
+def test_results_are_of_the_present_config(name: str) -> None:
+    path = experiment.RESULTS / f"{name}.json"
+    if path.is_file():
+        assert experiment.result_of(name)["runs"], "run: python -m compressor.pretraining run"
+
+
+def test_a_run_is_trained_judged_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"vocab_size": 16384, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    small = {"model": tiny, "tokens": 128, "batch_tokens": 32, "phases": [{"until": 1.0, "context": 16}]}
+    monkeypatch.setitem(experiment._RAW, "config", small | {"tokenizer": "gpt2-mini", "validate_every": 2})
+    monkeypatch.setitem(experiment.VARIANTS, "tiny", {"mlp": {"kind": "ttm", "rank": 4}})
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+    ids = torch.arange(500)
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_FOLDER / "tokenizer.json"))
+    corpus = Corpus(tokenizer, ids, Text("some", "0" * 64, 1000, ids), "0" * 64)
+    said: list[str] = []
+    for _ in range(2):  # the second time there is nothing to do
+        experiment.train(corpus, tmp_path, [("tiny", 1)], said.append)
+        experiment.judge(tmp_path, corpus.validation, [("tiny", 0), ("tiny", 1)], said.append)
+    result = experiment.result_of("tiny")
+    assert list(result["runs"]) == ["1"]
+    assert [point[0] for point in result["runs"]["1"]["curve"]] == [0, 64, 128]
+    assert result["parameters"]["all"] > result["parameters"]["mlp"] > 0
+    assert sum("perplexity" in line for line in said) == 1
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_the_ways_beside_ours_are_the_same_product_and_keep_more(rank: int) -> None:
+    layer = TTMLayer(64, 32, rank, torch.Generator().manual_seed(0))
+    x = torch.randn(128, 32, requires_grad=True)
+    ours, *others = (way(x, list(layer.cores)) for way in ttm_cost.WAYS.values())
+    assert all(torch.allclose(ours, other, atol=1e-6) for other in others)
+    kept = {name: ttm_cost.kept_bytes(way, x, list(layer.cores)) for name, way in ttm_cost.WAYS.items()}
+    assert kept["ours"]["other"] == 0
+    assert kept["ours"]["all"] < min(kept["chain"]["all"], kept["contraction"]["all"])
+    assert kept["ours"]["all"] == x.untyped_storage().nbytes() + sum(core.numel() * 4 for core in layer.cores)
+
+
+def test_the_committed_layer_keeps_x_and_the_cores_and_nothing_else() -> None:
+    rows = json.loads((experiment.RESULTS / "ttm-layer.json").read_text())["rows"]
+    assert {row["rank"] for row in rows} == set(ttm_cost.RANKS)
+    for row in rows:
+        assert row["tokens"] == ttm_cost.TOKENS
+        assert row["way"] != "ours" or row["kept"]["other"] == 0

@@ -1,0 +1,184 @@
+"""Laws of sampling: whatever the parameters, each token is drawn as often as its share of what they leave."""
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
+
+from service.engine import sampling
+from service.engine.sampling import Choice, Sampling
+
+LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30).map(torch.tensor)
+GRID = 512  # evenly spaced draws
+
+
+def shares(logits: Tensor, how: Sampling) -> Tensor:
+    """Return how often each token [V] is taken by evenly spaced draws."""
+    choices = [Choice(how, (i + 0.5) / GRID) for i in range(GRID)]
+    chosen = sampling.choose(logits.expand(GRID, -1), choices)
+    return torch.bincount(torch.tensor(chosen), minlength=len(logits)) / GRID
+
+
+def assert_drawn_from(logits: Tensor, how: Sampling, expected: Tensor) -> None:
+    """A stretch of [0, 1) holds as many evenly spaced draws as it is long, give or take one."""
+    found = shares(logits, how)
+    torch.testing.assert_close(found, expected.float(), atol=1.01 / GRID + 1e-5, rtol=0)
+    assert not found[expected == 0].any()
+
+
+@given(LOGITS, st.floats(0.1, 10))
+def test_temperature_keeps_the_odds(logits: Tensor, temperature: float) -> None:
+    assert_drawn_from(logits, Sampling(seed=0, temperature=temperature), (logits.double() / temperature).softmax(-1))
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30, unique=True), st.integers(1, 40))
+def test_top_k_leaves_the_k_best(scores: list[float], k: int) -> None:
+    logits = torch.tensor(scores, dtype=torch.float64)
+    worst = logits.sort(descending=True).values[:k][-1]
+    expected = logits.masked_fill(logits < worst, -math.inf).softmax(-1)
+    assert_drawn_from(logits.float(), Sampling(seed=0, top_k=k), expected)
+
+
+@given(LOGITS, st.floats(0.01, 0.99))
+def test_top_p_leaves_the_fewest_that_reach_p(logits: Tensor, p: float) -> None:
+    odds = logits.softmax(-1).numpy()
+    inside = np.isin(np.arange(len(odds)), sampling.nucleus(odds, p))
+    assert odds[inside].sum() >= p - 1e-5
+    assert odds[inside].sum() - odds[inside].min() < p + 1e-5
+    assert inside.all() or odds[inside].min() >= odds[~inside].max()
+    left = torch.from_numpy(np.where(inside, odds, 0)).double()
+    assert_drawn_from(logits, Sampling(seed=0, top_p=p), left / left.sum())
+
+
+@given(st.integers(0, 2**32), st.floats(0.01, 1))
+def test_top_p_of_a_whole_vocabulary(seed: int, p: float) -> None:
+    """Sharp or flat: where the nucleus is looked for makes no difference to what it is."""
+    random = np.random.default_rng(seed)
+    scores = random.normal(size=5000) * random.choice([0, 0.1, 1, 5])
+    odds = np.exp(scores - scores.max()).astype(np.float32)
+    odds /= odds.sum()
+    inside = sampling.nucleus(odds, p)
+    assert odds[inside].sum(dtype=np.float64) >= min(p, odds.sum(dtype=np.float64)) - 1e-9
+    assert odds[inside].sum(dtype=np.float64) - odds[inside].min() < p + 1e-9
+    assert len(inside) == len(odds) or odds[inside].min() >= np.delete(odds, inside).max()
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.01, 0.2, 0.5, 0.9, 0.95, 0.999]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.sampled_from([None, 1, 10, 400]),
+    st.sampled_from([1.0, 0.95, 0.4]),
+)
+def test_typical_p_leaves_what_transformers_leaves(
+    seed: int, typical_p: float, temperature: float, top_k: int | None, top_p: float
+) -> None:
+    """After temperature, top-k and top-p, in this order; TGI's is transformers'."""
+    random = np.random.default_rng(seed)
+    logits = torch.from_numpy(random.choice([0.3, 1, 5]) * random.normal(size=300)).float().unsqueeze(0)
+    scores = TemperatureLogitsWarper(temperature)(None, logits.double())
+    if top_k is not None:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    expected = TypicalLogitsWarper(typical_p)(None, scores)[0].softmax(-1)
+    how = Sampling(seed=0, temperature=temperature, top_k=top_k, top_p=top_p, typical_p=typical_p)
+    assert_drawn_from(logits[0], how, expected)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.001, 0.3, 0.95, 0.9999]), st.sampled_from([0.0, 0.1, 1.0, 5.0, 20.0]))
+def test_typical_tokens_of_a_whole_vocabulary(seed: int, mass: float, spread: float) -> None:
+    """Sharp or flat: where they are looked for makes no difference to what they are."""
+    logits = torch.from_numpy(spread * np.random.default_rng(seed).normal(size=(1, 5000)))
+    expected = TypicalLogitsWarper(mass)(None, logits)[0].isfinite()
+    odds = logits[0].softmax(-1).numpy()
+    ids = np.flatnonzero(odds)
+    assert ids[sampling.typical(odds[ids], mass)].tolist() == expected.nonzero()[:, 0].tolist()
+
+
+def test_as_typical_as_the_last_one_is_typical() -> None:
+    assert sampling.typical(np.full(8, 0.125, np.float32), 0.2).tolist() == list(range(8))
+    assert sampling.typical(np.array([0.9, 0.1], np.float32), 0.5).tolist() == [0]
+    assert sampling.typical(np.array([1.0], np.float32), 0.99).tolist() == [0]
+
+
+def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
+    logits = torch.randn(3 * sampling.BLOCK + 7, generator=torch.Generator().manual_seed(0))
+    odds = logits.double().softmax(-1)
+    uniforms = [(i + 0.5) / 3_000 for i in range(3_000)]
+    chosen = [sampling.choose(logits.unsqueeze(0), [Choice(Sampling(seed=0), u)])[0] for u in uniforms]
+    expected = torch.searchsorted(odds.cumsum(0), torch.tensor(uniforms, dtype=torch.float64), right=True)
+    assert (torch.tensor(chosen) != expected).sum() < 10  # draws within rounding of a border
+
+
+@given(
+    LOGITS,
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from([1e-300, 1e-30, 1e-9]),
+    st.sampled_from([None, 1, 5]),
+    st.sampled_from([1.0, 0.99]),
+)
+def test_a_cold_draw_is_the_best_token(
+    logits: Tensor, uniform: float, temperature: float, k: int | None, p: float
+) -> None:
+    how = Sampling(seed=1, temperature=temperature, top_k=k, typical_p=p)
+    chosen = sampling.choose(logits.unsqueeze(0), [Choice(how, uniform)])[0]
+    assert logits.max() - logits[chosen] <= 100 * max(temperature, sampling.COLDEST)
+
+
+@given(LOGITS, st.floats(1, 10), st.data())
+def test_penalty_only_lowers_what_was_seen(logits: Tensor, penalty: float, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
+    penalised = sampling.penalise_repetition(logits, torch.tensor(ids), penalty)
+    seen = torch.zeros(len(logits), dtype=torch.bool)
+    seen[ids] = True
+    assert torch.equal(penalised[~seen], logits[~seen])
+    assert (penalised[seen] <= logits[seen]).all()
+    greedy = Sampling(repetition_penalty=penalty)
+    before = logits.clone()
+    assert sampling.choose(logits.unsqueeze(0), [Choice(greedy, seen=ids)]) == [int(penalised.argmax())]
+    assert torch.equal(logits, before)
+
+
+@given(LOGITS, st.floats(0, exclude_min=True, allow_infinity=False), st.sampled_from([None, 3]), st.data())
+def test_every_legal_penalty_leaves_something_to_draw_from(
+    logits: Tensor, penalty: float, k: int | None, data: st.DataObject
+) -> None:
+    ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
+    p = data.draw(st.sampled_from([1.0, 5e-324, math.nextafter(1, 0)]))
+    how = Sampling(seed=0, top_p=5e-324, top_k=k, typical_p=p, repetition_penalty=penalty)
+    assert torch.isfinite(sampling.penalise_repetition(logits, torch.tensor(ids), penalty)).all()
+    assert 0 <= sampling.choose(logits.unsqueeze(0), [Choice(how, 0.5, ids)])[0] < len(logits)
+
+
+SAMPLINGS = st.builds(
+    Sampling,
+    seed=st.sampled_from([None, 0]),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    top_k=st.sampled_from([None, None, 1, 5, 5, 1000]),
+    top_p=st.sampled_from([1.0, 1.0, 0.5, 0.9]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.2, 0.95]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.5]),
+)
+CHOICES = st.builds(
+    Choice, SAMPLINGS, st.floats(0, 1, exclude_max=True), st.lists(st.integers(0, 599), min_size=1, max_size=4)
+)
+
+
+@given(st.lists(CHOICES, min_size=1, max_size=8), st.integers(0, 2**32))
+def test_rows_are_independent(choices: list[Choice], seed: int) -> None:
+    logits = 3 * torch.randn(len(choices), 600, generator=torch.Generator().manual_seed(seed))
+    together = sampling.choose(logits, choices)
+    assert together == [sampling.choose(logits[i : i + 1], [choice])[0] for i, choice in enumerate(choices)]
+    logprobs = sampling.log_probabilities(logits, together)
+    assert logprobs == [sampling.log_probabilities(logits[i : i + 1], [t])[0] for i, t in enumerate(together)]
+
+
+def test_log_probability_is_of_the_chosen_token() -> None:
+    logits = torch.tensor([[0.0, 1.0], [2.0, 2.0]])
+    found = torch.tensor(sampling.log_probabilities(logits, [1, 0])).exp()
+    torch.testing.assert_close(found, torch.tensor([1 / (1 + torch.e**-1), 0.5]))
