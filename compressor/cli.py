@@ -269,7 +269,7 @@ def evaluate(
     if dense is not None:
         reference = artifact.read(dense).model.prepared()
     elif loaded.manifest.provenance.source.sha256 == huggingface.embedded_sha256():
-        reference = huggingface.load(huggingface.EMBEDDED).model.prepared()
+        reference = huggingface.load(huggingface.EMBEDDED).dense
         if loaded.manifest.provenance.edits and reference.config != loaded.model.config:
             reference = None  # it does not know the added tokens
     if reference is not None and reference.config != loaded.model.config:

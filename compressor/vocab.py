@@ -10,10 +10,8 @@ import hashlib
 import json
 import re
 import unicodedata
-from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from math import inf, prod
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,9 @@ from compressor.errors import ArtifactError
 from compressor.methods.tensorgpt import tt_svd
 from compressor.runtime import artifact
 from compressor.runtime.artifact import Artifact, Manifest
-from compressor.runtime.codecs import Coded, FloatCodec
+from compressor.runtime.codecs import Coded
 from compressor.runtime.evaluate import golden
-from compressor.runtime.formats import Format, Stacked
+from compressor.runtime.formats import Format
 from compressor.runtime.gpt2 import GPT2
 from compressor.runtime.tokenizer import read_tokenizer
 
@@ -127,18 +125,7 @@ def with_row(table: Format, row: int, vector: Tensor) -> Format:
     Raises:
         ValueError: if the table's rows share numbers, or its codec cannot hold the vector's.
     """
-    if isinstance(table, Stacked):
-        return _with_row_in_block(table, row, vector)
-    cut = _cut(table, vector)
-    return _with_parts(table, row, {name: table.coded()[name].codec.encode(values) for name, values in cut.items()})
-
-
-def _with_row_in_block(table: Stacked, row: int, vector: Tensor) -> Stacked:
-    """Return `table` with the row in the block it belongs to; rows are appended to the last one."""
-    blocks = table.blocks()
-    starts = [0, *accumulate(block.out_features for block in blocks[:-1])]
-    k = bisect(starts, row) - 1
-    return Stacked.of([*blocks[:k], with_row(blocks[k], row - starts[k], vector), *blocks[k + 1 :]], path=table.path)
+    return table.replace_row(row, lambda form: _encoded(form, _cut(form, vector)))
 
 
 def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row: int, pattern: _Pattern) -> Edited:
@@ -161,7 +148,6 @@ def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row:
         folder.resolve(),
         model,
         tokenizer_json,
-        vector_codec=loaded.vector_codec,
         quality=loaded.manifest.quality,
         golden=golden(model.prepared(), read_tokenizer(tokenizer_json)),
         provenance=provenance.model_copy(update={"edits": [*provenance.edits, f"{edit} {pattern.described}"]}),
@@ -191,9 +177,11 @@ def _edit_table(table: Format, row: int, pattern: _Pattern) -> Format:
     wanted = pattern.row_in(table)
     if pattern.vector is not None:
         _check_norm(table, wanted)
-    if len(pattern.ids) == 1 and not isinstance(table, Stacked):  # what is stored of it may be taken as it is
+    if len(pattern.ids) == 1 and not table.inner():  # what is stored of it may be taken as it is
         own = _cut(table, wanted).keys()
-        return _with_parts(table, row, {name: _parts_of_row(table.coded()[name], pattern.ids[0]) for name in own})
+        return table.replace_row(
+            row, lambda form: {name: _parts_of_row(form.coded()[name], pattern.ids[0]) for name in own}
+        )
     return with_row(table, row, wanted)
 
 
@@ -204,20 +192,12 @@ def _check_norm(table: Format, vector: Tensor) -> None:
         raise ValueError(f"the vector's norm must be at most {limit:.4g}, {MAX_NORM_RATIO} x any row's, not {norm:.4g}")
 
 
-def _with_parts(table: Format, row: int, new: dict[str, dict[str, Tensor]]) -> Format:
-    coded = table.coded() | {name: _spliced(table.coded()[name], row, parts) for name, parts in new.items()}
-    out_features = max(table.out_features, row + 1)
-    return type(table)((out_features, table.in_features), coded, table.options, table.path)
+def _encoded(table: Format, cut: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {name: table.coded()[name].codec.encode(values) for name, values in cut.items()}
 
 
 def _parts_of_row(coded: Coded, row: int) -> dict[str, Tensor]:
     return {name: part[row : row + 1] for name, part in coded.parts().items()}
-
-
-def _spliced(coded: Coded, row: int, new: dict[str, Tensor]) -> Coded:
-    """Return `coded` with the parts of one row [1, ...] in place of its own or behind the last."""
-    parts = {name: torch.cat([part[:row], new[name], part[row + 1 :]]) for name, part in coded.parts().items()}
-    return Coded(coded.codec, (max(coded.shape[0], row + 1), *coded.shape[1:]), parts)
 
 
 def _cut(table: Format, vector: Tensor) -> dict[str, Tensor]:
@@ -250,7 +230,7 @@ def _cut_low_rank(table: Format, vector: Tensor) -> dict[str, Tensor]:
     cut = {"left": torch.linalg.lstsq(basis, vector.double().unsqueeze(1)).solution.T.float()}  # [1, r]
     if "row_scale" not in coded:
         return cut
-    if not isinstance(coded["row_scale"].codec, FloatCodec):
+    if not coded["row_scale"].codec.is_float:
         raise ValueError(f"its row_scale is stored as {coded['row_scale'].codec.name}, whose numbers share a scale")
     return cut | {"row_scale": torch.ones(1)}
 

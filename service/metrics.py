@@ -5,8 +5,6 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from compressor.runtime.formats import TokenMPS, TTMatrix
-from service.engine.models import LoadedModel
 from service.process.collector import ProcessCollector
 
 SECONDS = (
@@ -15,7 +13,6 @@ SECONDS = (
 )
 PRODUCTS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
-QUALITY = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
 FINISHED = ("stop", "length", "abort")
 TIERS = ("local", "redis")
 RESULTS = ("hit", "miss", "error", "bypass")
@@ -135,21 +132,8 @@ class Metrics:
             "request_generation_tokens", "Tokens generated for a request.", TOKENS
         )
 
-    def add_model(self, model: LoadedModel) -> None:
-        """Say what was loaded, and start its counters at 0."""
-        name, manifest = model.name, model.manifest
-        provenance, quality = manifest.provenance, manifest.quality
-        self.model_info.labels(name, manifest.digest, provenance.method, provenance.source.id).set(1)
-        for component, size in manifest.bytes.items():
-            self.model_weight_bytes.labels(name, component, "disk").set(size.disk)
-            self.model_weight_bytes.labels(name, component, "resident").set(size.resident)
-            self.model_dense_equivalent_bytes.labels(name, component).set(size.dense_fp32)
-        self.model_artifact_bytes.labels(name).set(model.artifact_bytes)
-        for metric in QUALITY:
-            if (value := getattr(quality, metric)) is not None:
-                self.model_quality.labels(name, metric, quality.text).set(value)
-        for phase, seconds in model.load_seconds.items():
-            self.model_load_seconds.labels(name, phase).set(seconds)
+    def start_counters(self, name: str) -> None:
+        """Start all counters of a model at 0."""
         for gauge in (self.num_requests_running, self.num_requests_waiting):
             gauge.labels(name)
         for counter in (self.prompt_tokens, self.generation_tokens, self.decode_steps):
@@ -161,12 +145,10 @@ class Metrics:
         for op in CONTRACTIONS:
             self.core_contraction.labels(name, op)
 
-    def head_seconds(self, model: LoadedModel) -> Histogram:
+    def head_seconds(self, name: str, *, contracted: bool) -> Histogram:
         """Return what times the rows of one step with a model's head; exported only if its cores are contracted."""
-        matrices = model.gpt2.matrices()
-        head = matrices.get("lm_head", matrices["wte"])
-        if any(isinstance(form, TokenMPS | TTMatrix) for form in head.modules()):
-            return self.core_contraction.labels(model.name, "head")
+        if contracted:
+            return self.core_contraction.labels(name, "head")
         return Histogram("not_exported", "Products with a head that has no cores.", registry=None)
 
     def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:

@@ -11,7 +11,7 @@ from compressor import huggingface
 from compressor.runtime import artifact
 from compressor.runtime.artifact import Golden, Provenance, Quality, Source
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("ttgpt", deadline=None)
@@ -29,7 +29,7 @@ def tiny_model(config: GPT2Config = TINY, seed: int = 0) -> GPT2:
         name: torch.ones(shape) if name.endswith("weight") else 0.1 * torch.randn(shape, generator=random)
         for name, shape in config.vector_shapes().items()
     }
-    return GPT2(config, matrices, vectors)
+    return GPT2(config, matrices, encoded(vectors, "fp32"))
 
 
 def write_artifact(folder: Path, model: GPT2, *, force: bool = False) -> Path:
@@ -66,7 +66,6 @@ def write_artifact(folder: Path, model: GPT2, *, force: bool = False) -> Path:
         folder,
         model,
         tokenizer_json,
-        vector_codec="fp32",
         quality=quality,
         golden=golden,
         provenance=provenance,

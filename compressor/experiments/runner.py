@@ -139,7 +139,7 @@ class Workbench:
         self.progress = progress
         self.anew = anew
         self.checkpoint = checkpoint or huggingface.load(huggingface.EMBEDDED)
-        self.dense = self.checkpoint.model.prepared()
+        self.dense = self.checkpoint.dense
         self.tokenizer = read_tokenizer(self.checkpoint.tokenizer_json)
 
     @cached_property
@@ -185,7 +185,7 @@ class Workbench:
         if self.anew:
             shutil.rmtree(healing_folder(experiment), ignore_errors=True)
         made = self._healed(experiment, self._untied(experiment, self._made(experiment)))
-        sizes = measure_bytes(made.model, made.vector_codec, tied=experiment.untied)
+        sizes = measure_bytes(made.model, tied=experiment.untied)
         quality = compress.measure(
             made.model, self.checkpoint, read_text(VALIDATION_TEXT, self.tokenizer), self.progress
         )

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import huggingface_hub
@@ -23,7 +24,7 @@ from compressor.huggingface.tokenizer import read_checkpoint_tokenizer
 from compressor.runtime.artifact import Source
 from compressor.runtime.codecs import float_codec
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2 import GPT2, encoded
 from compressor.runtime.tokenizer import end_of_text, read_tokenizer, tokenizer_config
 from compressor.storage import durable, tensor_file
 
@@ -47,15 +48,18 @@ class Checkpoint:
         model: matrices in the checkpoint's own dtypes, on the `dense` path.
         tokenizer_json: a tokenizer that cuts nothing and adds nothing.
         source: the checkpoint.
-        vector_codec: keeps every bias and LayerNorm vector as it is.
         notes: what the user should know, a line each.
     """
 
     model: GPT2
     tokenizer_json: bytes
     source: Source
-    vector_codec: str
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def dense(self) -> GPT2:
+        """The model in the form that runs."""
+        return self.model.prepared()
 
     @property
     def end_of_text(self) -> str:
@@ -77,10 +81,10 @@ def load(model: str) -> Checkpoint:
     notes = described.notes
     if heads := sorted(name for name in tensors if HEADS.fullmatch(name)):
         notes += (f"model.safetensors: left out {', '.join(heads)}, which the language model does not use",)
-    decoder, vector_codec = _build(described, tensors)
+    decoder = _build(described, tensors)
     name = EMBEDDED if model == EMBEDDED else model.rstrip("/")
     name = Path(name).resolve().name if Path(name).is_dir() else name
-    return Checkpoint(decoder, tokenizer_json, Source(id=name, sha256=sha256), vector_codec, notes)
+    return Checkpoint(decoder, tokenizer_json, Source(id=name, sha256=sha256), notes)
 
 
 def embedded_sha256() -> str:
@@ -96,7 +100,7 @@ def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:
         CheckpointError: if `folder` exists.
     """
     refuse_existing(folder)
-    tensors = {f"transformer.{name}": vector.contiguous() for name, vector in model.vectors().items()}
+    tensors = {f"transformer.{name}": vector.decode().contiguous() for name, vector in model.vectors().items()}
     for name, form in model.matrices().items():
         dense = form.dense()
         if name.startswith("h."):
@@ -194,8 +198,8 @@ def _own_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("transformer.")
 
 
-def _build(described: CheckpointConfig, tensors: dict[str, Tensor]) -> tuple[GPT2, str]:
-    """Return the model and the codec that keeps its vectors as they are."""
+def _build(described: CheckpointConfig, tensors: dict[str, Tensor]) -> GPT2:
+    """Return the model, its vectors as they are or, where their dtypes differ, in fp32."""
     config = described.gpt2
     tensors = {name: _as_stored(name, tensor) for name, tensor in tensors.items() if not LEFT_OUT.fullmatch(name)}
     if described.tied and "wte.weight" not in tensors and "lm_head.weight" in tensors:
@@ -207,10 +211,8 @@ def _build(described: CheckpointConfig, tensors: dict[str, Tensor]) -> tuple[GPT
         tensor = _take(tensors, f"{name}.weight", shape)
         matrix = tensor.T.contiguous() if is_conv1d else tensor
         matrices[name] = Dense.of(matrix, float_codec(tensor.dtype).name)
-    codecs = set()
     for name, vector_shape in config.vector_shapes().items():
         vectors[name] = _take(tensors, name, vector_shape)
-        codecs.add(float_codec(vectors[name].dtype).name)
     if "lm_head.weight" in tensors:
         head = _take(tensors, "lm_head.weight", (config.vocab_size, config.n_embd))
         if not torch.equal(head, matrices["wte"].matrix.parts()["values"]):
@@ -221,7 +223,9 @@ def _build(described: CheckpointConfig, tensors: dict[str, Tensor]) -> tuple[GPT
         )
     if tensors:
         raise CheckpointError(f"model.safetensors: {min(tensors)} is not a tensor of a GPT-2")
-    return GPT2(config, matrices, vectors), codecs.pop() if len(codecs) == 1 else "fp32"
+    dtypes = {vector.dtype for vector in vectors.values()}
+    codec = float_codec(dtypes.pop() if len(dtypes) == 1 else torch.float32)
+    return GPT2(config, matrices, encoded(vectors, codec.name))
 
 
 def _as_stored(name: str, tensor: Tensor) -> Tensor:

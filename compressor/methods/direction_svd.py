@@ -14,7 +14,7 @@ from compressor.errors import check_range
 from compressor.methods.base import Statistics, WhitenedConfig
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.progress import Progress, silent
-from compressor.runtime.codecs import Codec, Coded, FloatCodec, codec_named, power_of_2
+from compressor.runtime.codecs import Codec, Coded, codec_named, power_of_2
 from compressor.runtime.formats import LowRank
 
 
@@ -62,7 +62,7 @@ def stored(left: Tensor, right: Tensor, codec: str, **vectors: Tensor) -> LowRan
     main = codec_named(codec)
     coded = {"left": Coded.encode(main, left), "right": Coded.encode(main, right)}
     for name, vector in vectors.items():
-        fine: Codec = main if isinstance(main, FloatCodec) else codec_named("fp16")
+        fine: Codec = main if main.is_float else codec_named("fp16")
         is_large = fine.name == "fp16" and float(vector.abs().max()) > torch.finfo(torch.float16).max
         coded[name] = Coded.encode(codec_named("bf16") if is_large else fine, vector)
     options = {"rank": left.shape[1]} | {name: name in vectors for name in ("row_scale", "column_offset")}

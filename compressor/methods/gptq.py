@@ -14,7 +14,7 @@ from compressor.errors import check_range
 from compressor.methods.base import CodecConfig, Statistics, needed
 from compressor.methods.whitened_svd import roots_of
 from compressor.progress import Progress, silent
-from compressor.runtime.codecs import Coded, GroupCodec, Int8Codec, codec_named, finite, power_of_2
+from compressor.runtime.codecs import Codec, Coded, Grid, codec_named, finite, power_of_2
 from compressor.runtime.formats import Dense
 from compressor.runtime.formats.base import blocks
 
@@ -41,46 +41,6 @@ class Config(CodecConfig):
         check_range("damping", self.damping, 0, 1e6)
 
 
-class Grid:
-    """The levels that every value of a matrix [out, in] may take, one scale and zero per group of a row.
-
-    Attributes:
-        scale, zero: [out, groups].
-    """
-
-    def __init__(self, codec: Int8Codec | GroupCodec, weight: Tensor) -> None:
-        """Find the levels of round-to-nearest."""
-        self.codec = codec
-        if isinstance(codec, GroupCodec):
-            self.group = codec.group or weight.shape[1]
-            self.low, self.high = 0, 2**codec.bits - 1
-            self.scale, self.zero = codec.search(weight)
-        else:
-            self.group = weight.shape[1]
-            self.low, self.high = -127, 127
-            self.scale = codec.encode(weight)["scale"].float()
-            self.zero = torch.zeros_like(self.scale)
-
-    def renew(self, column: int, weight: Tensor) -> None:
-        """Find the levels of the group that begins at `column` anew, for weights [out, in] that have moved."""
-        if isinstance(self.codec, GroupCodec):
-            scale, zero = self.codec.search(weight[:, column : column + self.group].float())
-            self.scale[:, column // self.group], self.zero[:, column // self.group] = scale[:, 0], zero[:, 0]
-
-    def round(self, values: Tensor, column: int) -> Tensor:
-        """Return the levels nearest to the values [out] of a column."""
-        scale, zero = self.scale[:, column // self.group], self.zero[:, column // self.group]
-        codes = torch.round((values - zero) / torch.where(scale > 0, scale, 1))
-        return codes.clamp(self.low, self.high) * scale + zero
-
-    def parts(self, rounded: Tensor, unit: Tensor) -> dict[str, Tensor]:
-        """Return the codec's parts of values [out, in] that are levels, in units [out, 1]."""
-        if isinstance(self.codec, GroupCodec):
-            return self.codec.encode_with(rounded * unit, self.scale * unit, self.zero * unit)
-        codes = torch.round(rounded / torch.where(self.scale > 0, self.scale, 1))
-        return {"codes": codes.to(torch.int8), "scale": self.codec.stored_scale(self.scale * unit)}
-
-
 def compress(
     weight: Tensor, config: Config, statistics: Statistics | None = None, progress: Progress = silent
 ) -> Dense:
@@ -95,17 +55,18 @@ def compress(
     weight = finite(weight, config.codec)
     unit = power_of_2(weight.abs().amax(1, keepdim=True))  # [out, 1]
     weight = weight / unit
-    grid = Grid(_rounding_codec(config.codec), weight)
+    codec = _rounding_codec(config.codec)
+    grid = codec.grid(weight)
     order, feedback = _order_and_feedback(statistics, config.damping, config.act_order)
-    renew = isinstance(grid.codec, GroupCodec) and not config.act_order
+    renew = grid.renews and not config.act_order
     rounded = _rounded(weight[:, order], feedback, grid, order, renew=renew, progress=progress)
     parts = grid.parts(rounded[:, order.argsort()], unit)
-    return Dense.coded_as(Coded(grid.codec, (rows, columns), parts))
+    return Dense.coded_as(Coded(codec, (rows, columns), parts))
 
 
-def _rounding_codec(name: str) -> Int8Codec | GroupCodec:
+def _rounding_codec(name: str) -> Codec:
     codec = codec_named(name)
-    if not isinstance(codec, Int8Codec | GroupCodec):
+    if codec.is_float:
         raise ValueError(f"codec must be int8, or int4, int3 or int2 with any groups, for gptq; not {name!r}")
     return codec
 

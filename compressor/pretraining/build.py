@@ -99,7 +99,6 @@ def _seal(
         out,
         model,
         corpus.tokenizer.to_str().encode(),
-        vector_codec=config.codec,
         quality=evaluate(running, None, corpus.validation, progress),
         golden=golden(running, corpus.tokenizer),
         provenance=provenance,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compressor.errors import check_range
-from compressor.runtime.codecs import FloatCodec, codec_named
+from compressor.runtime.codecs import codec_named
 from compressor.runtime.gpt2 import Activation, GPT2Config
 from compressor.runtime.shapes import balanced_modes, max_tt_rank, ttm_modes
 
@@ -118,7 +118,7 @@ class Config(_Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         shape = self.decoder()  # the same checks as for every GPT-2
-        if not isinstance(codec_named(self.codec), FloatCodec):
+        if not codec_named(self.codec).is_float:
             raise ValueError(f"codec must be fp32, bf16 or fp16, not {self.codec!r}")
         for field, beta in zip(("betas[0]", "betas[1]"), self.betas, strict=True):
             check_range(field, beta, 0.0, 1.0 - 1e-9)

@@ -95,7 +95,7 @@ def sizes(config: Config, stored: GPT2) -> dict[str, Any]:
     parts = {"attention": 0, "mlp": 0}
     for name, layer in linears(model).items():
         parts["attention" if ".attn." in name else "mlp"] += parameter_count(layer)
-    disk = sum(size.disk for size in artifact.measure_bytes(stored, config.codec).values())
+    disk = sum(size.disk for size in artifact.measure_bytes(stored).values())
     return {"parameters": {"all": parameter_count(model), **parts}, "bytes": disk}
 
 

@@ -11,7 +11,7 @@ from compressor.pretraining.attention import TrainedAttention
 from compressor.pretraining.config import Config, Form, table_modes
 from compressor.pretraining.layers import SPREAD, DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer, drawn_cores
 from compressor.runtime.formats import Dense, Format, LowRank, TTMatrix
-from compressor.runtime.gpt2 import GPT2, MLP, GPT2Config, Linear
+from compressor.runtime.gpt2 import GPT2, MLP, GPT2Config, Linear, encoded
 from compressor.runtime.shapes import tt_ranks
 
 LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -33,7 +33,7 @@ def drawn(config: Config) -> GPT2:
     matrices["wpe"] = _gaussian(shape.n_positions, shape.n_embd, random).trainable()
     norms = {name: torch.ones(size) for name, size in shape.vector_shapes().items() if name.endswith(".weight")}
     zeros = {name: torch.zeros(size) for name, size in shape.vector_shapes().items()}
-    model = GPT2(shape, matrices, zeros | norms)
+    model = GPT2(shape, matrices, encoded(zeros | norms, "fp32"))
     if config.embedding.rank is not None:
         model.wte = cast("Format", _FullPrecision(model.wte))
     for i, block in enumerate(model.h):
@@ -73,7 +73,7 @@ def sealed(model: GPT2, codec: str) -> GPT2:
     for name, layer in layers.items():
         matrices[name], vectors[f"{name}.bias"] = layer.sealed()
     recoded = {name: form.recoded(codec) for name, form in matrices.items()}
-    return GPT2(model.config, recoded, vectors)
+    return GPT2(model.config, recoded, encoded(vectors, codec))
 
 
 def linears(model: GPT2) -> dict[str, Layer]:

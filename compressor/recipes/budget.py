@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any, get_args
 
 import torch
@@ -25,7 +26,7 @@ from compressor.recipes import checkpoint
 from compressor.recipes.executor import HERE, Executor
 from compressor.recipes.heal import HEAD_ROWS, distillation_loss
 from compressor.recipes.journal import Journal
-from compressor.runtime.codecs import Coded, codec_named
+from compressor.runtime.codecs import codec_named
 from compressor.runtime.formats import Dense, Format, Stacked
 from compressor.runtime.formats.base import blocks
 from compressor.runtime.gpt2 import GPT2
@@ -341,9 +342,7 @@ def smallest_within(measured: Mapping[str, list[Choice]], kl: float) -> dict[str
     return spend(measured, high)
 
 
-def choose(
-    measured: Mapping[str, list[Choice]], config: Config, dense: GPT2, vector_codec: str
-) -> tuple[dict[str, Choice], str]:
+def choose(measured: Mapping[str, list[Choice]], config: Config, dense: GPT2) -> tuple[dict[str, Choice], str]:
     """Return the choice per piece that `config` asks for, and the codec of biases and LayerNorm vectors.
 
     What is bought depends on the bytes alone, however they were asked for. Where they are scarce, or nothing fits
@@ -352,17 +351,18 @@ def choose(
     Raises:
         ValueError: if nothing fits the budget, naming the smallest one that is kept.
     """
+    codec = dense.vector_codec
     if (size_bytes := config.bytes_of(dense)) is None:
-        return smallest_within(measured, math.log(config.max_perplexity_ratio or 1.0)), vector_codec
+        return smallest_within(measured, math.log(config.max_perplexity_ratio or 1.0)), codec
     if config.target != "all":
         _check_size(config, size_bytes, smallest(measured), dense)
-        return spend(measured, size_bytes), vector_codec
+        return spend(measured, size_bytes), codec
     least = smallest(measured)
-    plain, small = vector_bytes(dense, vector_codec), vector_bytes(dense, SMALL_VECTORS)
-    if size_bytes * SCARCE <= dense_bytes(dense, "all") or least + plain > size_bytes:
-        vector_codec, plain = (SMALL_VECTORS, small) if small < plain else (vector_codec, plain)
-    _check_size(config, size_bytes, least + plain, dense)
-    return spend(measured, size_bytes - plain), vector_codec
+    if size_bytes * SCARCE <= dense_bytes(dense, "all") or least + vector_bytes(dense, codec) > size_bytes:
+        codec = min(codec, SMALL_VECTORS, key=partial(vector_bytes, dense))
+    others = vector_bytes(dense, codec)
+    _check_size(config, size_bytes, least + others, dense)
+    return spend(measured, size_bytes - others), codec
 
 
 def smallest(measured: Mapping[str, list[Choice]]) -> int:
@@ -387,13 +387,13 @@ def dense_bytes(dense: GPT2, target: Target) -> int:
     forms = [form for name, form in dense.matrices().items() if is_target(name, target)]
     values = sum(form.out_features * form.in_features for form in forms)
     if target == "all":
-        values += sum(vector.numel() for vector in dense.vectors().values())
+        values += sum(prod(vector.shape) for vector in dense.vectors().values())
     return 4 * values
 
 
 def vector_bytes(dense: GPT2, codec: str) -> int:
     """Return what biases and LayerNorm vectors occupy in a codec."""
-    return sum(Coded.encode(codec_named(codec), v).num_bytes for v in dense.vectors().values())
+    return sum(codec_named(codec).num_bytes(vector.shape) for vector in dense.vectors().values())
 
 
 def explain(measured: Mapping[str, list[Choice]], chosen: Mapping[str, Choice]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from compressor.recipes.executor import HERE, Executor
 from compressor.recipes.journal import Journal
 from compressor.runtime import artifact
 from compressor.runtime.artifact import Manifest, Provenance, Quality
-from compressor.runtime.codecs import FloatCodec, codec_named
+from compressor.runtime.codecs import codec_named
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
 from compressor.runtime.finite import check_logits
 from compressor.runtime.formats import Format
@@ -109,7 +109,7 @@ def statistics_of(
     checkpoint: Checkpoint, calibration: Tensor | None = None, progress: Progress = silent
 ) -> dict[str, Statistics]:
     """Return the statistics of every matrix, from text [rows, T] or, by default, text that the model writes."""
-    dense = checkpoint.model.prepared()
+    dense = checkpoint.dense
     return collect(dense, _text_or_sample(dense, calibration, progress), progress)
 
 
@@ -123,13 +123,11 @@ class Made:
 
     Attributes:
         model: as stored.
-        vector_codec: of its biases and LayerNorm vectors.
         method, settings: for the manifest.
         target: which matrices healing may change.
     """
 
     model: GPT2
-    vector_codec: str
     method: str
     settings: dict[str, Any]
     target: Target = "all"
@@ -169,10 +167,10 @@ def make(
 ) -> Made:
     """Return the model that a recipe makes."""
     model = compress(checkpoint, recipe, progress, calibration=calibration)
-    is_float = recipe.rest is not None and isinstance(codec_named(recipe.rest), FloatCodec)
-    vectors = recipe.rest if recipe.rest and is_float else checkpoint.vector_codec
+    if recipe.rest is not None and codec_named(recipe.rest).is_float:
+        model = model.with_vectors(recipe.rest)
     target = recipe.target or "all"  # else a method is meant for some matrices, and healing for all
-    return Made(model=model, vector_codec=vectors, method=recipe.method, settings=recipe.settings(), target=target)
+    return Made(model=model, method=recipe.method, settings=recipe.settings(), target=target)
 
 
 def make_within(
@@ -199,7 +197,7 @@ def make_within(
     Raises:
         ValueError: if the budget is too small for any choice.
     """
-    dense = checkpoint.model.prepared()
+    dense = checkpoint.dense
     wanted = partial(is_target, target=config.target)
     if (minutes := budget.predicted_seconds(dense, wanted) / 60) > TOLD_MINUTES:
         echo(f"measuring the candidates will take some {minutes:.0f} minutes or more")
@@ -229,14 +227,13 @@ def spent(
     Raises:
         ValueError: if the budget is too small for any choice.
     """
-    dense = checkpoint.model.prepared()
-    chosen, vectors = budget.choose(measured, config, dense, checkpoint.vector_codec)
+    dense = checkpoint.dense
+    chosen, codec = budget.choose(measured, config, checkpoint.model)
     if (limit := config.max_perplexity_ratio) is not None and ids is not None:
         chosen = _verified(checkpoint, dense, measured, limit, ids)
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     return Made(
-        model=checkpoint.model.with_matrices(budget.assembled(chosen.values())),
-        vector_codec=vectors,
+        model=checkpoint.model.with_matrices(budget.assembled(chosen.values())).with_vectors(codec),
         method="budget",
         settings=settings | {"plan": budget.explain(measured, chosen)},
         target=config.target,
@@ -279,7 +276,7 @@ def healed(
         held_back: tokens [T] that select the state; by default the last of the text.
         echo: told what a user should know.
     """
-    dense = checkpoint.model.prepared()
+    dense = checkpoint.dense
     config = healing.within(checkpoint.model).config
 
     def frozen(name: str) -> bool:
@@ -334,7 +331,6 @@ def seal(
         out,
         made.model,
         checkpoint.tokenizer_json,
-        vector_codec=made.vector_codec,
         quality=measure(made.model, checkpoint, text, progress),
         golden=golden(made.model.prepared(), tokenizer),
         provenance=provenance,
@@ -378,7 +374,7 @@ def build(
         ArtifactError: if `out` exists and `force` is not set.
     """
     artifact.refuse_existing(out, force)
-    check_logits(checkpoint.model.prepared())
+    check_logits(checkpoint.dense)
     started = time.perf_counter()
     tokenizer = read_tokenizer(checkpoint.tokenizer_json)
     context = checkpoint.model.config.n_positions
@@ -431,7 +427,7 @@ def _check(
     if read is not None:
         heal.check_text(read(config.least_tokens), config)
     if healing.folder is not None:
-        trained = sum(vector.numel() for vector in model.vectors().values())
+        trained = sum(math.prod(vector.shape) for vector in model.vectors().values())
         trained += sum(form.out_features * form.in_features for form in model.matrices().values())
         require_space("heal_folder", healing.folder, heal.CHECKPOINT_BYTES * trained)
 
@@ -439,7 +435,7 @@ def _check(
 def estimated_bytes(checkpoint: Checkpoint, plan: Recipe | budget.Config) -> int:
     """Return about how many bytes a run writes: the artefact, and what a budget keeps until that is there."""
     model = checkpoint.model
-    vectors = 4 * sum(vector.numel() for vector in model.vectors().values())
+    vectors = 4 * sum(math.prod(vector.shape) for vector in model.vectors().values())
     if not isinstance(plan, Recipe):
         targets = {name: form for name, form in model.matrices().items() if is_target(name, plan.target)}
         dense = sum(4 * form.out_features * form.in_features for form in targets.values())
@@ -462,4 +458,4 @@ def _stored_bytes(codec: str, shape: tuple[int, int]) -> int:
 
 def measure(model: GPT2, checkpoint: Checkpoint, text: Text, progress: Progress = silent) -> Quality:
     """Return the quality of `model` against the checkpoint on a text."""
-    return evaluate(model.prepared(), checkpoint.model.prepared(), text, progress)
+    return evaluate(model.prepared(), checkpoint.dense, text, progress)

@@ -87,7 +87,7 @@ def _feed(found: "hashlib._Hash", part: GPT2 | Tensor | dict[str, Any] | list[st
                 _feed(found, tensor)
         for name, vector in sorted(part.vectors().items()):
             _feed(found, name)
-            _feed(found, vector)
+            _feed(found, vector.decode())
     elif isinstance(part, Tensor):
         _feed(found, {"dtype": str(part.dtype), "shape": list(part.shape)})
         found.update(part.detach().contiguous().flatten().view(torch.uint8).numpy().data)

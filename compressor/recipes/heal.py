@@ -18,7 +18,6 @@ from torch import Tensor
 from compressor.errors import check_range
 from compressor.progress import Echo, Progress, silent, unheard
 from compressor.recipes import checkpoint
-from compressor.runtime.formats import TTMatrix
 from compressor.runtime.formats.base import blocks
 from compressor.runtime.gpt2 import GPT2
 
@@ -261,7 +260,7 @@ class _Training:
         self.dense = dense
         self.config = config
         wanted = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16())
-        self.is_bf16 = wanted and not any(isinstance(module, TTMatrix) for module in self.student.modules())
+        self.is_bf16 = wanted and all(form.trains_in_bf16 for form in self.student.matrices().values())
         for name, form in self.student.matrices().items():
             if frozen(name):
                 form.requires_grad_(False)

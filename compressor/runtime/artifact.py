@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -194,7 +195,6 @@ class Artifact:
         tokenizer: text to ids.
         tokenizer_json: the file that it was made of.
         manifest: what the artefact says about itself.
-        vector_codec: of biases and LayerNorm vectors.
         size_bytes: of all files.
         modified_seconds: when the manifest was written, in seconds since 1970.
     """
@@ -204,7 +204,6 @@ class Artifact:
     tokenizer: Tokenizer
     tokenizer_json: bytes
     manifest: Manifest
-    vector_codec: str
     size_bytes: int
     modified_seconds: int
 
@@ -214,12 +213,11 @@ class Artifact:
         return end_of_text(self.tokenizer, self.model.config.eos_token_id)
 
 
-def measure_bytes(model: GPT2, vector_codec: str, *, tied: bool = False) -> dict[str, Bytes]:
+def measure_bytes(model: GPT2, *, tied: bool = False) -> dict[str, Bytes]:
     """Return the sizes of every component of `model`.
 
     Args:
         model: as stored.
-        vector_codec: of its vectors.
         tied: whether the dense model's head is its embedding though this one's is apart.
     """
     disk, resident, dense = (dict.fromkeys(COMPONENTS, 0) for _ in range(3))
@@ -231,9 +229,9 @@ def measure_bytes(model: GPT2, vector_codec: str, *, tied: bool = False) -> dict
             dense[component] += 4 * form.out_features * form.in_features
     for name, vector in model.vectors().items():
         component = component_of(name)
-        disk[component] += Coded.encode(codec_named(vector_codec), vector).num_bytes
-        resident[component] += 4 * vector.numel()
-        dense[component] += 4 * vector.numel()
+        disk[component] += vector.num_bytes
+        resident[component] += 4 * prod(vector.shape)
+        dense[component] += 4 * prod(vector.shape)
     return {c: Bytes(disk=disk[c], resident=resident[c], dense_fp32=dense[c]) for c in COMPONENTS}
 
 
@@ -242,7 +240,6 @@ def write(
     model: GPT2,
     tokenizer_json: bytes,
     *,
-    vector_codec: str,
     quality: Quality,
     golden: Golden,
     provenance: Provenance,
@@ -258,16 +255,16 @@ def write(
     with durable.replacing(folder) as new:
         new.mkdir()
         tokenizer = _parse_tokenizer(tokenizer_json, model.config)
-        texts = {CONFIG: _canonical(_config_json(model, vector_codec)), TOKENIZER: tokenizer_json}
+        texts = {CONFIG: _canonical(_config_json(model)), TOKENIZER: tokenizer_json}
         texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, model.config.eos_token_id, model.config.n_positions)
         for name, data in texts.items():
             (new / name).write_bytes(data)
-        save_file(_named_tensors(model, vector_codec), new / WEIGHTS)
+        save_file(_named_tensors(model), new / WEIGHTS)
         checksums = {name: _sha256(new / name) for name in (*texts, WEIGHTS)}
         manifest = Manifest(
             digest=_digest(checksums),
             files=checksums,
-            bytes=measure_bytes(model, vector_codec),
+            bytes=measure_bytes(model),
             quality=quality,
             golden=golden,
             provenance=provenance,
@@ -307,7 +304,7 @@ def _read(folder: Path, name: str) -> Artifact:
     config, compression = _parse_config(_parse_json(texts[CONFIG], CONFIG))
     weights = _load_weights(folder / WEIGHTS, manifest)
     model = _build_model(weights.tensors, config, compression)
-    if manifest.bytes != measure_bytes(model, compression.vectors):
+    if manifest.bytes != measure_bytes(model):
         raise ArtifactError(MANIFEST, "bytes", "does not match the tensors")
     return Artifact(
         name=name,
@@ -315,7 +312,6 @@ def _read(folder: Path, name: str) -> Artifact:
         tokenizer=_parse_tokenizer(texts[TOKENIZER], config),
         tokenizer_json=texts[TOKENIZER],
         manifest=manifest,
-        vector_codec=compression.vectors,
         size_bytes=len(data) + sum(map(len, texts.values())) + weights.size_bytes,
         modified_seconds=modified_seconds,
     )
@@ -369,9 +365,9 @@ def _parse_tokenizer(data: bytes, config: GPT2Config) -> Tokenizer:
     return tokenizer
 
 
-def _config_json(model: GPT2, vector_codec: str) -> dict[str, Any]:
+def _config_json(model: GPT2) -> dict[str, Any]:
     matrices = {name: form.spec() for name, form in model.matrices().items()}
-    compression = Compression(schema_version=SCHEMA_VERSION, vectors=vector_codec, matrices=matrices)
+    compression = Compression(schema_version=SCHEMA_VERSION, vectors=model.vector_codec, matrices=matrices)
     hyper = {field.name: getattr(model.config, field.name) for field in fields(GPT2Config)}
     return {"model_type": "ttgpt", **hyper, "compression": compression.model_dump()}
 
@@ -391,14 +387,10 @@ def _parse_config(raw: Any) -> tuple[GPT2Config, Compression]:
         raise ArtifactError(CONFIG, "", str(error)) from error
 
 
-def _named_tensors(model: GPT2, vector_codec: str) -> dict[str, Tensor]:
+def _named_tensors(model: GPT2) -> dict[str, Tensor]:
     tensors = {f"{name}.{key}": t for name, form in model.matrices().items() for key, t in form.tensors().items()}
     for name, vector in model.vectors().items():
-        try:
-            stored = Coded.encode(codec_named(vector_codec), vector).parts()
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in vector.parts().items()}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -413,7 +405,7 @@ def _build_model(tensors: dict[str, Tensor], config: GPT2Config, compression: Co
     vectors = {}
     for name, shape in config.vector_shapes().items():
         try:
-            vectors[name] = Coded(codec_named(compression.vectors), shape, _take_prefixed(tensors, name)).decode()
+            vectors[name] = Coded(codec_named(compression.vectors), shape, _take_prefixed(tensors, name))
         except ValueError as error:
             raise ArtifactError(WEIGHTS, name, str(error)) from error
     if tensors:

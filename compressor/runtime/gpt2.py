@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.runtime import native
+from compressor.runtime.codecs import Coded, codec_named
 from compressor.runtime.formats import Dense, Format, Path, prepared
 from compressor.runtime.kv_cache import KVCache
 
@@ -291,29 +292,33 @@ class GPT2(nn.Module):
         embed: looks up the vectors of tokens.
     """
 
-    def __init__(self, config: GPT2Config, matrices: Mapping[str, Format], vectors: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: GPT2Config, matrices: Mapping[str, Format], vectors: Mapping[str, Coded]) -> None:
         """Assemble the model.
 
         Args:
             config: hyper-parameters.
             matrices: every matrix of `config.matrix_shapes()`, and optionally lm_head [V, D].
-            vectors: every vector of `config.vector_shapes()`; kept in fp32.
+            vectors: every vector of `config.vector_shapes()`, all in one codec; multiplied in fp32.
 
         Raises:
-            ValueError: if a matrix or vector is missing, unknown or misshapen.
+            ValueError: if a matrix or vector is missing, unknown or misshapen, or vectors differ in their codecs.
         """
         super().__init__()
         self.config = config
         optional = {"lm_head": (config.vocab_size, config.n_embd)} if "lm_head" in matrices else {}
         _check_shapes("matrix", {n: m.shape for n, m in matrices.items()}, config.matrix_shapes() | optional)
-        _check_shapes("vector", {n: tuple(v.shape) for n, v in vectors.items()}, config.vector_shapes())
+        _check_shapes("vector", {n: v.shape for n, v in vectors.items()}, config.vector_shapes())
+
+        if len(codecs := sorted({vector.codec.name for vector in vectors.values()})) > 1:
+            raise ValueError(f"vectors must be stored by one codec, not {', '.join(codecs)}")
+        self._vectors = dict(vectors)
+        decoded = {name: vector.decode() for name, vector in vectors.items()}
 
         def linear(name: str) -> Linear:
-            return Linear(matrices[name], vectors[f"{name}.bias"].float())
+            return Linear(matrices[name], decoded[f"{name}.bias"])
 
         def norm(name: str) -> LayerNorm:
-            weight, bias = vectors[f"{name}.weight"].float(), vectors[f"{name}.bias"].float()
-            return LayerNorm(weight, bias, config.layer_norm_epsilon)
+            return LayerNorm(decoded[f"{name}.weight"], decoded[f"{name}.bias"], config.layer_norm_epsilon)
 
         def block(i: int) -> Block:
             attn = Attention(config, i, linear(f"h.{i}.attn.c_attn"), linear(f"h.{i}.attn.c_proj"))
@@ -337,13 +342,28 @@ class GPT2(nn.Module):
                 outermost = f"{name}."
         return named
 
-    def vectors(self) -> dict[str, Tensor]:
-        """Return every bias and LayerNorm vector by name, fp32."""
-        return {name: self.get_parameter(name).detach() for name in self.config.vector_shapes()}
+    def vectors(self) -> dict[str, Coded]:
+        """Return every bias and LayerNorm vector by name, as it is stored."""
+        return dict(self._vectors)
+
+    @property
+    def vector_codec(self) -> str:
+        """What all biases and LayerNorm vectors are stored by."""
+        return next(iter(self._vectors.values())).codec.name
+
+    @property
+    def head(self) -> Format:
+        """The matrix [V, D] that hidden states are multiplied by."""
+        return self.wte if self.lm_head is None else self.lm_head
 
     def with_matrices(self, matrices: Mapping[str, Format]) -> "GPT2":
         """Return a model in which these matrices replace those of the same name."""
         return GPT2(self.config, self.matrices() | dict(matrices), self.vectors())
+
+    def with_vectors(self, codec: str) -> "GPT2":
+        """Return the same model, whose vectors are stored by `codec`."""
+        vectors = {name: vector.recoded(codec_named(codec)) for name, vector in self._vectors.items()}
+        return GPT2(self.config, self.matrices(), vectors)
 
     def with_row_lookup(self, rows: RowLookup) -> "GPT2":
         """Return the same model, which looks the vectors of its tokens up by `rows` instead of `wte.rows`."""
@@ -358,18 +378,22 @@ class GPT2(nn.Module):
             path: how every matrix is multiplied; None as each says itself.
         """
         forms = {name: form if path is None else form.with_path(path) for name, form in self.matrices().items()}
-        return self.with_matrices({name: prepared(form) for name, form in forms.items()})
+        vectors = {name: vector.recoded(codec_named("fp32")) for name, vector in self._vectors.items()}
+        return GPT2(self.config, {name: prepared(form) for name, form in forms.items()}, vectors)
 
     def trainable(self) -> "GPT2":
         """Return a copy whose matrices and vectors are all float parameters."""
         matrices = {name: form.trainable() for name, form in self.matrices().items()}
-        copy = GPT2(self.config, matrices, {name: vector.clone() for name, vector in self.vectors().items()})
+        copy = GPT2(self.config, matrices, self._vectors)
+        for name in self._vectors:
+            copy.get_parameter(name).data = copy.get_parameter(name).clone()  # fp32 is decoded to itself
         return copy.requires_grad_(True)
 
     def sealed(self) -> "GPT2":
         """Return a trained copy as it is stored."""
         matrices = {name: form.sealed() for name, form in self.matrices().items()}
-        return GPT2(self.config, matrices, {name: vector.clone() for name, vector in self.vectors().items()})
+        trained = {name: self.get_parameter(name).detach() for name in self._vectors}
+        return GPT2(self.config, matrices, encoded(trained, self.vector_codec))
 
     def new_cache(self, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> KVCache:
         """Return an empty KV cache of `rows` slots of up to `capacity` tokens; raises ValueError."""
@@ -458,8 +482,7 @@ class GPT2(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores of the next token [..., V] for hidden states [..., D]."""
-        head = self.wte if self.lm_head is None else self.lm_head
-        return head.matmul(hidden)
+        return self.head.matmul(hidden)
 
     def _step(self, b: int, t: int, cache: KVCache | None, rows: Tensor | None = None) -> _Step:
         slots = torch.arange(b) if rows is None else rows.to(torch.int64).contiguous()
@@ -474,6 +497,17 @@ class GPT2(nn.Module):
         if cache is not None and t == 1 and native.attends(cache.keys.shape[-1], cache.dtype):
             at = native.Places(slots, start, longest)
         return _Step(start.unsqueeze(1) + torch.arange(t), cache, slots.tolist(), (start + t).tolist(), at)
+
+
+def encoded(vectors: Mapping[str, Tensor], codec: str) -> dict[str, Coded]:
+    """Return biases and LayerNorm vectors as `codec` stores them; raises ValueError, naming one that it cannot."""
+    found = {}
+    for name, vector in vectors.items():
+        try:
+            found[name] = Coded.encode(codec_named(codec), vector.clone())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return found
 
 
 def _check_rows(rows: Tensor, cache: KVCache) -> None:

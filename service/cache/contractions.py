@@ -6,13 +6,13 @@ are `ttgpt:{schema}:{artefact digest}:{matrix}:{block}`, so that values of other
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from compressor.runtime.formats import TokenMPS, TTMatrix
+from compressor.runtime.formats.base import Span
 from compressor.runtime.gpt2 import GPT2
 from service.cache.local_tier import LocalTier
 from service.cache.redis_tier import RedisTier
@@ -73,7 +73,7 @@ class ContractionCache:
         cache, too, so that all replicas round alike.
         """
         gpt2 = self._with_products(digest, gpt2)
-        if self._settings.cache == "off" or not isinstance(gpt2.wte, TokenMPS | TTMatrix):
+        if self._settings.cache == "off" or not gpt2.wte.is_contracted:
             return gpt2
         self._connect()
         table = CachedRows(gpt2.wte, name, _prefix(digest, "wte"), self.local, self.redis, self._metrics)
@@ -91,29 +91,26 @@ class ContractionCache:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _with_products(self, digest: str, gpt2: GPT2) -> GPT2:
-        """Give a head that is a TT-matrix the products of its cores."""
+        """Give the head the products of its cores, if it has any."""
         name = next(name for name in HEADS if name in gpt2.matrices())
-        head = gpt2.matrices()[name]
-        if not isinstance(head, TTMatrix):
-            return gpt2
-        self._connect()
-        rows = max(self._settings.max_batch, self._settings.prefill_chunk)
-        products = {}
-        for (start, stop), shape in head.product_shapes(rows).items():
-            layout = Layout("<f4", shape)
-            prefix = f"{_prefix(digest, name)}:cores-{start}-{stop}"
-            products[start, stop] = self._product(prefix, layout, head, (start, stop))
-            self._products_bytes += layout.size_bytes
-        return gpt2.with_matrices({name: head.with_products(products)})
 
-    def _product(self, prefix: str, layout: Layout, head: TTMatrix, span: tuple[int, int]) -> Tensor:
+        def find(span: Span, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+            self._connect()
+            layout = Layout("<f4", shape)
+            self._products_bytes += layout.size_bytes
+            return self._product(f"{_prefix(digest, name)}:cores-{span[0]}-{span[1]}", layout, compute)
+
+        rows = max(self._settings.max_batch, self._settings.prefill_chunk)
+        return gpt2.with_matrices({name: gpt2.matrices()[name].with_products(rows, find)})
+
+    def _product(self, prefix: str, layout: Layout, compute: Callable[[], Tensor]) -> Tensor:
         """Return a product from Redis, or else contract it, and have it written if reading it would be faster."""
         blocks = _blocks(prefix, layout)
         found = self._asked_for(blocks)
         if found is not None:
             return torch.frombuffer(bytearray().join(found), dtype=torch.float32).reshape(layout.shape)
         began = time.perf_counter()
-        product = head.product(span)
+        product = compute()
         seconds = time.perf_counter() - began
         if self.redis is not None and self._pays(blocks, seconds):
             data = product.numpy().astype("<f4", copy=False).tobytes()

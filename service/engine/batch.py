@@ -54,7 +54,7 @@ class Batch(Lane[Generation]):
         self._tile_cost = min(self._tile * row, self._chunk)
         self._steps = metrics.decode_steps.labels(model.name)
         self._rows = metrics.batch_size.labels(model.name)
-        self._head_seconds = metrics.head_seconds(model)
+        self._head_seconds = metrics.head_seconds(model.name, contracted=model.gpt2.head.is_contracted)
         metrics.kv_cache_bytes.labels(model.name).set(self._cache.num_bytes)
         usage = metrics.kv_cache_usage_ratio.labels(model.name)
         usage.set_function(lambda: self._cache.used_bytes / self._cache.num_bytes)
@@ -235,7 +235,7 @@ def _scores(gpt2: GPT2, cache: KVCache, slots: Tensor) -> Tensor:
 def head_cost(gpt2: GPT2) -> int:
     """Return about how many tokens the blocks read while the head is multiplied by one row; at least 1."""
     matrices = gpt2.matrices()
-    head = matrices.get("lm_head", matrices["wte"])
+    head = gpt2.head
     blocks = [part for name, form in matrices.items() if name.startswith("h.") for part in form.modules()]
     work = sum(prod(part.shape) * _cost(part.kernel is not None) for part in blocks if isinstance(part, Coded))
     return ceil(prod(head.shape) * _cost(isinstance(head, Dense) and head.matrix.kernel is not None) / work)

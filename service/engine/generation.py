@@ -15,7 +15,8 @@ from service.metrics import Metrics, RequestClock
 
 Top = tuple[tuple[int, float], ...]  # ids and log-probabilities
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
-FINISHED_REASON: dict[FinishReason, Literal["length", "stop"]] = {
+Finished = Literal["length", "stop"]  # in the words of OpenAI and vLLM
+FINISHED_REASON: dict[FinishReason, Finished] = {
     "length": "length",
     "eos_token": "stop",
     "stop_sequence": "stop",

@@ -14,6 +14,9 @@ from compressor.runtime.artifact import MANIFEST, Golden, Manifest, read
 from compressor.runtime.gpt2 import GPT2
 from service.engine.streaming import Vocabulary, vocabulary
 from service.errors import UnknownModelError
+from service.metrics import Metrics
+
+QUALITY = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,24 @@ class LoadedModel:
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; lets other threads run meanwhile, which `Tokenizer.encode` does not."""
         return self.tokenizer.encode_batch_fast([text])[0].ids
+
+
+def report(model: LoadedModel, metrics: Metrics) -> None:
+    """Say what was loaded, how large it is and how good, and start its counters at 0."""
+    name, manifest = model.name, model.manifest
+    provenance, quality = manifest.provenance, manifest.quality
+    metrics.model_info.labels(name, manifest.digest, provenance.method, provenance.source.id).set(1)
+    for component, size in manifest.bytes.items():
+        metrics.model_weight_bytes.labels(name, component, "disk").set(size.disk)
+        metrics.model_weight_bytes.labels(name, component, "resident").set(size.resident)
+        metrics.model_dense_equivalent_bytes.labels(name, component).set(size.dense_fp32)
+    metrics.model_artifact_bytes.labels(name).set(model.artifact_bytes)
+    for metric in QUALITY:
+        if (value := getattr(quality, metric)) is not None:
+            metrics.model_quality.labels(name, metric, quality.text).set(value)
+    for phase, seconds in model.load_seconds.items():
+        metrics.model_load_seconds.labels(name, phase).set(seconds)
+    metrics.start_counters(name)
 
 
 class Models:

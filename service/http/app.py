@@ -18,7 +18,7 @@ from service.cache.answers import AnswerCache
 from service.cache.contractions import ContractionCache
 from service.engine.engine import Engine
 from service.engine.kv_budget import check_kv_budget
-from service.engine.models import Models, load_all
+from service.engine.models import Models, load_all, report
 from service.errors import ServiceError, as_service_error
 from service.http.bodies import WholeBodies
 from service.http.lifecycle import Lifecycle
@@ -97,7 +97,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models:
     torch.set_num_threads(settings.threads)
     unmap_idle_code()
-    models = load_all(settings.models, settings.default_model, engine.metrics.add_model, cache.attach)
+    models = load_all(settings.models, settings.default_model, partial(report, metrics=engine.metrics), cache.attach)
     settle()  # what was freed while loading, before the KV caches are made
     check_kv_budget(tuple(models), settings)
     for model in models:

@@ -18,8 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import ClientGoneError, InvalidRequestError, problems, shown
-from service.http.openai.schemas import MAX_PROMPTS
-from service.http.tgi.schemas import MAX_IDS
+from service.http.schemas import MAX_IDS, MAX_PROMPTS
 
 SHORT_BYTES = 1 << 14  # read in a millisecond or two, whatever is in it
 MAX_DEPTH = 32

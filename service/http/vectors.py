@@ -20,9 +20,9 @@ from torch import Tensor
 from service.engine.jobs import Lookup
 from service.engine.models import LoadedModel
 from service.errors import DeadlineError, OverloadedError, ServiceError, TokensOverloadedError
+from service.http.schemas import MAX_IDS
 from service.http.state import Service
-from service.http.tgi.answers import watched
-from service.http.tgi.schemas import MAX_IDS
+from service.http.streams import watched
 
 PIECE_BYTES = 1 << 19
 AGAIN_SECONDS = 0.1

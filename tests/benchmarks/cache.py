@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from compressor.runtime.formats import Dense, Format, TokenMPS, TTMatrix
-from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
 from compressor.runtime.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
 from service.cache.contractions import ContractionCache
 from service.cache.local_tier import LocalTier
@@ -196,7 +196,7 @@ def _model(table: Format) -> GPT2:
     shapes = config.matrix_shapes().items()
     matrices: dict[str, Format] = {n: Dense.of(torch.zeros(s), "fp32") for n, s in shapes if n != "wte"}
     vectors = {n: torch.zeros(s) for n, s in config.vector_shapes().items()}
-    return GPT2(config, matrices | {"wte": table}, vectors)
+    return GPT2(config, matrices | {"wte": table}, encoded(vectors, "fp32"))
 
 
 if __name__ == "__main__":

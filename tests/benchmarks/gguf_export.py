@@ -38,7 +38,7 @@ def export(model: GPT2, tokenizer: dict[str, Any], out: Path, kind: str) -> None
         writer.add_tensor(f"{_renamed(name)}.weight", gguf.quants.quantize(weight, dtype), raw_dtype=dtype)
     for name, vector in model.vectors().items():
         module, _, part = name.rpartition(".")
-        writer.add_tensor(f"{_renamed(module)}.{part}", vector.numpy().astype(np.float32))
+        writer.add_tensor(f"{_renamed(module)}.{part}", vector.decode().numpy().astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

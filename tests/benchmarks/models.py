@@ -18,7 +18,7 @@ from torch import Tensor
 from compressor import huggingface
 from compressor.recipes.build import Recipe, build
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
 from tests.benchmarks.plan import GPT2_124M, PROMPT, SEED
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def checkpoint(folder: Path, out: Path, config: GPT2Config) -> None:
         name: torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
         for name, shape in config.vector_shapes().items()
     }
-    huggingface.export(GPT2(config, matrices, vectors), tokenizer_json(config.vocab_size), out)
+    huggingface.export(GPT2(config, matrices, encoded(vectors, "fp32")), tokenizer_json(config.vocab_size), out)
 
 
 def _deviation(name: str, config: GPT2Config) -> float:

@@ -54,20 +54,20 @@ def _bytes(dense: GPT2, bought: tuple[dict[str, budget.Choice], str], target: st
 def test_the_bound_that_a_refusal_names_is_kept_and_nothing_below_it(
     dense: GPT2, measured: Measured, target: Any, vectors: str
 ) -> None:
-    measured = _of(measured, target)
+    measured, dense = _of(measured, target), dense.with_vectors(vectors)
     with pytest.raises(ValueError, match=r"budget must be at least (\d+) bytes, not 1$") as refused:
-        budget.choose(measured, budget.Config(size_bytes=1, target=target), dense, vectors)
+        budget.choose(measured, budget.Config(size_bytes=1, target=target), dense)
     least = int(re.findall(r"\d+", str(refused.value))[0])
     at_least = budget.Config(size_bytes=least, target=target)
-    assert _bytes(dense, budget.choose(measured, at_least, dense, vectors), target) == least
+    assert _bytes(dense, budget.choose(measured, at_least, dense), target) == least
     with pytest.raises(ValueError, match=f"budget must be at least {least} bytes"):
-        budget.choose(measured, budget.Config(size_bytes=least - 1, target=target), dense, vectors)
+        budget.choose(measured, budget.Config(size_bytes=least - 1, target=target), dense)
     with pytest.raises(ValueError, match=rf"ratio must be at most [\d.]+ \({least} bytes\)") as refused:
-        budget.choose(measured, budget.Config(ratio=1000.0, target=target), dense, vectors)
+        budget.choose(measured, budget.Config(ratio=1000.0, target=target), dense)
     most = float(re.findall(r"at most ([\d.]+)", str(refused.value))[0])
-    budget.choose(measured, budget.Config(ratio=most, target=target), dense, vectors)
+    budget.choose(measured, budget.Config(ratio=most, target=target), dense)
     with pytest.raises(ValueError, match=f"ratio must be at most {most}"):
-        budget.choose(measured, budget.Config(ratio=most + 0.02, target=target), dense, vectors)
+        budget.choose(measured, budget.Config(ratio=most + 0.02, target=target), dense)
 
 
 @pytest.mark.parametrize("target", ["all", "embedding"])
@@ -76,7 +76,7 @@ def test_a_ratio_and_the_equal_budget_buy_the_same(dense: GPT2, measured: Measur
 
     def outcome(config: budget.Config) -> Any:
         try:
-            return budget.choose(measured, config, dense, "fp16")
+            return budget.choose(measured, config, dense.with_vectors("fp16"))
         except ValueError as error:
             return re.findall(r"(\d+) bytes", str(error))
 

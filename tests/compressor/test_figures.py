@@ -8,7 +8,7 @@ import pytest
 from compressor import huggingface
 from compressor.figures import figure
 from compressor.runtime import artifact
-from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2 import GPT2, encoded
 from tests.compressor.test_cli import ttgpt
 from tests.conftest import tiny_model
 
@@ -34,7 +34,11 @@ def test_a_figure_is_never_long(value: float, written: str) -> None:
 def test_the_command_line_prints_no_long_perplexity(tmp_path: Path) -> None:
     model = tiny_model()
     vectors = model.vectors()
-    loud = GPT2(model.config, model.matrices(), vectors | {"ln_f.weight": 1e5 * vectors["ln_f.weight"]})
+    loud = GPT2(
+        model.config,
+        model.matrices(),
+        vectors | encoded({"ln_f.weight": 1e5 * vectors["ln_f.weight"].decode()}, "fp32"),
+    )
     huggingface.export(loud, TOKENIZER, tmp_path / "loud")
     text = tmp_path / "story.txt"
     text.write_text("The tide was out, and the boats leaned upon the hard. " * 5)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from compressor.runtime.artifact import Quality
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, report
 from service.http.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
@@ -80,7 +80,7 @@ def test_quality_that_was_not_measured_is_left_out(tiny: LoadedModel, known: boo
     quality = tiny.manifest.quality.model_dump() | ({} if known else unknown)
     manifest = tiny.manifest.model_copy(update={"quality": Quality(**quality)})
     metrics = Metrics()
-    metrics.add_model(LoadedModel(**{**vars(tiny), "manifest": manifest}))
+    report(LoadedModel(**{**vars(tiny), "manifest": manifest}), metrics)
     exported = {s.labels["metric"] for m in metrics.registry.collect() for s in m.samples if "quality" in s.name}
     assert exported == {"perplexity"} | ({"perplexity_ratio", "kl", "top1_agreement"} if known else set())
 

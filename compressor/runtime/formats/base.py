@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -13,6 +14,9 @@ from compressor.runtime.codecs import Coded, PartLayout, codec_named
 Path = Literal["stored", "factors", "dense"]
 Shape = tuple[int, int]
 Layout = dict[str, tuple[int, ...]]
+Span = tuple[int, int]  # the first core and the one behind the last
+FindProduct = Callable[[Span, tuple[int, ...], Callable[[], Tensor]], Tensor]
+CutRow = Callable[["Format"], Mapping[str, Mapping[str, Tensor]]]
 NONE: Mapping[str, Any] = MappingProxyType({})
 INDEX_PART = "values"
 
@@ -52,6 +56,8 @@ class Format(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    has_cores: ClassVar[bool] = False  # whether rows are contracted from the cores of tensor trains
+    trains_in_bf16: ClassVar[bool] = True  # whether its products may be of bf16 while it is trained
 
     def __init__(
         self,
@@ -138,6 +144,33 @@ class Format(nn.Module, ABC):
         """Return the formats that it is made of."""
         return {name: child for name, child in self._modules.items() if isinstance(child, Format)}
 
+    @property
+    def is_contracted(self) -> bool:
+        """Whether any of its rows is contracted from the cores of tensor trains."""
+        return self.has_cores or any(form.is_contracted for form in self.inner().values())
+
+    def with_products(self, rows: int, find: FindProduct) -> "Format":
+        """Return the same matrix with the products of its cores that make `matmul` cheaper, if it has any such.
+
+        Args:
+            rows: of x, at most.
+            find: gives a product of its span of cores and its shape, from what computes it.
+        """
+        return self
+
+    def replace_row(self, row: int, cut: CutRow) -> "Format":
+        """Return the same matrix with another row, or one more behind the last; all else is bitwise the same.
+
+        Args:
+            row: its number, at most `out_features`.
+            cut: returns the parts [1, ...] of the row's tensors, by tensor, for the format that stores the row.
+        """
+        coded = dict(self._own())
+        for name, parts in cut(self).items():
+            coded[name] = _spliced(coded[name], row, parts)
+        shape = max(self.out_features, row + 1), self.in_features
+        return type(self)(shape, coded, self.options, self.path)
+
     def indices(self) -> dict[str, Tensor]:
         """Return the index tensors by name."""
         return dict(self.named_buffers(recurse=False))
@@ -218,6 +251,12 @@ def _coded(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor], cod
         return Coded(codec_named(codec), shape, below(tensors, name))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _spliced(coded: Coded, row: int, new: Mapping[str, Tensor]) -> Coded:
+    """Return `coded` with the parts of one row [1, ...] in place of its own or behind the last."""
+    parts = {name: torch.cat([part[:row], new[name], part[row + 1 :]]) for name, part in coded.parts().items()}
+    return Coded(coded.codec, (max(coded.shape[0], row + 1), *coded.shape[1:]), parts)
 
 
 def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

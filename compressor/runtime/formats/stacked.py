@@ -1,12 +1,14 @@
 """`stacked`: blocks of rows, each a format of its own."""
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressor.runtime.formats.base import Format, Layout, Path, Shape, check_ids
+from compressor.runtime.formats.base import CutRow, Format, Layout, Path, Shape, check_ids
 
 
 class Stacked(Format):
@@ -61,6 +63,14 @@ class Stacked(Format):
 
     def matmul(self, x: Tensor) -> Tensor:
         return torch.cat([block.matmul(x) for block in self.blocks()], dim=-1)  # [..., out]
+
+    def replace_row(self, row: int, cut: CutRow) -> "Stacked":
+        """Replace the row in the block it belongs to; rows are appended to the last one."""
+        blocks = self.blocks()
+        starts = [0, *accumulate(block.out_features for block in blocks[:-1])]
+        k = bisect(starts, row) - 1
+        blocks[k] = blocks[k].replace_row(row - starts[k], cut)
+        return Stacked.of(blocks, path=self.path)
 
     def dense(self) -> Tensor:
         return torch.cat([block.dense() for block in self.blocks()])

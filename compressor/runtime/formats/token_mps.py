@@ -24,6 +24,7 @@ class TokenMPS(Format):
     """
 
     kind = "token_mps"
+    has_cores = True
     cores: Coded  # [out, values]
 
     @classmethod

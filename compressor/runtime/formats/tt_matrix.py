@@ -5,7 +5,7 @@ Novikov et al., "Tensorizing Neural Networks", arXiv 1509.06569; in GPT-2: arXiv
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.runtime.codecs import Coded, PartLayout, codec_named
-from compressor.runtime.formats.base import Format, Layout, Path, Shape, check_ids
+from compressor.runtime.formats.base import FindProduct, Format, Layout, Path, Shape, Span, check_ids
 
 BATCH_ROWS = 256  # rows of x contracted at a time, which bounds the intermediate products
 Modes = tuple[int, ...]
-Span = tuple[int, int]  # cores start .. stop - 1
 
 
 class TTMatrix(Format):
@@ -32,6 +31,8 @@ class TTMatrix(Format):
     """
 
     kind = "tt_matrix"
+    has_cores = True
+    trains_in_bf16 = False
 
     @classmethod
     def of(
@@ -154,19 +155,20 @@ class TTMatrix(Format):
             raise ValueError(f"span must hold at least two cores, not {list(span)}")
         return merge(*_without_ends(self.cores())[slice(*span)])
 
-    def with_products(self, products: Mapping[Span, Tensor]) -> "TTMatrix":
-        """Return the same matrix, which multiplies by these products of cores where that is cheaper.
+    def with_products(self, rows: int, find: FindProduct) -> "TTMatrix":
+        """Return the same matrix, which multiplies by products of cores where that is cheaper.
 
         It rounds otherwise than the matrix without them does.
 
         Raises:
-            ValueError: if one is no product of these cores.
+            ValueError: if `find` gives what is no product of these cores.
         """
-        for span, found in products.items():
-            if tuple(found.shape) != (expected := self._merged_shape(*span)) or found.dtype != torch.float32:
-                raise ValueError(f"product {list(span)} must be fp32 {list(expected)}, not {list(found.shape)}")
         copy = self.with_path(self.path)
-        copy._products = dict(products)
+        for span, shape in self.product_shapes(rows).items():
+            found = find(span, shape, partial(self.product, span))
+            if tuple(found.shape) != shape or found.dtype != torch.float32:
+                raise ValueError(f"product {list(span)} must be fp32 {list(shape)}, not {list(found.shape)}")
+            copy._products[span] = found
         return copy
 
     def _merged_shape(self, start: int, stop: int) -> tuple[int, ...]:

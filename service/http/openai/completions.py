@@ -29,8 +29,8 @@ from service.http.openai.schemas import (
     StreamOptions,
     Usage,
 )
-from service.http.tgi.answers import watched
-from service.http.tgi.schemas import MAX_SEED
+from service.http.schemas import MAX_SEED
+from service.http.streams import watched
 from service.metrics import Metrics
 
 Event = TypeVar("Event")

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from service.errors import InvalidRequestError, NoChatError
 from service.http.body_route import BodyRoute
+from service.http.failures import STREAM_DOCS, failures
 from service.http.intake import ids_of
 from service.http.middleware import request_id
 from service.http.openai.completions import openai_events, order_of, whole_completion
@@ -15,16 +16,17 @@ from service.http.openai.schemas import (
     Completion,
     CompletionRequest,
     EmbeddingList,
+    ModelCard,
+    ModelList,
     OpenAIEmbeddingRequest,
     OpenAIErrorBody,
 )
-from service.http.state import OPENAI_FAILURES, STREAM_DOCS, ServiceOf
-from service.http.tgi.answers import EventStream
-from service.http.tgi.schemas import ModelCard, ModelList
+from service.http.state import ServiceOf
+from service.http.streams import EventStream
 from service.http.timing import tell_times
 from service.http.vectors import Vectors, begun, mean_json
 
-v1 = APIRouter(tags=["OpenAI"], prefix="/v1", responses=OPENAI_FAILURES, route_class=BodyRoute)
+v1 = APIRouter(tags=["OpenAI"], prefix="/v1", responses=failures(OpenAIErrorBody, without=422), route_class=BodyRoute)
 COMPLETION_DOCS: dict[int | str, dict[str, Any]] = {
     200: {**STREAM_DOCS[200], "description": "the texts, or server-sent events, one per token"}
 }

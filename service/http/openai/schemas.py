@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from service.http.tgi.schemas import (
+from service.engine.generation import Finished
+from service.http.schemas import (
     MAX_IDS,
+    MAX_PROMPTS,
     MAX_TEXT_CHARACTERS,
     MAX_TOKENS,
     Body,
@@ -30,7 +32,6 @@ from service.http.tgi.schemas import (
 )
 
 MAX_CHOICES = 4
-MAX_PROMPTS = 32
 MAX_LOGPROBS = 5
 DEFAULT_MAX_TOKENS = 16
 
@@ -128,7 +129,7 @@ class Choice(Body):
     index: int
     text: str
     logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Finished | None
 
 
 class Usage(Body):
@@ -200,3 +201,19 @@ class OpenAIErrorBody(Body):
     """What every failed request under /v1 gets."""
 
     error: OpenAIError
+
+
+class ModelCard(Body):
+    """One loaded model, in OpenAI's shape."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["ttgpt"] = "ttgpt"
+
+
+class ModelList(Body):
+    """GET /v1/models; the default model comes first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

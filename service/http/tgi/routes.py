@@ -12,16 +12,20 @@ from service.engine.models import LoadedModel
 from service.engine.streaming import TextStream
 from service.errors import DrainingError
 from service.http.body_route import BodyRoute
-from service.http.intake import check_ids, encode_with_offsets, ids_of, prompt_of
-from service.http.state import FAILURES, STREAM_DOCS, Service, ServiceOf
-from service.http.tgi.answers import EventStream, tgi_events, whole
+from service.http.failures import STREAM_DOCS, failures
+from service.http.intake import check_ids, encode_with_offsets, ids_of
+from service.http.schemas import MAX_IDS
+from service.http.state import Service, ServiceOf
+from service.http.streams import EventStream
+from service.http.tgi.answers import tgi_events, whole
+from service.http.tgi.prompts import prompt_of
 from service.http.tgi.schemas import (
-    MAX_IDS,
     CompatRequest,
     DetokenizeRequest,
     DetokenizeResponse,
     EmbeddingRequest,
     EmbeddingResponse,
+    ErrorBody,
     GenerateRequest,
     GenerateResponse,
     GenerateStreamRequest,
@@ -35,6 +39,7 @@ from service.http.tgi.schemas import (
 from service.http.timing import tell_times
 from service.http.vectors import Vectors, begun, token_json
 
+FAILURES = failures(ErrorBody, without=400)
 COMPAT_DOCS: dict[int | str, dict[str, Any]] = {
     200: {**STREAM_DOCS[200], "description": "the text, or server-sent events, one per token"}
 }

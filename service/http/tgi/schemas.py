@@ -1,59 +1,29 @@
-"""What goes over the wire; nothing else. Bodies are TGI's, `model` is our extension.
+"""What goes over the wire on the routes of TGI; nothing else. `model` is our extension."""
 
-Fields of TGI that are not supported are accepted at the value that changes nothing and refused otherwise.
-"""
+from typing import Annotated, Literal
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Annotated, Any, Literal
+from pydantic import ConfigDict, Field
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
-
-MAX_SEED = 2**63 - 1
-MAX_STOPS = 4
-MAX_STOP_CHARACTERS = 64
-MAX_IDS = 2048
-MAX_TEXT_CHARACTERS = 1 << 20
-MAX_TOKENS = 1 << 16
-MAX_NAME_CHARACTERS = 256
-
-
-class Body(BaseModel):
-    """Unknown fields are refused, and nothing is converted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def several(least: int, most: int) -> Any:
-    """Return the bounds of a list, which is refused for the first thing that is wrong with it."""
-    return Field(min_length=least, max_length=most, fail_fast=True)
-
-
-def _only(neutral: object, value: object) -> object:
-    if value is not None and value != neutral:
-        alternative = "leave it out" if neutral is None else f"leave it out or send {str(neutral).lower()}"
-        raise ValueError(f"is not supported; {alternative}")
-    return value
-
-
-Nothing = Annotated[Any, AfterValidator(partial(_only, None))]
-OnlyFalse = Annotated[bool | None, AfterValidator(partial(_only, False))]
-OnlyTrue = Annotated[bool | None, AfterValidator(partial(_only, True))]
-OnlyZero = Annotated[float | None, AfterValidator(partial(_only, 0))]
-OnlyOne = Annotated[float | None, AfterValidator(partial(_only, 1))]
-
-
-def _unless(off: Sequence[int], value: int | None) -> int | None:
-    return None if value in off else value
-
-
-# What vLLM and llama.cpp call off, or any; the same as null.
-TopK = Annotated[Annotated[int, Field(ge=-1, le=MAX_SEED)] | None, AfterValidator(partial(_unless, (-1, 0)))]
-Seed = Annotated[Annotated[int, Field(ge=-1, le=MAX_SEED)] | None, AfterValidator(partial(_unless, (-1,)))]
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-StopList = Annotated[list[Stop], several(0, MAX_STOPS)]
+from service.engine.generation import FinishReason
+from service.http.schemas import (
+    MAX_IDS,
+    MAX_STOPS,
+    MAX_TOKENS,
+    Body,
+    EmbeddingInputs,
+    Id,
+    Name,
+    Nothing,
+    OnlyFalse,
+    OnlyOne,
+    OnlyTrue,
+    OnlyZero,
+    Seed,
+    StopList,
+    Text,
+    TopK,
+    several,
+)
 
 
 class Parameters(Body):
@@ -125,9 +95,6 @@ class TokenInfo(Body):
     special: bool
 
 
-FinishReason = Literal["length", "eos_token", "stop_sequence"]
-
-
 class Details(Body):
     """How a text came about. `seed` is null if nothing was drawn."""
 
@@ -168,31 +135,6 @@ class ErrorBody(Body):
 
     error: str
     error_type: str
-
-
-Id = Annotated[int, Field(ge=0, lt=2**31)]
-Texts = Annotated[list[Text], several(1, MAX_IDS)]
-Ids = Annotated[list[Id], several(1, MAX_IDS)]
-IdLists = Annotated[list[Annotated[list[Id], several(0, MAX_IDS)]], several(1, MAX_IDS)]
-
-
-def inputs_tag(inputs: object) -> str:
-    """Return which kind of inputs this is meant to be."""
-    if not isinstance(inputs, list):
-        return "text"
-    first = inputs[0] if inputs else None
-    if isinstance(first, list):
-        return "ids_list"
-    return "ids" if isinstance(first, int) else "texts"
-
-
-EmbeddingInputs = Annotated[
-    Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), Tag("text")]
-    | Annotated[Texts, Tag("texts")]
-    | Annotated[Ids, Tag("ids")]
-    | Annotated[IdLists, Tag("ids_list")],
-    Discriminator(inputs_tag),
-]
 
 
 class EmbeddingRequest(Body):
@@ -289,22 +231,6 @@ class EmbeddingResponse(Body):
     model: str
     dim: int
     data: list[TokenVectors]
-
-
-class ModelCard(Body):
-    """One loaded model, in OpenAI's shape."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["ttgpt"] = "ttgpt"
-
-
-class ModelList(Body):
-    """GET /v1/models; the default model comes first."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
 
 
 class Status(Body):

@@ -20,7 +20,7 @@ class TTGPT:
         if "lm_head" in read:
             del read["wte"]  # then only rows of it are read
         self.weight_bytes = sum(resident_bytes(form) for form in read.values())
-        self.weight_bytes += sum(vector.nbytes for vector in model.vectors().values())
+        self.weight_bytes += sum(vector.num_bytes for vector in model.vectors().values())
         self.kv_bytes_per_token = model.new_cache(1, 1, KV_DTYPE).num_bytes
 
     def reserve(self, batch: int, capacity: int) -> None:

@@ -72,7 +72,7 @@ def test_a_rerun_heals_anew_and_an_interrupted_run_is_resumed(
             steps.append(1)
             yield item
 
-    tiny = Checkpoint(tiny_model(), TOKENIZER, Source(id="tiny", sha256="0" * 64), "fp32")
+    tiny = Checkpoint(tiny_model(), TOKENIZER, Source(id="tiny", sha256="0" * 64))
     experiment = replace(PLAIN, heal_tokens=3 * 8 * 64)
     bench = Workbench(progress=stopped_after_healing, checkpoint=tiny, anew=anew)
     bench.sampled_to_heal = torch.randint(16384, (30, 64), generator=torch.Generator().manual_seed(0))

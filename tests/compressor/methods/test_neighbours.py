@@ -114,7 +114,7 @@ def test_joint_qk_refuses_what_does_not_fit(fused: Tensor) -> None:
 
 def test_joint_qk_is_used_for_the_fused_matrices_only_and_knows_the_models_heads() -> None:
     embedded = huggingface.load(huggingface.EMBEDDED)
-    checkpoint = Checkpoint(tiny_model(), embedded.tokenizer_json, embedded.source, "fp32")
+    checkpoint = Checkpoint(tiny_model(), embedded.tokenizer_json, embedded.source)
     ids = torch.randint(16384, (2, 64), generator=torch.Generator().manual_seed(1))
     made = compress(checkpoint, Recipe(method="joint_qk", options={"rank": 4}), calibration=ids).matrices()
     cut = {name: form for name, form in made.items() if isinstance(form, Stacked)}

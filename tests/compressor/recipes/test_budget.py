@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,10 +104,10 @@ def test_every_matrix_is_measured_alone_and_explained() -> None:
         best = max(choices, key=lambda c: c.size_bytes)
         assert 0 <= best.kl < 0.05
         assert all(c.size_bytes == c.form.num_bytes for c in choices)
-    chosen, vectors = budget.choose(measured, budget.Config(ratio=5.0), dense, "fp16")
+    chosen, vectors = budget.choose(measured, budget.Config(ratio=5.0), dense.with_vectors("fp16"))
     assert vectors == "fp16"
     parameters = sum(f.out_features * f.in_features for f in dense.matrices().values())
-    parameters += sum(v.numel() for v in dense.vectors().values())
+    parameters += sum(prod(v.shape) for v in dense.vectors().values())
     spent = sum(c.size_bytes for c in chosen.values()) + budget.vector_bytes(dense, "fp16")
     assert spent <= 4 * parameters / 5
     rows = budget.explain(measured, chosen)
@@ -199,7 +200,7 @@ def test_only_a_target_is_measured_and_its_bytes_alone_count() -> None:
     ids = torch.randint(4096, (8, 16), generator=torch.Generator().manual_seed(0))
     measured = budget.measure(dense, collect(dense, ids), ids, only=lambda name: is_target(name, "embedding"))
     assert {choices[0].piece.matrix for choices in measured.values()} == {"wte"}
-    chosen, _ = budget.choose(measured, budget.Config(ratio=6.0, target="embedding"), dense, "fp16")
+    chosen, _ = budget.choose(measured, budget.Config(ratio=6.0, target="embedding"), dense.with_vectors("fp16"))
     table = budget.assembled(chosen.values())["wte"]
     assert table.shape == dense.matrices()["wte"].shape
     assert 4 * 4096 * 16 / 7 < table.num_bytes <= 4 * 4096 * 16 / 6

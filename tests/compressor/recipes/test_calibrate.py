@@ -202,7 +202,7 @@ def test_a_bad_text_is_refused(
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     embedded = huggingface.load(huggingface.EMBEDDED)
-    return Checkpoint(tiny_model(), embedded.tokenizer_json, embedded.source, "fp32")
+    return Checkpoint(tiny_model(), embedded.tokenizer_json, embedded.source)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,6 @@ def test_a_build_says_what_it_was_calibrated_with(checkpoint: Checkpoint, tmp_pa
 
 def test_a_method_without_any_text_calibrates_on_the_models_own() -> None:
     embedded = huggingface.load(huggingface.EMBEDDED)
-    model = Checkpoint(tiny_model(SMALL), embedded.tokenizer_json, embedded.source, "fp32")
+    model = Checkpoint(tiny_model(SMALL), embedded.tokenizer_json, embedded.source)
     compressed = compress(model, Recipe(method="whitened_svd", options={"rank": 4}))
     assert compressed.matrices()["wte"].kind == "low_rank"

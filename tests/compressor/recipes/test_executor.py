@@ -40,7 +40,7 @@ def elsewhere(request: pytest.FixtureRequest) -> Executor:
 
 
 def _within_a_budget(executor: Executor) -> Made:
-    checkpoint = Checkpoint(tiny_model(SMALL), b"", Source(id="tiny", sha256="0" * 64), "fp32")
+    checkpoint = Checkpoint(tiny_model(SMALL), b"", Source(id="tiny", sha256="0" * 64))
     ids = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
     return make_within(checkpoint, budget.Config(ratio=5.0), calibration=ids, executor=executor)
 
@@ -54,7 +54,7 @@ def test_a_budget_buys_the_same_model(elsewhere: Executor) -> None:
 
 
 EXPERIMENT = Experiment(name="svd", label="SVD", plan=Recipe(method="svd", options={"rank": 4}, rest="int8"))
-CHECKPOINT = Checkpoint(tiny_model(), TOKENIZER, Source(id="tiny", sha256="0" * 64), "fp32")
+CHECKPOINT = Checkpoint(tiny_model(), TOKENIZER, Source(id="tiny", sha256="0" * 64))
 
 
 def _threads_of(executor: Executor) -> int:

@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 from compressor import huggingface
 from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
 from tests.conftest import TINY, tiny_model
 from tests.tolerances import EXACT, PARITY
 
@@ -131,7 +131,9 @@ def test_missing_unknown_and_misshapen_matrices_are_refused() -> None:
     with pytest.raises(ValueError, match="matrix surplus is unknown"):
         GPT2(TINY, matrices | {"surplus": matrices["wpe"]}, vectors)
     with pytest.raises(ValueError, match=r"vector ln_f.bias must have shape \[32\], not \[3\]"):
-        GPT2(TINY, matrices, vectors | {"ln_f.bias": torch.zeros(3)})
+        GPT2(TINY, matrices, vectors | encoded({"ln_f.bias": torch.zeros(3)}, "fp32"))
+    with pytest.raises(ValueError, match="vectors must be stored by one codec, not fp16, fp32"):
+        GPT2(TINY, matrices, vectors | encoded({"ln_f.bias": torch.zeros(32)}, "fp16"))
 
 
 @torch.inference_mode()

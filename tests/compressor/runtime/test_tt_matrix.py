@@ -253,7 +253,7 @@ def test_given_products_of_cores_change_nothing_but_the_rounding(permuted: bool)
     assert shapes
     products = {span: form.product(span) for span in shapes}
     assert {span: tuple(product.shape) for span, product in products.items()} == shapes
-    quick = form.with_products(products)
+    quick = form.with_products(300, lambda span, shape, compute: compute())
     for rows in (1, 2, 3, 8, 9, 64, 300):
         x = torch.randn(rows, form.in_features, generator=torch.Generator().manual_seed(rows))
         expected = form.matmul(x)
@@ -263,17 +263,16 @@ def test_given_products_of_cores_change_nothing_but_the_rounding(permuted: bool)
 
 def test_given_products_are_used_instead_of_the_cores() -> None:
     form = _factors()
-    zero = form.with_products({span: torch.zeros(shape) for span, shape in form.product_shapes(1).items()})
+    zero = form.with_products(1, lambda span, shape, compute: torch.zeros(shape))
     assert not zero.matmul(torch.ones(1, form.in_features)).any()
 
 
 def test_products_of_other_cores_are_refused() -> None:
     form = _factors()
-    (span, shape), *_ = form.product_shapes(1).items()
     with pytest.raises(ValueError, match="product"):
-        form.with_products({span: torch.zeros(*shape[:-1], shape[-1] + 1)})
+        form.with_products(1, lambda span, shape, compute: torch.zeros(*shape[:-1], shape[-1] + 1))
     with pytest.raises(ValueError, match="fp32"):
-        form.with_products({span: torch.zeros(shape, dtype=torch.float64)})
+        form.with_products(1, lambda span, shape, compute: torch.zeros(shape, dtype=torch.float64))
     with pytest.raises(ValueError, match="at least two"):
         form.product((0, 1))
     assert form.with_path("dense").product_shapes(8) == {}

@@ -96,7 +96,7 @@ def test_choices_are_seeded_one_by_one(client: httpx.Client) -> None:
 def test_text_behind_its_end(tmp_path: Path) -> None:
     """With vLLM's ignore_eos; the token that ends a text is then a part of it, whose text is empty."""
     model = tiny_model()
-    table, towards = model.wte.dense().clone(), model.vectors()["ln_f.bias"]
+    table, towards = model.wte.dense().clone(), model.vectors()["ln_f.bias"].decode()
     table[TINY.eos_token_id] = 12 * towards / towards.norm()  # often likely
     folder = write_artifact(tmp_path / "ends", model.with_matrices({"lm_head": Dense.of(table, "fp32")}))
     fields: dict[str, Any] = {"prompt": [4, 5, 6], "max_tokens": 30, "logprobs": 0, "seed": 1}
