@@ -20,14 +20,14 @@ from compressor import huggingface
 from compressor.evaluation.questions import accuracy
 from compressor.experiments.corpus import Corpus, read_corpus, read_packed_text
 from compressor.huggingface import Checkpoint
-from compressor.methods import METHODS
 from compressor.methods.base import Target, is_target
 from compressor.progress import Progress, silent
-from compressor.recipes import budget, heal
-from compressor.recipes import build as compress
-from compressor.recipes.build import HEALING_TOKENS, VALIDATION_TEXT, Healing, Made, Recipe
-from compressor.recipes.calibrate import collect, sample_text
-from compressor.recipes.executor import HERE, Executor
+from compressor.recipes import heal
+from compressor.recipes.build import VALIDATION_TEXT, measure
+from compressor.recipes.context import HEALING_TOKENS, Context
+from compressor.recipes.executor import IN_PROCESS, Executor
+from compressor.recipes.healing import Healing
+from compressor.recipes.plans import Budget, CompressedModel, Plan, Recipe
 from compressor.runtime.artifact import measure_bytes
 from compressor.runtime.evaluate import GOLDEN_PROMPT, evaluate, read_text
 from compressor.runtime.generate import generate
@@ -57,7 +57,7 @@ class Experiment:
 
     name: str
     label: str
-    plan: Recipe | budget.Config
+    plan: Plan
     heal_tokens: int = 0
     books: bool = False
     untied: bool = False
@@ -65,21 +65,18 @@ class Experiment:
     @property
     def target(self) -> Target:
         """Which matrices it compresses, and healing may change."""
-        return (
-            self.plan.target or METHODS[self.plan.method].target if isinstance(self.plan, Recipe) else self.plan.target
-        )
+        return self.plan.matrices
 
     def inputs(self) -> dict[str, Any]:
         """Return all that the result depends on; a result with other inputs is out of date."""
         weights = huggingface.EMBEDDED_FOLDER / "model.safetensors"
-        is_recipe = isinstance(self.plan, Recipe)
         found: dict[str, Any] = {
-            "method": self.plan.method if isinstance(self.plan, Recipe) else "budget",
-            "config": self.plan.settings() if isinstance(self.plan, Recipe) else asdict(self.plan),
+            "method": self.plan.name,
+            "config": self.plan.settings(),
             "model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "text_sha256": hashlib.sha256(VALIDATION_TEXT.read_bytes()).hexdigest(),
         }
-        if self.books or not is_recipe or self.heal_tokens or self.untied:
+        if self.books or self.plan.is_measured or self.heal_tokens or self.untied:
             found |= {"books": self.books, "heal_tokens": self.heal_tokens, "untied": self.untied}
         return found
 
@@ -91,9 +88,9 @@ def experiments() -> list[Experiment]:
 
 def _experiment(path: Path) -> Experiment:
     raw = json.loads(path.read_text())
-    plan: Recipe | budget.Config
+    plan: Plan
     if "ratio" in raw:
-        plan = budget.Config(ratio=raw["ratio"], target=raw.get("target", "all"))
+        plan = Budget(ratio=raw["ratio"], target=raw.get("target", "all"))
     else:
         plan = Recipe(
             method=raw.get("method", "dense"),
@@ -128,7 +125,7 @@ class Workbench:
     def __init__(
         self,
         books: Path | None = None,
-        executor: Executor = HERE,
+        executor: Executor = IN_PROCESS,
         progress: Progress = silent,
         *,
         checkpoint: Checkpoint | None = None,
@@ -148,47 +145,40 @@ class Workbench:
         return read_corpus(self._folder / TRAIN, self.tokenizer, self.dense.config.eos_token_id)
 
     @cached_property
-    def sampled(self) -> Tensor:
-        """Calibration text that the model writes."""
-        return sample_text(self.dense, progress=self.progress)
+    def on_books(self) -> Context:
+        """What experiments share that are calibrated on books."""
+        given = self.corpus.calibration(CALIBRATION_ROWS, self.dense.config.n_positions)
+        return Context(checkpoint=self.checkpoint, given=given, executor=self.executor, progress=self.progress)
 
     @cached_property
-    def measured(self) -> dict[str, list[budget.Choice]]:
-        """Every candidate of every piece, on the books."""
-        ids = self.calibration(books=True)
-        statistics = collect(self.dense, ids, self.progress)
-        return budget.measure(self.dense, statistics, ids, executor=self.executor, progress=self.progress)
+    def on_samples(self) -> Context:
+        """What experiments share that are calibrated on text that the model writes."""
+        return Context(checkpoint=self.checkpoint, executor=self.executor, progress=self.progress)
 
     @cached_property
     def sampled_to_heal(self) -> Tensor:
         """Text to heal on that the model writes."""
-        return sample_text(self.dense, HEALING_TOKENS, seed=1, progress=self.progress)
+        return self.on_samples.healing_text(HEALING_TOKENS, 0)
 
     def prepare(self, chosen: Sequence[Experiment]) -> None:
         """Make what several experiments share, so that it is not made in every process that runs some."""
-        needs = {
-            "measured": any(isinstance(experiment.plan, budget.Config) for experiment in chosen),
-            "corpus": any(experiment.books for experiment in chosen),
-            "sampled": any(_needs_text(experiment) for experiment in chosen),
-            "sampled_to_heal": any(experiment.heal_tokens and not experiment.books for experiment in chosen),
-        }
-        for name in (name for name, is_needed in needs.items() if is_needed):
-            getattr(self, name)
-
-    def calibration(self, *, books: bool) -> Tensor:
-        """Return calibration text [rows, T]."""
-        context = self.dense.config.n_positions
-        return self.corpus.calibration(CALIBRATION_ROWS, context) if books else self.sampled
+        plans = [experiment.plan for experiment in chosen]
+        if any(plan.is_measured for plan in plans):
+            self.on_books.candidates("all")
+        if any(experiment.books for experiment in chosen):
+            _ = self.corpus
+        if any(plan.is_calibrated and not experiment.books for plan, experiment in zip(plans, chosen, strict=True)):
+            _ = self.on_samples.calibration
+        if any(experiment.heal_tokens and not experiment.books for experiment in chosen):
+            _ = self.sampled_to_heal
 
     def run(self, experiment: Experiment) -> dict[str, Any]:
         """Return the result of an experiment, whose healing then leaves nothing to resume."""
         if self.anew:
             shutil.rmtree(healing_folder(experiment), ignore_errors=True)
-        made = self._healed(experiment, self._untied(experiment, self._made(experiment)))
+        made = self._healed(experiment, self._untied(experiment, self._compressed(experiment)))
         sizes = measure_bytes(made.model, tied=experiment.untied)
-        quality = compress.measure(
-            made.model, self.checkpoint, read_text(VALIDATION_TEXT, self.tokenizer), self.progress
-        )
+        quality = measure(made.model, self.checkpoint, read_text(VALIDATION_TEXT, self.tokenizer), self.progress)
         tasks = accuracy(made.model.prepared(), VALIDATION_TEXT.read_text(), self.tokenizer, self.progress)
         result = {
             "inputs": experiment.inputs(),
@@ -211,43 +201,33 @@ class Workbench:
             raise ValueError(f"books: give the folder with {TRAIN} and {VALID} (--books)")
         return self.books
 
-    def _made(self, experiment: Experiment) -> Made:
-        if isinstance(experiment.plan, Recipe):
-            calibrated = METHODS[experiment.plan.method].calibrated
-            calibration = self.calibration(books=experiment.books) if calibrated else None
-            return compress.make(self.checkpoint, experiment.plan, self.progress, calibration=calibration)
-        measured = {n: c for n, c in self.measured.items() if is_target(c[0].piece.matrix, experiment.target)}
-        return compress.spent(self.checkpoint, experiment.plan, measured)
+    def _compressed(self, experiment: Experiment) -> CompressedModel:
+        on_books = experiment.books or experiment.plan.is_measured
+        return experiment.plan.make(self.on_books if on_books else self.on_samples)
 
-    def _untied(self, experiment: Experiment, made: Made) -> Made:
+    def _untied(self, experiment: Experiment, made: CompressedModel) -> CompressedModel:
         if not experiment.untied:
             return made
         head = self.checkpoint.model.matrices()["wte"]
         return replace(made, model=made.model.with_matrices({"lm_head": head}))
 
-    def _healed(self, experiment: Experiment, made: Made) -> Made:
+    def _healed(self, experiment: Experiment, compressed: CompressedModel) -> CompressedModel:
         if not experiment.heal_tokens:
-            return made
-        context = min(heal.Config.context, self.dense.config.n_positions)
-        config = heal.Config(tokens=experiment.heal_tokens, context=context, precision="fp32")  # the same on every CPU
-        return compress.healed(
-            replace(made, target=experiment.target),
-            self.checkpoint,
-            Healing(config=config, folder=healing_folder(experiment)),
-            lambda _: self.corpus.training if experiment.books else self.sampled_to_heal,
-            self.progress,
-            held_back=self.corpus.held_back(heal.SELECTION_ROWS, config.context) if experiment.books else None,
+            return compressed
+        config = heal.Config(tokens=experiment.heal_tokens, precision="fp32")  # the same on every CPU
+        context = self.on_books if experiment.books else self.on_samples
+        healing = Healing(
+            config=config, folder=healing_folder(experiment), text=None if experiment.books else self.sampled_to_heal
         )
+        if experiment.books:
+            held_back = self.corpus.held_back(heal.SELECTION_ROWS, healing.config_for(self.dense).context)
+            healing = replace(healing, text=self.corpus.training, held_back=held_back)
+        return healing.apply(replace(compressed, target=experiment.target), context)
 
 
 def healing_folder(experiment: Experiment) -> Path:
     """Return the folder of an experiment's healing checkpoints."""
     return Path("build") / "healing" / experiment.name
-
-
-def _needs_text(experiment: Experiment) -> bool:
-    plan = experiment.plan
-    return isinstance(plan, Recipe) and METHODS[plan.method].calibrated and not experiment.books
 
 
 def _target_bytes(model: GPT2, target: Target) -> dict[str, int]:

@@ -14,8 +14,7 @@ from compressor.figures import figure
 from compressor.plot import Point, draw
 from compressor.pretraining import report as pretraining
 from compressor.progress import Progress, silent
-from compressor.recipes.build import Recipe
-from compressor.recipes.executor import HERE, Executor
+from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.storage import durable
 from compressor.storage.run_folder import require_files, require_writable
 
@@ -25,7 +24,7 @@ SERVED = "int8"  # the default model of `make serve`
 
 
 def run_missing(
-    *, books: Path | None = None, rerun: bool = False, executor: Executor = HERE, progress: Progress = silent
+    *, books: Path | None = None, rerun: bool = False, executor: Executor = IN_PROCESS, progress: Progress = silent
 ) -> Iterator[str]:
     """Run what has no result yet, writing each as it comes; yield the names.
 
@@ -231,8 +230,8 @@ def points() -> list[Point]:
     for experiment in experiments():
         result, plan = _fresh(experiment), experiment.plan
         healed = ", healed" if "heal" in result else ""
-        rest = f", rest {plan.rest}" if isinstance(plan, Recipe) and plan.rest not in (None, "fp32") else ""
-        method = plan.method if isinstance(plan, Recipe) else "budget"
+        rest = f", rest {plan.rest}" if plan.rest not in (None, "fp32") else ""
+        method = plan.name
         ratio = result["quality"]["perplexity_ratio"]
         if experiment.target == "embedding" and not rest:
             curve = f"{method}{' (input only)' if experiment.untied else ''}{healed}"

@@ -23,7 +23,7 @@ from compressor.methods import METHODS
 from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
 from compressor.recipes import checkpoint
-from compressor.recipes.executor import HERE, Executor
+from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.recipes.heal import HEAD_ROWS, distillation_loss
 from compressor.recipes.journal import Journal
 from compressor.runtime.codecs import codec_named
@@ -184,7 +184,7 @@ def measure(
     ids: Tensor,
     *,
     only: Callable[[str], bool] = lambda name: True,
-    executor: Executor = HERE,
+    executor: Executor = IN_PROCESS,
     progress: Progress = silent,
     journal: Journal | None = None,
 ) -> dict[str, list[Choice]]:

@@ -69,7 +69,7 @@ class Executor:
         return run(function, zip(*items, strict=True), self.workers)
 
 
-HERE = Executor()
+IN_PROCESS = Executor()
 _function: Callable[..., Any]  # of a worker process
 
 

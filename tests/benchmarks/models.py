@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from compressor import huggingface
-from compressor.recipes.build import Recipe, build
+from compressor.recipes.build import build
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
 from tests.benchmarks.plan import GPT2_124M, PROMPT, SEED
@@ -66,7 +68,7 @@ def _artifact(method: str, rest: str | None = None, **options: object) -> Callab
         text.write_text(PROMPT)  # quality means nothing here, and long texts take long
         recipe = Recipe(method=method, options=rank | options, rest=rest)
         try:
-            build(huggingface.load(str(folder / "checkpoint")), recipe, out, text=text)
+            build(Context(checkpoint=huggingface.load(str(folder / "checkpoint"))), recipe, out, text=text)
         finally:
             text.unlink()
 

@@ -12,7 +12,9 @@ import pytest
 
 from compressor import huggingface
 from compressor.experiments.runner import sample
-from compressor.recipes.build import Recipe, build
+from compressor.recipes.build import build
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime import artifact
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -21,7 +23,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "gpt2-mini-int8"
-    build(huggingface.load("gpt2-mini"), Recipe(method="quantize", options={}), out)
+    build(Context(checkpoint=huggingface.load("gpt2-mini")), Recipe(method="quantize", options={}), out)
     return out
 
 

@@ -17,8 +17,7 @@ from compressor.experiments.tables import points
 from compressor.huggingface import Checkpoint
 from compressor.plot import Point, draw, frontier
 from compressor.progress import silent
-from compressor.recipes import budget
-from compressor.recipes.build import Recipe
+from compressor.recipes.plans import Budget, Recipe
 from compressor.runtime.artifact import Source
 from tests.conftest import tiny_model
 
@@ -33,7 +32,7 @@ sizes = st.lists(st.tuples(st.floats(0.1, 100), st.floats(1, 1000)), min_size=1,
     [
         {"plan": Recipe(method="svd", options={"rank": 9})},
         {"plan": Recipe(method="svd", options={"rank": 8}, rest="int8")},
-        {"plan": budget.Config(ratio=8.0)},
+        {"plan": Budget(ratio=8.0)},
         {"heal_tokens": 4096},
         {"books": True},
         {"untied": True},

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from compressor import huggingface
 from compressor.errors import CheckpointError
-from compressor.recipes.build import Recipe, build
+from compressor.recipes.build import build
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime import artifact
 from compressor.runtime.generate import generate
 from tests.compressor.test_cli import ttgpt
@@ -246,5 +248,5 @@ def test_the_smallest_legal_models_are_made_and_read(case: str, method: str, tmp
     text = tmp_path / "story.txt"
     text.write_text("The tide was out, and the boats leaned upon the hard.")
     checkpoint = huggingface.load(str(tmp_path / "tiny"))
-    build(checkpoint, Recipe(method=method, options={}), tmp_path / "out", text=text)
+    build(Context(checkpoint=checkpoint), Recipe(method=method, options={}), tmp_path / "out", text=text)
     assert artifact.read(tmp_path / "out").model.config == SMALLEST[case]

@@ -15,7 +15,9 @@ from transformers import GPT2Config as PeerConfig
 
 from compressor import huggingface
 from compressor.errors import CheckpointError
-from compressor.recipes.build import Recipe, build
+from compressor.recipes.build import build
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime import artifact
 from tests.conftest import tiny_model
 from tests.tolerances import PARITY
@@ -137,11 +139,11 @@ def test_values_that_overflow_name_the_tensor(folder: Path, tmp_path: Path) -> N
     text.write_text("The tide was out.")
     recipe = Recipe(method="dense", options={}, rest="fp16")
     with pytest.raises(ValueError, match=r"^h\.0\.mlp\.c_fc\.bias: values must be finite and within the range of fp16"):
-        build(huggingface.load(str(folder)), recipe, tmp_path / "out", text=text)
+        build(Context(checkpoint=huggingface.load(str(folder))), recipe, tmp_path / "out", text=text)
     tensors["transformer.h.1.attn.c_attn.weight"][0, 0] = 1e5
     save_file(tensors, path)
     with pytest.raises(ValueError, match=r"^h\.1\.attn\.c_attn: values must be finite and within the range of fp16"):
-        build(huggingface.load(str(folder)), recipe, tmp_path / "out", text=text)
+        build(Context(checkpoint=huggingface.load(str(folder))), recipe, tmp_path / "out", text=text)
     save_file({name: tensor.double() * 1e300 for name, tensor in tensors.items()}, path)
     with pytest.raises(CheckpointError, match=r"wte\.weight must be finite and within the range of fp32"):
         huggingface.load(str(folder))
@@ -164,7 +166,12 @@ def test_every_tensor_keeps_its_own_dtype(folder: Path, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     text = tmp_path / "story.txt"
     text.write_text("The tide was out.")
-    build(huggingface.load(str(folder)), Recipe(method="dense", options={}), tmp_path / "out", text=text)
+    build(
+        Context(checkpoint=huggingface.load(str(folder))),
+        Recipe(method="dense", options={}),
+        tmp_path / "out",
+        text=text,
+    )
     model = artifact.read(tmp_path / "out").model
     for name, vector in model.vectors().items():
         assert torch.equal(vector.decode(), tensors[f"transformer.{name}"].float()), name
@@ -252,7 +259,9 @@ def test_the_dense_size_of_an_untied_model_counts_its_head(folder: Path, tmp_pat
     checkpoint = huggingface.load(str(folder))
     parameters = sum(t.numel() for t in load_file(path).values())
     for method, rest, ratio in (("dense", None, 1.0), ("quantize", None, 3.3)):
-        manifest = build(checkpoint, Recipe(method=method, options={}, rest=rest), tmp_path / method, text=text)
+        manifest = build(
+            Context(checkpoint=checkpoint), Recipe(method=method, options={}, rest=rest), tmp_path / method, text=text
+        )
         assert manifest.dense_bytes == 4 * parameters
         assert manifest.dense_bytes / manifest.weight_bytes >= ratio
     assert manifest.dense_bytes / manifest.weight_bytes < 4

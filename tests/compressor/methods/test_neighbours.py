@@ -12,7 +12,8 @@ from compressor.huggingface import Checkpoint
 from compressor.methods import joint_qk, sparse_low_rank, whitened_svd
 from compressor.methods.base import Statistics
 from compressor.methods.whitened_svd import root_of, whitened_factors
-from compressor.recipes.build import Recipe, compress
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime.formats import Dense, LowRank, Residual, Stacked
 from tests.cases import statistics
 from tests.conftest import tiny_model
@@ -116,12 +117,16 @@ def test_joint_qk_is_used_for_the_fused_matrices_only_and_knows_the_models_heads
     embedded = huggingface.load(huggingface.EMBEDDED)
     checkpoint = Checkpoint(tiny_model(), embedded.tokenizer_json, embedded.source)
     ids = torch.randint(16384, (2, 64), generator=torch.Generator().manual_seed(1))
-    made = compress(checkpoint, Recipe(method="joint_qk", options={"rank": 4}), calibration=ids).matrices()
+    made = (
+        Recipe(method="joint_qk", options={"rank": 4}).compressed(Context(checkpoint=checkpoint, given=ids)).matrices()
+    )
     cut = {name: form for name, form in made.items() if isinstance(form, Stacked)}
     assert cut.keys() == {name for name in made if name.endswith("c_attn")}
     assert all(len(form.blocks()) == 2 * checkpoint.model.config.n_head + 1 for form in cut.values())
     with pytest.raises(ValueError, match="target must be qkv"):
-        compress(checkpoint, Recipe(method="joint_qk", options={"rank": 4}, target="attn"), calibration=ids)
+        Recipe(method="joint_qk", options={"rank": 4}, target="attn").compressed(
+            Context(checkpoint=checkpoint, given=ids)
+        )
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from compressor import huggingface
 from compressor.huggingface import Checkpoint
-from compressor.recipes.build import Recipe, build, compress
+from compressor.recipes.build import build
 from compressor.recipes.calibrate import DISTANCES, collect, read_ids, sample_text
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime.evaluate import read_text
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2, Block, GPT2Config
@@ -219,7 +221,7 @@ def checkpoint() -> Checkpoint:
 )
 def test_a_recipe_chooses_its_targets(checkpoint: Checkpoint, target: str, changed: set[str]) -> None:
     recipe = Recipe(method="svd", options={"rank": 2}, target=target)  # type: ignore[arg-type]
-    compressed = compress(checkpoint, recipe).matrices()
+    compressed = recipe.compressed(Context(checkpoint=checkpoint)).matrices()
     low_rank = {name for name, form in compressed.items() if form.kind == "low_rank"}
     expected = {name for name in compressed if any(name.endswith(end) for end in changed)}
     assert low_rank == expected
@@ -239,7 +241,7 @@ def test_methods_get_the_statistics_of_the_text_they_are_given(checkpoint: Check
     recipe = Recipe(method=method, options=options, target="attn")
     ids = torch.randint(16384, (2, 64), generator=torch.Generator().manual_seed(1))
     one, same, other = (
-        compress(checkpoint, recipe, calibration=text).matrices()["h.0.attn.c_attn"].dense()
+        recipe.compressed(Context(checkpoint=checkpoint, given=text)).matrices()["h.0.attn.c_attn"].dense()
         for text in (ids, ids.clone(), torch.full((1, 64), 7))
     )
     assert torch.equal(one, same)
@@ -250,12 +252,12 @@ def test_a_build_says_what_it_was_calibrated_with(checkpoint: Checkpoint, tmp_pa
     text = tmp_path / "mine.txt"
     text.write_text("The old man looked at the sea. " * 20)
     recipe = Recipe(method="lpa", options={"rank": 4})
-    manifest = build(checkpoint, recipe, tmp_path / "out", text=text, calibration_texts=[text])
+    manifest = build(Context(checkpoint=checkpoint, texts=[text]), recipe, tmp_path / "out", text=text)
     assert manifest.provenance.config["calibration"] == ["mine.txt"]
 
 
 def test_a_method_without_any_text_calibrates_on_the_models_own() -> None:
     embedded = huggingface.load(huggingface.EMBEDDED)
     model = Checkpoint(tiny_model(SMALL), embedded.tokenizer_json, embedded.source)
-    compressed = compress(model, Recipe(method="whitened_svd", options={"rank": 4}))
+    compressed = Recipe(method="whitened_svd", options={"rank": 4}).compressed(Context(checkpoint=model))
     assert compressed.matrices()["wte"].kind == "low_rank"

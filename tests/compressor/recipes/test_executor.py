@@ -13,9 +13,9 @@ import torch
 from compressor import huggingface
 from compressor.experiments.runner import Experiment, Workbench
 from compressor.huggingface import Checkpoint
-from compressor.recipes import budget
-from compressor.recipes.build import Made, Recipe, make_within
+from compressor.recipes.context import Context
 from compressor.recipes.executor import Executor
+from compressor.recipes.plans import Budget, CompressedModel, Recipe
 from compressor.runtime.artifact import Source
 from compressor.runtime.gpt2 import GPT2Config
 from tests.conftest import tiny_model
@@ -39,10 +39,10 @@ def elsewhere(request: pytest.FixtureRequest) -> Executor:
     return Executor(kind=request.param, workers=2)
 
 
-def _within_a_budget(executor: Executor) -> Made:
+def _within_a_budget(executor: Executor) -> CompressedModel:
     checkpoint = Checkpoint(tiny_model(SMALL), b"", Source(id="tiny", sha256="0" * 64))
     ids = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
-    return make_within(checkpoint, budget.Config(ratio=5.0), calibration=ids, executor=executor)
+    return Budget(ratio=5.0).make(Context(checkpoint=checkpoint, given=ids, executor=executor))
 
 
 def test_a_budget_buys_the_same_model(elsewhere: Executor) -> None:

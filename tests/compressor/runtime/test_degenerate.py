@@ -17,8 +17,10 @@ from compressor.methods.base import Statistics
 from compressor.methods.whitened_svd import root_of
 from compressor.progress import silent
 from compressor.recipes import budget
-from compressor.recipes.build import Recipe, build
+from compressor.recipes.build import build
 from compressor.recipes.calibrate import collect
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime.codecs import Coded, codec_named
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2, GPT2Config
@@ -282,6 +284,11 @@ def test_what_is_sealed_is_loaded_again_however_large_its_logits(tmp_path: Path)
     huggingface.export(model.with_matrices({"wte": Dense.of(table, "fp32")}), TOKENIZER, tmp_path / "large")
     text = tmp_path / "text.txt"
     text.write_text("The tide was out, and the boats leaned upon the hard. " * 5)
-    build(huggingface.load(str(tmp_path / "large")), Recipe(method="quantize", options={}), tmp_path / "out", text=text)
+    build(
+        Context(checkpoint=huggingface.load(str(tmp_path / "large"))),
+        Recipe(method="quantize", options={}),
+        tmp_path / "out",
+        text=text,
+    )
     loaded = load(tmp_path / "out")
     check_golden(loaded.gpt2.prepared("dense"), loaded.manifest.golden)  # as where there are no kernels

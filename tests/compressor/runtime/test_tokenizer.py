@@ -15,7 +15,9 @@ from compressor.errors import ArtifactError, CheckpointError
 from compressor.evaluation.questions import accuracy
 from compressor.pretraining.config import Config, Shape
 from compressor.pretraining.text import read_corpus
-from compressor.recipes.build import Recipe, build
+from compressor.recipes.build import build
+from compressor.recipes.context import Context
+from compressor.recipes.plans import Recipe
 from compressor.runtime import artifact
 from compressor.runtime.evaluate import read_text
 from compressor.runtime.tokenizer import read_tokenizer
@@ -69,7 +71,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _built(checkpoint: Path, out: Path, text: Path) -> artifact.Artifact:
     recipe = Recipe(method="gptq", options={"codec": "int4"})
-    build(huggingface.load(str(checkpoint)), recipe, out, text=text, calibration_texts=[text])
+    build(Context(checkpoint=huggingface.load(str(checkpoint)), texts=[text]), recipe, out, text=text)
     return artifact.read(out)
 
 

@@ -1,43 +1,26 @@
 """The command line: parse, call, print."""
 
-import inspect as signatures
 import json
 import os
-import re
 import sys
-from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from compressor import __version__
+from compressor.cli.compress import compress
+from compressor.cli.options import AsJson, ExecutorName, Folder, TextFile, Workers, megabytes, say, size_of
 from compressor.display import bar
-from compressor.errors import check_range
 from compressor.figures import figure
-from compressor.methods import METHODS
-from compressor.recipes.budget import PRESETS
-from compressor.recipes.budget import Config as Budget
-from compressor.recipes.executor import EXECUTORS, Executor
-from compressor.storage.run_folder import claimed, require_files, require_space, require_writable
+from compressor.recipes.executor import Executor
+from compressor.storage.run_folder import claimed, require_space, require_writable
 
 INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artefact.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-ExecutorName = Annotated[
-    str, typer.Option("--executor", metavar="NAME", help=f"Where tasks run: {', '.join(EXECUTORS)}.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Tasks at a time: 1 here by default, which is this process; on Ray one per CPU."),
-]
-TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text file; by default the text in the package.")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,10 +45,6 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
 def _version(value: bool) -> None:
     if value:
         print(f"ttgpt {__version__}")
@@ -79,170 +58,7 @@ def _ttgpt(
     """Compress GPT-2; serve it."""
 
 
-def _method_parameters() -> dict[str, signatures.Parameter]:
-    """Return one optional CLI parameter for every field of every method's Config."""
-    found: dict[str, tuple[Any, list[str]]] = {}
-    for name, method in METHODS.items():
-        described = dict(re.findall(r"^\s+(\w+): (.+)", signatures.getdoc(method.config) or "", re.MULTILINE))
-        for field, kind in get_type_hints(method.config).items():
-            found.setdefault(field, (kind, []))[1].append(f"{name}: {described.get(field, 'how tensors are stored')}")
-    return {
-        field: signatures.Parameter(
-            field,
-            signatures.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[kind | None, typer.Option(help="; ".join(helps))],
-        )
-        for field, (kind, helps) in found.items()
-    }
-
-
-def _with_method_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace **options in the signature of `command` by the methods' options."""
-    own = signatures.signature(command)
-    extra = {name: option for name, option in _method_parameters().items() if name not in own.parameters}
-    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    command.__signature__ = own.replace(parameters=[*kept, *extra.values()])  # type: ignore[attr-defined]
-    command.__annotations__ |= {name: parameter.annotation for name, parameter in extra.items()}
-    return command
-
-
-@app.command()
-@_with_method_options
-def compress(
-    model: Annotated[str, typer.Argument(help="gpt2-mini (embedded), a folder, or a hub id.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The artefact's folder.")],
-    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
-    preset: Annotated[str | None, typer.Option(help=f"Instead: one of {', '.join(PRESETS)}.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Instead: bytes of all weights, as 8MB.")] = None,
-    ratio: Annotated[
-        float | None, typer.Option(help="Instead: times smaller than fp32; with direction_ae its own ratio.")
-    ] = None,
-    max_perplexity_ratio: Annotated[float | None, typer.Option(help="Instead: the loss that is allowed.")] = None,
-    heal_tokens: Annotated[int | None, typer.Option(help="Then heal on this many tokens.")] = None,
-    heal_minutes: Annotated[float | None, typer.Option(help="Or for about this long.")] = None,
-    heal_folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep checkpoints there, and go on from one.")
-    ] = None,
-    calibration_text: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="To measure and heal on; by default the model's own.")
-    ] = None,
-    memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Bytes of all matrices while serving; by default of fp32.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
-    text: TextFile = None,
-    rest: Annotated[
-        str | None, typer.Option(metavar="CODEC", help="Codec of the other matrices; by default the checkpoint's.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Matrices for the method: embedding, qkv, attn, mlp, linears or all.")
-    ] = None,
-    executor: ExecutorName = "local",
-    workers: Workers = None,
-    **options: Any,
-) -> None:
-    """Compress a checkpoint, by a method or within a budget, and write a sealed artefact."""
-    from compressor import huggingface
-    from compressor.process.memory import keep_freed_memory
-    from compressor.recipes import heal
-    from compressor.recipes.build import VALIDATION_TEXT, Healing, Recipe, build
-    from compressor.runtime import artifact
-
-    given = {name: value for name, value in options.items() if value is not None}
-    sizes = {"preset": preset, "budget": budget, "ratio": ratio, "max_perplexity_ratio": max_perplexity_ratio}
-    plan: Recipe | Budget
-    if method in METHODS and "ratio" in METHODS[method].config.__dataclass_fields__:
-        given |= {"ratio": sizes.pop("ratio")} if ratio is not None else {}  # direction_ae has a ratio of its own
-    if method is not None:
-        _refuse_beside("method", {**sizes, "workers": workers, "executor": None if executor == "local" else executor})
-        plan = Recipe(method=method, options=given, rest=rest, target=target)  # type: ignore[arg-type]
-    else:
-        _refuse_beside("a budget", {**given, "rest": rest})
-        plan, heal_minutes = _budget(sizes, target or "all", heal_tokens, heal_minutes)
-    tasks = Executor(kind=executor, workers=workers)
-    check_range("heal_tokens", heal_tokens or 0, 0, 10**12)
-    Healing(minutes=heal_minutes)  # refuses what no model makes legal, before one is loaded
-    limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
-    require_files("text", [text or VALIDATION_TEXT])
-    require_files("calibration text", calibration_text or ())
-    artifact.refuse_existing(out, force)
-    if heal_folder is not None:
-        if not (heal_tokens or heal_minutes) and preset is None:
-            raise ValueError("heal_folder does not go without heal_tokens or heal_minutes")
-        require_writable("heal_folder", heal_folder, made=True)
-    keep_freed_memory()
-    with claimed(out) as run:
-        artifact.refuse_existing(out, force)  # which a run that has just ended may have made
-        checkpoint = huggingface.load(model)
-        for note in checkpoint.notes:
-            print("note:", note, file=sys.stderr)
-        context = min(heal.Config.context, checkpoint.model.config.n_positions)
-        config = heal.Config(tokens=heal_tokens or 0, context=context)
-        manifest = build(
-            checkpoint,
-            plan,
-            out,
-            healing=Healing(config=config, minutes=heal_minutes, folder=heal_folder),
-            text=text or VALIDATION_TEXT,
-            calibration_texts=calibration_text or (),
-            memory_limit=limit,
-            force=force,
-            executor=tasks,
-            progress=bar,
-            run=run,
-            echo=_say,
-        )
-    _print_plan(manifest.provenance.config.get("plan", []))
-    smaller = manifest.dense_bytes / manifest.weight_bytes
-    print(
-        f"{out}: {_mb(manifest.weight_bytes)} ({smaller:.2f}x smaller than fp32, {smaller / 2:.2f}x than fp16), "
-        f"perplexity {figure(manifest.quality.perplexity, 2)} ({_ratio(manifest.quality.perplexity_ratio)} x dense)"
-    )
-
-
-def _refuse_beside(chosen: str, others: dict[str, Any]) -> None:
-    if given := [name for name, value in others.items() if value is not None]:
-        raise ValueError(f"{given[0]} does not go with {chosen}; leave one of them out")
-
-
-def _budget(
-    sizes: dict[str, Any], target: str, heal_tokens: int | None, minutes: float | None
-) -> tuple[Budget, float | None]:
-    """Return the budget that was asked for, and the minutes of healing, which a preset may set."""
-    given = [name for name, value in sizes.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError("method: give exactly one of --method, --preset, --budget, --ratio, --max-perplexity-ratio")
-    if (name := sizes["preset"]) is None:
-        size = None if sizes["budget"] is None else _bytes("budget", sizes["budget"])
-        limit = sizes["max_perplexity_ratio"]
-        return Budget(size_bytes=size, ratio=sizes["ratio"], max_perplexity_ratio=limit, target=target), minutes  # type: ignore[arg-type]
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
-    if target != "all":
-        raise ValueError("target does not go with a preset; leave one of them out")
-    default = PRESETS[name].minutes if heal_tokens is None else None
-    return Budget(ratio=PRESETS[name].ratio), default if minutes is None else minutes
-
-
-def _bytes(name: str, text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB)?", text)
-    if match is None:
-        raise ValueError(f"{name} must be a number of B, kB, MB or GB such as 8MB, not {text!r}")
-    size = int(Fraction(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[match[2] or "B"])
-    check_range(name, size, 1, 10**15)
-    return size
-
-
-def _print_plan(plan: list[dict[str, Any]]) -> None:
-    """Print what was chosen for every matrix, and what the next step up would have bought."""
-    if not plan:
-        return
-    table = Table("piece", "choice", "bytes", "KL alone", "next step up", "KL saved per kB")
-    for row in plan:
-        saved = f"{row['kl_per_kb']:.6f}" if "next" in row else ""
-        table.add_row(row["piece"], row["choice"], f"{row['bytes']:,}", f"{row['kl']:.5f}", row.get("next", ""), saved)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+app.command()(compress)
 
 
 @app.command()
@@ -427,7 +243,7 @@ def pretrain(
     from compressor.pretraining.display import shown
     from compressor.process.memory import keep_freed_memory
 
-    limit = None if memory_limit is None else _bytes("memory_limit", memory_limit)
+    limit = None if memory_limit is None else size_of("memory_limit", memory_limit)
     keep_freed_memory()
     manifest = build.pretrain(
         read_config(SHIPPED.get(config, Path(config))),
@@ -438,12 +254,12 @@ def pretrain(
         force=force,
         progress=bar,
         watch=shown,
-        echo=_say,
+        echo=say,
     )
     run, quality = manifest.provenance.config, manifest.quality
     speed = f"{run['tokens_per_second']:,} tokens/s"
     print(
-        f"{out}: {run['parameters']:,} parameters, {_mb(manifest.weight_bytes)}, {speed}; "
+        f"{out}: {run['parameters']:,} parameters, {megabytes(manifest.weight_bytes)}, {speed}; "
         f"perplexity {figure(quality.perplexity, 2)} on {quality.tokens:,} tokens of {quality.text}"
     )
 
@@ -482,7 +298,7 @@ def vocab_add(folder: Folder, token: TokenText, like: LikeText = None, vector: V
 def _print_edit(folder: Path, token: str, edited: Any) -> None:
     print(
         f"{folder}: {json.dumps(token, ensure_ascii=False)} is token {edited.token_id}, its vector stored with a "
-        f"relative error of {edited.error:.2%}; {_mb(edited.manifest.weight_bytes)}; the quality figures in the "
+        f"relative error of {edited.error:.2%}; {megabytes(edited.manifest.weight_bytes)}; the quality figures in the "
         "manifest are of before the edit"
     )
 
@@ -525,11 +341,3 @@ def _print_object(values: dict[str, Any], as_json: bool) -> None:
         return
     for name, value in values.items():
         print(f"{name}: {figure(value, 4) if isinstance(value, float) else value}")
-
-
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.2f} MB"
-
-
-def _ratio(value: float | None) -> str:
-    return "?" if value is None else figure(value, 3)

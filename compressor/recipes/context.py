@@ -1,0 +1,94 @@
+"""What all steps of one build share; everything is made when it is first asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+from torch import Tensor
+
+from compressor.huggingface import Checkpoint
+from compressor.methods.base import Statistics, Target, is_target
+from compressor.progress import Echo, Progress, silent, unheard
+from compressor.recipes import budget
+from compressor.recipes.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
+from compressor.recipes.executor import IN_PROCESS, Executor
+from compressor.recipes.journal import Journal
+from compressor.runtime.tokenizer import read_tokenizer
+
+TOLD_MINUTES = 2  # from which on a user is told at once how long measuring takes
+HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
+MAX_HEALING_TOKENS = 8_000_000  # read from the user's texts, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The dense model, the texts that say what matters, and where the work runs.
+
+    Attributes:
+        checkpoint: the dense model.
+        texts: for statistics and healing; by default the model writes its own text.
+        given: calibration text [rows, T] instead.
+        executor: where a budget's measurements run.
+        progress: progress callback of every long step.
+        echo: what a user should know goes here, a line each.
+        run: folder in which what a budget has measured is kept, and looked for, until the artefact is there.
+    """
+
+    checkpoint: Checkpoint
+    texts: Sequence[Path] = ()
+    given: Tensor | None = None
+    executor: Executor = IN_PROCESS
+    progress: Progress = silent
+    echo: Echo = unheard
+    run: Path | None = None
+    _candidates: dict[Target, Mapping[str, list[budget.Choice]]] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        """Calibration text [rows, T]."""
+        if self.given is not None:
+            return self.given
+        if self.texts:
+            return self.read(DEFAULT_TOKENS)
+        return sample_text(self.checkpoint.dense, progress=self.progress)
+
+    @cached_property
+    def statistics(self) -> dict[str, Statistics]:
+        """Statistics of every matrix."""
+        return collect(self.checkpoint.dense, self.calibration, self.progress)
+
+    def read(self, tokens: int) -> Tensor:
+        """Return about so many tokens of the user's texts [rows, T]; raises ValueError if there are too few."""
+        tokenizer = read_tokenizer(self.checkpoint.tokenizer_json)
+        return read_ids(self.texts, tokenizer, context=self.checkpoint.model.config.n_positions, tokens=tokens)
+
+    def healing_text(self, tokens: int, least: int) -> Tensor:
+        """Return about so many tokens to heal on, or as many as there may be, and at least so many [rows, T]."""
+        if self.texts:
+            return self.read(min(tokens, MAX_HEALING_TOKENS) + least)
+        wanted = min(tokens, HEALING_TOKENS) + least
+        return sample_text(self.checkpoint.dense, wanted, seed=1, progress=self.progress)
+
+    def candidates(self, target: Target) -> Mapping[str, list[budget.Choice]]:
+        """Return every candidate of every piece of the matrices of a target, measured."""
+        if target not in self._candidates:
+            self._candidates[target] = self._measured(target)
+        return self._candidates[target]
+
+    def _measured(self, target: Target) -> Mapping[str, list[budget.Choice]]:
+        if (known := self._candidates.get("all")) is not None:  # each piece is measured alone
+            return {name: choices for name, choices in known.items() if is_target(choices[0].piece.matrix, target)}
+        dense, wanted = self.checkpoint.dense, partial(is_target, target=target)
+        if (minutes := budget.predicted_seconds(dense, wanted) / 60) > TOLD_MINUTES:
+            self.echo(f"measuring the candidates will take some {minutes:.0f} minutes or more")
+        identity = budget.identity(dense, self.calibration)
+        return budget.measure(
+            dense,
+            self.statistics,
+            self.calibration,
+            only=wanted,
+            executor=self.executor,
+            progress=self.progress,
+            journal=None if self.run is None else Journal(self.run, identity, self.echo),
+        )
