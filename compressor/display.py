@@ -20,7 +20,7 @@ def bar(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
 
 
 def left(seconds: float, done: float, total: float) -> str:
-    """Return how long the rest takes if it goes on as it did, in words."""
+    """Return how long the rest takes at the same speed, in words."""
     if not done:
         return ""
     rest = seconds / done * (total - done)

@@ -1,4 +1,4 @@
-"""How long-running functions report progress without knowing who listens."""
+"""How long-running functions report progress without knowing how it is shown."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
@@ -22,5 +22,5 @@ def silent(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
 Echo = Callable[[str], None]
 
 
-def unheard(message: str) -> None:
-    """Tell nobody."""
+def ignore(message: str) -> None:
+    """Drop a message."""

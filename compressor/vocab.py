@@ -129,7 +129,7 @@ def with_row(table: Format, row: int, vector: Tensor) -> Format:
 
 
 def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row: int, pattern: _Pattern) -> Edited:
-    """Make `row` of every table after `pattern` and seal the artefact anew."""
+    """Make `row` of every table after `pattern` and write the artefact anew."""
     edited, errors = {}, []
     matrices = loaded.model.matrices()
     for name in sorted(TABLES & matrices.keys()):

@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be served.
+"""The errors that clients get.
 
 ServiceError                 status, kind (TGI's `error_type`) and a text that is safe to show
 ├── UnauthorizedError         401 no key that the service knows
@@ -16,7 +16,7 @@ ServiceError                 status, kind (TGI's `error_type`) and a text that i
 ├── NotReadyError             503 the models are still loading
 ├── DrainingError             503 the server is stopping
 ├── DeadlineError             504 the request took too long
-├── ClientGoneError           499 nobody is left to read the answer; only seen in the metrics
+├── ClientGoneError           499 the client has gone; only seen in the metrics
 └── RequestFailedError        500 the engine or the server failed
 
 Every one is answered as {"error": text, "error_type": kind}, inside a stream as an event. Under /v1 the shape is
@@ -231,7 +231,7 @@ class DeadlineError(ServiceError):
 
 
 class ClientGoneError(ServiceError):
-    """Nobody is left to read the answer."""
+    """The client has gone before its answer was there."""
 
     status = 499
     kind = "cancelled"
@@ -258,7 +258,7 @@ def wire_of(error: ServiceError, path: str) -> tuple[int, Mapping[str, Any]]:
 
 
 def as_service_error(error: Exception) -> ServiceError:
-    """Return what a client is told about any exception."""
+    """Return what a client gets for any exception."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, RequestValidationError):
@@ -269,7 +269,7 @@ def as_service_error(error: Exception) -> ServiceError:
 
 
 def problems(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Return what a client is told about the first of pydantic's errors in a body."""
+    """Return what a client gets for the first of pydantic's errors in a body."""
     return "; ".join(map(_problem, errors[:SHOWN_PROBLEMS]))
 
 
@@ -288,5 +288,5 @@ def _problem(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{field}: is not a known field"
     value = error.get("input")
-    told = f", not {shown(value)}" if isinstance(value, bool | int | float) else ""
-    return f"{field}: {error['msg'].removeprefix('Value error, ')}{told}"
+    given = f", not {shown(value)}" if isinstance(value, bool | int | float) else ""
+    return f"{field}: {error['msg'].removeprefix('Value error, ')}{given}"

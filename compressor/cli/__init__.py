@@ -237,7 +237,7 @@ def pretrain(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
 ) -> None:
-    """Train a GPT-2 of any shape and format from scratch; goes on where an interrupted run stopped."""
+    """Train a GPT-2 of any shape and format from scratch; resumes where an interrupted run stopped."""
     from compressor.pretraining import build
     from compressor.pretraining.config import SHIPPED, read_config
     from compressor.pretraining.display import shown

@@ -1,6 +1,6 @@
 """Tasks for lm-eval (EleutherAI's lm-evaluation-harness), made of any text, without a hub.
 
-They ask what `evaluate` and `tasks` ask, so that the figures can be checked by somebody else's code.
+They ask what `evaluate` and `tasks` ask, so that the figures can be checked by independent code.
 """
 
 import json

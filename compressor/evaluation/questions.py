@@ -1,7 +1,7 @@
 """What a model gets right, not only how surprised it is: questions made of any text.
 
 Both kinds are scored on text alone, so that they compare a compressed model with its dense one; the absolute
-numbers depend on the text and compare with nobody else's.
+figures depend on the text and compare with no other benchmark.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ SEED = 0  # of which books are set aside, and of the rows that are calibrated on
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens of books that were told apart once and for all.
+    """Tokens of books, divided once and for all.
 
     Attributes:
         training: to calibrate and heal on [T].

@@ -32,7 +32,7 @@ def run_missing(
         books: folder with train.txt.xz and valid.txt.xz; experiments on books are run only where it is given.
         rerun: run all, and heal all anew.
         executor: where they run; each experiment is one task.
-        progress: told of every long step in this process.
+        progress: progress callback.
     """
     chosen = [experiment for experiment in experiments() if books or not experiment.books]
     missing = [experiment for experiment in chosen if rerun or not _is_whole(experiment)]

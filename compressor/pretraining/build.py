@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from compressor.pretraining.config import Config
-from compressor.pretraining.model import drawn, parameter_count, sealed
+from compressor.pretraining.model import initialised, parameter_count, quantized
 from compressor.pretraining.text import Corpus, read_corpus
 from compressor.pretraining.training import CHECKPOINT, CHECKPOINT_BYTES, Training
 from compressor.progress import Echo, Progress, silent
@@ -32,7 +32,7 @@ def pretrain(
     watch: Watch = Training.run,
     echo: Echo = print,
 ) -> Manifest:
-    """Train on text files and write an artefact to `out`; a run that was interrupted goes on from its checkpoint.
+    """Train on text files and write an artefact to `out`; a run that was interrupted resumes from its checkpoint.
 
     Checkpoints are in the run folder of `out`, which is removed in the end.
 
@@ -43,9 +43,9 @@ def pretrain(
         validation: for the validation curve and the artefact's quality; by default the end of the texts.
         memory_limit: bytes that the matrices may occupy while serving, see `compressor.recipes.paths`.
         force: replace an artefact in `out`.
-        progress: told of reading and evaluating.
+        progress: progress callback.
         watch: runs the training to its end, and may tell about it.
-        echo: told what a user should know.
+        echo: gets what a user should know, a line each.
 
     Raises:
         ValueError: if a text, the tokenizer, a checkpoint or a folder will not do.
@@ -58,12 +58,12 @@ def pretrain(
         remembered = checkpoint.metadata(folder / CHECKPOINT).get("tokenizer") if config.tokenizer is None else None
         corpus = read_corpus(config, texts, validation, tokenizer_json=remembered, progress=progress)
         training = Training(config, corpus, folder, echo)
-        paths.check_limit(sealed(training.model, config.codec), memory_limit)
+        paths.check_limit(quantized(training.model, config.codec), memory_limit)
         if training.step:
-            echo(f"goes on from the checkpoint in {folder}: {training.tokens:,} tokens are done")
+            echo(f"resumes from the checkpoint in {folder}: {training.tokens:,} tokens are done")
         for _ in watch(training):
             pass
-        manifest = _seal(training, corpus, out, memory_limit, force, progress)
+        manifest = _write_artifact(training, corpus, out, memory_limit, force, progress)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return manifest
 
@@ -72,15 +72,15 @@ def _check_space(config: Config, folder: Path) -> None:
     """Refuse a disk on which two checkpoints, of which one replaces the other, and the artefact have no room."""
     last = folder / CHECKPOINT
     have = last.stat().st_size if last.is_file() else 0
-    require_space("out", folder, (2 * CHECKPOINT_BYTES + 4) * parameter_count(drawn(config)) - have)
+    require_space("out", folder, (2 * CHECKPOINT_BYTES + 4) * parameter_count(initialised(config)) - have)
 
 
-def _seal(
+def _write_artifact(
     training: Training, corpus: Corpus, out: Path, memory_limit: int | None, force: bool, progress: Progress
 ) -> Manifest:
     """Measure the trained model and write its artefact."""
     config = training.config
-    model = paths.measured(sealed(training.model, config.codec), memory_limit)
+    model = paths.measured(quantized(training.model, config.codec), memory_limit)
     running = model.prepared()
     run = {
         "parameters": parameter_count(training.model),

@@ -22,7 +22,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Form(_Strict):
+class LayerSpec(_Strict):
     """How the matrices of one part are made.
 
     Attributes:
@@ -38,7 +38,7 @@ class Form(_Strict):
     init: Literal["published", "gpt2"] = "published"
 
     @model_validator(mode="after")
-    def _has_a_rank_unless_dense(self) -> "Form":
+    def _has_a_rank_unless_dense(self) -> "LayerSpec":
         if (self.rank is None) != (self.kind == "dense"):
             raise ValueError(f"rank must be {'left out' if self.kind == 'dense' else 'given'} for {self.kind}")
         return self
@@ -94,9 +94,9 @@ class Config(_Strict):
     """
 
     model: Shape
-    embedding: Form = Form()
-    attention: Form = Form()
-    mlp: Form = Form()
+    embedding: LayerSpec = LayerSpec()
+    attention: LayerSpec = LayerSpec()
+    mlp: LayerSpec = LayerSpec()
     tokenizer: str | None = None
     tokens: int = Field(ge=1, le=10**12)
     batch_tokens: int = Field(default=8192, ge=2, le=2**24)

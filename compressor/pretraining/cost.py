@@ -18,7 +18,7 @@ import torch
 
 from compressor.pretraining.config import SHIPPED, Config, read_config
 from compressor.pretraining.experiment import VARIANTS, config_of
-from compressor.pretraining.model import sealed
+from compressor.pretraining.model import quantized
 from compressor.pretraining.text import Corpus, batch_of_step
 from compressor.pretraining.training import Training
 from compressor.process.memory import keep_freed_memory
@@ -62,7 +62,7 @@ def work(variant: str, threads: int) -> None:
         config.model.vocab_size, (64 * config.batch_tokens,), generator=torch.Generator().manual_seed(0)
     )
     training = Training(config, Corpus(None, ids, Text("", "", 1, ids[:2]), ""), Path())  # type: ignore[arg-type]
-    stored = paths.measured(sealed(training.model, config.codec)).prepared()
+    stored = paths.measured(quantized(training.model, config.codec)).prepared()
     for _ in sys.stdin:
         turn = {str(phase.context): _step_seconds(training, k) for k, phase in enumerate(config.phases)}
         turn["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

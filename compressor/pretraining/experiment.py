@@ -1,6 +1,6 @@
 """The papers' layers against dense ones: equal tokens, order, tokenizer and recipe, two seeds, on books.
 
-`python -m compressor.pretraining` runs it. Runs go on from their checkpoints; results are committed in results/, and
+`python -m compressor.pretraining` runs it. Runs resume from their checkpoints; results are committed in results/, and
 `ttgpt compare` draws them.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.figures import figure
 from compressor.pretraining.config import FOLDER, Config, parse_config
-from compressor.pretraining.model import drawn, linears, parameter_count, sealed
+from compressor.pretraining.model import initialised, linears, parameter_count, quantized
 from compressor.pretraining.text import Corpus
 from compressor.pretraining.training import CHECKPOINT, Training
 from compressor.progress import Echo
@@ -64,7 +64,7 @@ def judge(folder: Path, text: Text, wanted: Iterable[tuple[str, int]], echo: Ech
         if found is None or found[1]["step"] != config.steps or str(seed) in result["runs"]:
             continue
         tensors, about = found
-        stored = sealed(_restored(config, tensors), config.codec)
+        stored = quantized(_restored(config, tensors), config.codec)
         part = Text(text.name, text.sha256, text.num_bytes, text.ids[: JUDGED_CONTEXTS * config.model.n_positions + 1])
         quality = evaluate(stored.prepared(), None, part)
         result["runs"][str(seed)] = {
@@ -91,7 +91,7 @@ def write_result(variant: str, result: dict[str, Any]) -> None:
 
 def sizes(config: Config, stored: GPT2) -> dict[str, Any]:
     """Return how many parameters are trained, in all and in the linears of each part, and the bytes stored."""
-    model = drawn(config)
+    model = initialised(config)
     parts = {"attention": 0, "mlp": 0}
     for name, layer in linears(model).items():
         parts["attention" if ".attn." in name else "mlp"] += parameter_count(layer)
@@ -105,7 +105,7 @@ def run_folder(folder: Path, variant: str, seed: int) -> Path:
 
 
 def _restored(config: Config, tensors: dict[str, Tensor]) -> GPT2:
-    model = drawn(config)
+    model = initialised(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"now.{name}"])

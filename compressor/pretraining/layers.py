@@ -1,6 +1,6 @@
 """The linear layers that are trained from scratch: dense, low-rank, LPA's fused attention, and tensor-train.
 
-Each maps [..., in] to [..., out] and turns into a format and a bias when it is sealed. All are drawn from a
+Each maps [..., in] to [..., out] and turns into a format and a bias when it is quantized. All are drawn from a
 generator, so that a seed gives the same layer everywhere. `spread` is the standard deviation of W's entries at the
 start, whose bias then is 0; None leaves that to the paper.
 """
@@ -28,7 +28,7 @@ class Layer(nn.Module, ABC):
         """Return y [..., out] for x [..., in]."""
 
     @abstractmethod
-    def sealed(self) -> tuple[Format, Tensor]:
+    def quantized(self) -> tuple[Format, Tensor]:
         """Return W in fp32 and b [out]."""
 
 
@@ -43,7 +43,7 @@ class DenseLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def sealed(self) -> tuple[Format, Tensor]:
+    def quantized(self) -> tuple[Format, Tensor]:
         return Dense.of(self.weight.detach(), "fp32"), self.bias.detach()
 
 
@@ -64,7 +64,7 @@ class LowRankLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.down), self.up, self.bias)
 
-    def sealed(self) -> tuple[Format, Tensor]:
+    def quantized(self) -> tuple[Format, Tensor]:
         return LowRank.of(self.up.detach(), self.down.detach(), "fp32"), self.bias.detach()
 
 
@@ -86,7 +86,7 @@ class ProjectedQKV(Layer):
         parts = F.linear(x, self.down, self.inner_bias).chunk(3, dim=-1)  # 3 x [..., r]
         return torch.cat([F.linear(part, up) for part, up in zip(parts, self.ups, strict=True)], dim=-1)  # [..., 3 D]
 
-    def sealed(self) -> tuple[Format, Tensor]:
+    def quantized(self) -> tuple[Format, Tensor]:
         downs, biases = (tensor.detach().chunk(3) for tensor in (self.down, self.inner_bias))
         ups = [up.detach() for up in self.ups]
         forms = [LowRank.of(up, down, "fp32") for up, down in zip(ups, downs, strict=True)]
@@ -118,7 +118,7 @@ class TTMLayer(Layer):
         y = ttm_product(x, list(self.cores))
         return y + self.bias.to(y.dtype)
 
-    def sealed(self) -> tuple[Format, Tensor]:
+    def quantized(self) -> tuple[Format, Tensor]:
         cores = [core.detach() for core in self.cores]
         shape = (prod(core.shape[2] for core in cores), prod(core.shape[1] for core in cores))
         return TTMatrix.of(cores, shape, "fp32").rounded(), self.bias.detach()

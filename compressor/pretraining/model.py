@@ -1,4 +1,4 @@
-"""A GPT-2 whose linears are trained from scratch, and what it becomes when it is sealed."""
+"""A GPT-2 whose linears are trained from scratch, and what it becomes when it is stored."""
 
 from math import sqrt
 from typing import cast
@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from compressor.pretraining.activation import trained_activation
 from compressor.pretraining.attention import TrainedAttention
-from compressor.pretraining.config import Config, Form, table_modes
+from compressor.pretraining.config import Config, LayerSpec, table_modes
 from compressor.pretraining.layers import SPREAD, DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer, drawn_cores
 from compressor.runtime.formats import Dense, Format, LowRank, TTMatrix
 from compressor.runtime.gpt2 import GPT2, MLP, GPT2Config, Linear, encoded
@@ -17,10 +17,10 @@ from compressor.runtime.shapes import tt_ranks
 LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
-def drawn(config: Config) -> GPT2:
+def initialised(config: Config) -> GPT2:
     """Return an untrained model with all its parameters in fp32; the seed alone decides about them.
 
-    Its linears are the layers of `compressor.pretraining.layers`; `sealed` makes a model of formats of it.
+    Its linears are the layers of `compressor.pretraining.layers`; `quantized` makes a model of formats of it.
     """
     shape = config.decoder()
     random = torch.Generator().manual_seed(config.seed)
@@ -47,7 +47,7 @@ def drawn(config: Config) -> GPT2:
     return model.requires_grad_(True)
 
 
-def layer_of(form: Form, name: str, shape: GPT2Config, random: Generator) -> Layer:
+def layer_of(form: LayerSpec, name: str, shape: GPT2Config, random: Generator) -> Layer:
     """Return the layer for one of LINEARS."""
     out_features, in_features = shape.matrix_shapes()[f"h.0.{name}"]
     spread = SPREAD / sqrt(2 * shape.n_layer) if name.endswith("c_proj") else SPREAD
@@ -61,7 +61,7 @@ def layer_of(form: Form, name: str, shape: GPT2Config, random: Generator) -> Lay
     return LowRankLayer(out_features, in_features, form.rank, random, given)
 
 
-def sealed(model: GPT2, codec: str) -> GPT2:
+def quantized(model: GPT2, codec: str) -> GPT2:
     """Return the trained model as it is stored."""
     layers = linears(model)
     vectors = {
@@ -69,9 +69,9 @@ def sealed(model: GPT2, codec: str) -> GPT2:
         for name in model.config.vector_shapes()
         if name.removesuffix(".bias") not in layers
     }
-    matrices: dict[str, Format] = {"wte": model.wte.sealed(), "wpe": model.wpe.sealed()}
+    matrices: dict[str, Format] = {"wte": model.wte.quantized(), "wpe": model.wpe.quantized()}
     for name, layer in layers.items():
-        matrices[name], vectors[f"{name}.bias"] = layer.sealed()
+        matrices[name], vectors[f"{name}.bias"] = layer.quantized()
     recoded = {name: form.recoded(codec) for name, form in matrices.items()}
     return GPT2(model.config, recoded, encoded(vectors, codec))
 
@@ -106,11 +106,11 @@ class _FullPrecision(nn.Module):
         with torch.autocast("cpu", enabled=False):
             return self.form.dense()
 
-    def sealed(self) -> Format:
-        return self.form.sealed()
+    def quantized(self) -> Format:
+        return self.form.quantized()
 
 
-def _table(form: Form, shape: GPT2Config, random: Generator) -> Format:
+def _table(form: LayerSpec, shape: GPT2Config, random: Generator) -> Format:
     """Return the token embedding [V, D]."""
     size = (shape.vocab_size, shape.n_embd)
     if form.rank is None:

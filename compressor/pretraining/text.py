@@ -52,8 +52,8 @@ def read_corpus(
         config: says which tokenizer.
         texts: to train on, files or folders of .txt and .xz files.
         validation: to measure on; by default the end of the texts.
-        tokenizer_json: the tokenizer of a run that goes on, so that none is trained again.
-        progress: told of every few documents.
+        tokenizer_json: the tokenizer of a run that resumes, so that none is trained again.
+        progress: progress callback.
 
     Raises:
         ValueError: if a file cannot be read, is empty or too short, or the tokenizer does not match.

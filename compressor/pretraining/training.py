@@ -1,4 +1,4 @@
-"""The training loop: AdamW, a schedule, clipped gradients, a validation curve, and checkpoints to go on from."""
+"""The training loop: AdamW, a schedule, clipped gradients, a validation curve, and checkpoints to resume from."""
 
 import time
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from compressor.pretraining.config import Config
 from compressor.pretraining.head import head_loss
-from compressor.pretraining.model import drawn, head_matrix
+from compressor.pretraining.model import head_matrix, initialised
 from compressor.pretraining.text import Corpus, batch_of_step
-from compressor.progress import Echo, unheard
+from compressor.progress import Echo, ignore
 from compressor.recipes import checkpoint
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,14 +40,14 @@ class Training:
         seconds: spent in steps, over all sessions.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, folder: Path, echo: Echo = unheard) -> None:
-        """Draw the model, or go on from the checkpoint in `folder`.
+    def __init__(self, config: Config, corpus: Corpus, folder: Path, echo: Echo = ignore) -> None:
+        """Initialise the model, or resume from the checkpoint in `folder`.
 
         Args:
             config: what to train.
             corpus: on what.
             folder: of checkpoints; exists.
-            echo: told of checkpoints that could not be written.
+            echo: gets a line about checkpoints that could not be written.
 
         Raises:
             ValueError: if the checkpoint is damaged or belongs to another run.
@@ -56,7 +56,7 @@ class Training:
         self.corpus = corpus
         self.folder = folder
         self.echo = echo
-        self.model = drawn(config)
+        self.model = initialised(config)
         self.named = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(
             [

@@ -196,7 +196,7 @@ def measure(
         ids: calibration text [rows, T], of which the first MEASURED_TOKENS tokens are used.
         only: which matrices, by name, are measured.
         executor: where the tasks run; each is one piece.
-        progress: told about candidates.
+        progress: progress callback, once per candidate.
         journal: what it holds is not measured again, and what is measured is added.
     """
     ids = ids[: max(1, MEASURED_TOKENS // ids.shape[1])]

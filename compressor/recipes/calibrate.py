@@ -35,10 +35,10 @@ def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progre
         model: a prepared dense model.
         tokens: how many at least.
         seed: of the sampling; equal seeds give equal texts.
-        progress: told of every token of a batch of rows.
+        progress: progress callback.
     """
 
-    def told(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+    def each(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
         return progress(items, label="Sampling calibration text", total=total)
 
     check_range("tokens", tokens, 1, 10**9)
@@ -49,7 +49,7 @@ def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progre
     texts = []
     for batch in batches:
         start = torch.full((len(batch), 1), model.config.eos_token_id)
-        texts.append(generate(model, start, context - 1, temperature=1.0, seed=seed + batch.start, progress=told))
+        texts.append(generate(model, start, context - 1, temperature=1.0, seed=seed + batch.start, progress=each))
     return torch.cat(texts)
 
 
@@ -92,7 +92,7 @@ def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, 
     Args:
         model: a prepared dense model.
         ids: tokens [rows, T].
-        progress: told of every batch of rows.
+        progress: progress callback, once per batch of rows.
     """
     if ids.dim() != 2 or not ids.numel():
         raise ValueError(f"ids must have shape [rows, T] and not be empty, not {list(ids.shape)}")

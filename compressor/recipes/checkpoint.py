@@ -14,7 +14,7 @@ from torch import Tensor
 from compressor.runtime.gpt2 import GPT2
 from compressor.storage import durable
 
-LOST = "keeps the last checkpoint and goes on; make room, or stop it and resume later"
+LOST = "keeps the last checkpoint and continues; make room, or stop it and resume later"
 
 
 def digest(*parts: GPT2 | Tensor | dict[str, Any] | list[str] | str) -> str:

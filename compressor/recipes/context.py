@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.huggingface import Checkpoint
 from compressor.methods.base import Statistics, Target, is_target
-from compressor.progress import Echo, Progress, silent, unheard
+from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import budget
 from compressor.recipes.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.recipes.executor import IN_PROCESS, Executor
@@ -40,7 +40,7 @@ class Context:
     given: Tensor | None = None
     executor: Executor = IN_PROCESS
     progress: Progress = silent
-    echo: Echo = unheard
+    echo: Echo = ignore
     run: Path | None = None
     _candidates: dict[Target, Mapping[str, list[budget.Choice]]] = field(default_factory=dict, init=False, repr=False)
 

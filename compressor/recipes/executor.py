@@ -45,7 +45,7 @@ class Executor:
         if self.kind not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {self.kind!r}")
         if self.workers is not None:
-            # joblib runs a single task at a time in this process, where nobody asks for Ray.
+            # joblib runs a single task at a time in this process, which needs no Ray.
             check_range("workers", self.workers, 2 if self.kind == "ray" else 1, MAX_WORKERS)
         if self.kind == "ray" and importlib.util.find_spec("ray") is None:
             raise ValueError("executor: ray is not installed; run: pip install 'ttgpt[ray]'")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.errors import check_range
-from compressor.progress import Echo, Progress, silent, unheard
+from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import checkpoint
 from compressor.runtime.formats.base import blocks
 from compressor.runtime.gpt2 import GPT2
@@ -121,7 +121,7 @@ def heal(
     frozen: Callable[[str], bool] = lambda name: False,
     folder: Path | None = None,
     progress: Progress = silent,
-    echo: Echo = unheard,
+    echo: Echo = ignore,
 ) -> Healed:
     """Train a compressed model towards the dense one and return its best state.
 
@@ -134,8 +134,8 @@ def heal(
         frozen: which matrices and vectors, by name, stay bit for bit as they are; a bias stays if its matrix does.
         folder: where to keep a checkpoint; a run that finds its own there, of the same models, text and config, resumes
             it. Other runs' are left alone.
-        progress: told about steps.
-        echo: told of a checkpoint that was found, or could not be written.
+        progress: progress callback, once per step.
+        echo: gets a line about a checkpoint that was found, or could not be written.
 
     Raises:
         ValueError: if the text is too short, the context too long, or the checkpoint damaged.
@@ -195,8 +195,8 @@ def tokens_begun(
 
 def _start(model: GPT2, dense: GPT2, config: Config, frozen: Callable[[str], bool]) -> str:
     """Return the identity of a run but for its text; that follows from the tokens, which minutes stand for."""
-    told = asdict(config if config.minutes is None else replace(config, tokens=0))
-    return checkpoint.digest(model, dense, told, [name for name in model.matrices() if frozen(name)])
+    settings = asdict(config if config.minutes is None else replace(config, tokens=0))
+    return checkpoint.digest(model, dense, settings, [name for name in model.matrices() if frozen(name)])
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class _Checkpoint:
         folder: of all runs' checkpoints.
         start: the run's identity but for the text.
         identity: all of it.
-        echo: told what a user should know.
+        echo: gets what a user should know, a line each.
     """
 
     folder: Path
@@ -326,7 +326,7 @@ class _Training:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
         kept = {name: form for name, form in model.matrices().items() if frozen(name)}
-        healed = self.student.sealed().with_matrices(kept)
+        healed = self.student.quantized().with_matrices(kept)
         return Healed(healed, self.history[0], min(self.history), self.trained_tokens)
 
     def save(self, kept: _Checkpoint, step: int) -> None:
@@ -346,7 +346,7 @@ class _Training:
         kept.write(state, about)
 
     def resume(self, kept: _Checkpoint) -> int:
-        """Restore the run's checkpoint, if any; return the step to go on with; raises ValueError."""
+        """Restore the run's checkpoint, if any; return the step to continue with; raises ValueError."""
         found = kept.read()
         if found is None:
             return 0

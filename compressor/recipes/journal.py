@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.progress import Echo, unheard
+from compressor.progress import Echo, ignore
 from compressor.recipes import checkpoint
 from compressor.runtime.formats import Format, Spec, from_tensors
 from compressor.runtime.formats.base import below
@@ -20,12 +20,12 @@ class Journal:
     Attributes:
         folder: of the files.
         identity: of what is measured, see `checkpoint.digest`; files of another are as if they were not there.
-        echo: told of what cannot be kept.
+        echo: gets a line about what cannot be kept.
     """
 
     folder: Path
     identity: str
-    echo: Echo = unheard
+    echo: Echo = ignore
 
     def read(self, name: str) -> list[Row] | None:
         """Return what was kept of a piece, or None; a damaged file counts as none."""
@@ -47,7 +47,7 @@ class Journal:
         try:
             checkpoint.write(self._path(name), self.identity, tensors, about)
         except OSError as error:
-            self.echo(f"cannot keep what was measured in {self.folder} ({error.strerror}); goes on without")
+            self.echo(f"cannot keep what was measured in {self.folder} ({error.strerror}); continues without")
 
     @staticmethod
     def clear(folder: Path) -> None:

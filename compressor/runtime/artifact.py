@@ -35,7 +35,7 @@ from compressor.storage import durable, files, tensor_file
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER, MANIFEST = "config.json", "model.safetensors", "tokenizer.json", "manifest.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-SEALED = (CONFIG, WEIGHTS, TOKENIZER)  # what the digest is of: these decide what the model says
+CHECKED = (CONFIG, WEIGHTS, TOKENIZER)  # what the digest is of: these decide what the model says
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -98,7 +98,7 @@ class Quality(_Strict):
 
 
 class Golden(_Strict):
-    """Known answers, checked by whoever loads the model.
+    """Known answers, checked wherever the model is loaded.
 
     Attributes:
         prompt_ids: a short prompt.
@@ -152,8 +152,8 @@ class Manifest(_Strict):
     """manifest.json.
 
     Attributes:
-        digest: sha256 over the names and checksums of the three sealed files; the artefact's identity.
-        files: sha256 of each sealed file, and of tokenizer_config.json where there is one.
+        digest: sha256 over the names and checksums of the three checked files; the artefact's identity.
+        files: sha256 of each checked file, and of tokenizer_config.json where there is one.
         bytes: sizes per component.
         quality: as measured when the artefact was made, so before any edits in `provenance`.
         golden: known answers; of the model as it is now.
@@ -300,7 +300,7 @@ def read(folder: Path) -> Artifact:
 def _read(folder: Path, name: str) -> Artifact:
     data, modified_seconds = _load(folder / MANIFEST)
     manifest = _parse_manifest(data)
-    texts = {file: _load_sealed(folder, file, manifest) for file in sorted(manifest.files.keys() - {WEIGHTS})}
+    texts = {file: _load_checked(folder, file, manifest) for file in sorted(manifest.files.keys() - {WEIGHTS})}
     config, compression = _parse_config(_parse_json(texts[CONFIG], CONFIG))
     weights = _load_weights(folder / WEIGHTS, manifest)
     model = _build_model(weights.tensors, config, compression)
@@ -325,14 +325,14 @@ def _parse_manifest(data: bytes) -> Manifest:
         raise ArtifactError(MANIFEST, "", "is not in canonical form, so it was changed after it was written")
     if manifest.seal != _seal(raw):
         raise ArtifactError(MANIFEST, "seal", "does not match the contents, so the file was changed")
-    if manifest.files.keys() - {TOKENIZER_CONFIG} != set(SEALED):
-        raise ArtifactError(MANIFEST, "files", f"must name {sorted(SEALED)}, not {sorted(manifest.files)}")
+    if manifest.files.keys() - {TOKENIZER_CONFIG} != set(CHECKED):
+        raise ArtifactError(MANIFEST, "files", f"must name {sorted(CHECKED)}, not {sorted(manifest.files)}")
     if manifest.digest != _digest(manifest.files):
         raise ArtifactError(MANIFEST, "digest", "does not match the files")
     return manifest
 
 
-def _load_sealed(folder: Path, name: str, manifest: Manifest) -> bytes:
+def _load_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
     data, _ = _load(folder / name)
     _check_sha256(name, hashlib.sha256(data).hexdigest(), manifest)
     return data
@@ -463,7 +463,7 @@ def _seal(raw: Mapping[str, Any]) -> str:
 
 
 def _digest(checksums: Mapping[str, str]) -> str:
-    return hashlib.sha256("".join(f"{name} {checksums[name]}\n" for name in sorted(SEALED)).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{name} {checksums[name]}\n" for name in sorted(CHECKED)).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ def generate(
         new_tokens: how many to add to each row.
         temperature: 0 takes the likeliest token; above, tokens are sampled.
         seed: of the sampling.
-        progress: told of every token.
+        progress: progress callback, once per token.
 
     Raises:
         ValueError: if the result does not fit the context, a number is out of range, or logits are not finite.

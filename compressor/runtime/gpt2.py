@@ -389,9 +389,9 @@ class GPT2(nn.Module):
             copy.get_parameter(name).data = copy.get_parameter(name).clone()  # fp32 is decoded to itself
         return copy.requires_grad_(True)
 
-    def sealed(self) -> "GPT2":
+    def quantized(self) -> "GPT2":
         """Return a trained copy as it is stored."""
-        matrices = {name: form.sealed() for name, form in self.matrices().items()}
+        matrices = {name: form.quantized() for name, form in self.matrices().items()}
         trained = {name: self.get_parameter(name).detach() for name in self._vectors}
         return GPT2(self.config, matrices, encoded(trained, self.vector_codec))
 

@@ -1,4 +1,4 @@
-"""When to stop asking somebody who does not answer."""
+"""When to stop asking a server that does not answer."""
 
 from collections.abc import Callable
 
@@ -6,22 +6,22 @@ FAILURES = 3
 
 
 class Breaker:
-    """Open after `FAILURES` failures in a row; then nobody asks until it has been closed again.
+    """Open after `FAILURES` failures in a row; then nothing is asked until it has been closed again.
 
-    It has no clock: whoever owns it tries from time to time, off everybody's path, and says how that went.
+    It has no clock: its owner tries from time to time, beside the requests, and reports how that went.
 
     Attributes:
         open: whether asking is pointless.
     """
 
     def __init__(self, on_change: Callable[[bool], None] = lambda _: None) -> None:
-        """Begin closed; `on_change` is told every new value of `open`."""
+        """Begin closed; `on_change` is called with every new value of `open`."""
         self.open = False
         self._failures = 0
         self._on_change = on_change
 
     def failed(self) -> None:
-        """Nobody answered."""
+        """There was no answer."""
         self._failures += 1
         if self._failures >= FAILURES and not self.open:
             self.open = True

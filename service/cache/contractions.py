@@ -137,8 +137,8 @@ class ContractionCache:
         """Return whether reading these blocks takes less than so many seconds; counts if not."""
         if self._settings.cache == "always":
             return True
-        trip = self.redis.trip if self.redis is not None else None
-        if trip is not None and sum(trip.seconds(layout.size_bytes) for _, layout in blocks) < seconds:
+        round_trip = self.redis.round_trip if self.redis is not None else None
+        if round_trip is not None and sum(round_trip.seconds(layout.size_bytes) for _, layout in blocks) < seconds:
             return True
         self._metrics.core_cache_requests.labels("redis", "bypass").inc(len(blocks))
         return False

@@ -1,7 +1,7 @@
-"""The second tier of the cache: a Redis that all replicas share. It may be slow, wrong or gone; nobody fails for that.
+"""The second tier of the cache: a Redis that all replicas share. However slow, wrong or gone it is, no request fails.
 
 Only the event loop talks to Redis. A request asks at most once, and waits for at most the timeout; after a few
-failures in a row nobody asks, until a task beside the requests finds that Redis answers again. What is to be
+failures in a row it is not asked, until a task beside the requests finds that Redis answers again. What is to be
 written is handed to another task, from any thread.
 """
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 RETRY_SECONDS = 1.0  # between two tries to reach a Redis that does not answer
-MEASURE_SECONDS = 10.0  # between two measurements of the round trip
+MEASURE_SECONDS = 10.0  # between two measurements of the round round_trip
 SAMPLES = 3
 PROBE = Layout("<f4", (256,))
 PROBE_VALUES = 32
 MOST_ASKING = 64  # requests that wait for Redis at the same time; more do without
 BATCH_VALUES = 256  # written at once
 MOST_UNWRITTEN_BYTES = 32 << 20  # more is not written at all
-WEIGHT = 0.1  # of the latest round trip in the average
+WEIGHT = 0.1  # of the latest round round_trip in the average
 
 Entry = tuple[str, bytes, Layout]
 
 
 @dataclass(frozen=True)
-class Trip:
+class RoundTrip:
     """How long asking takes: `fixed` seconds and `per_byte` for what comes back, times how busy it is (`factor`)."""
 
     fixed: float
@@ -52,29 +52,29 @@ class Trip:
         return self.factor * self.plain_seconds(size_bytes)
 
     def plain_seconds(self, size_bytes: int) -> float:
-        """Return how long that takes when nobody else is there."""
+        """Return how long that takes without other requests."""
         return self.fixed + self.per_byte * size_bytes
 
-    def after(self, size_bytes: int, seconds: float) -> "Trip":
+    def after(self, size_bytes: int, seconds: float) -> "RoundTrip":
         """Return what is to be expected after one that took so long."""
         ratio = seconds / self.plain_seconds(size_bytes)
-        return Trip(self.fixed, self.per_byte, (1 - WEIGHT) * self.factor + WEIGHT * ratio)
+        return RoundTrip(self.fixed, self.per_byte, (1 - WEIGHT) * self.factor + WEIGHT * ratio)
 
 
 class RedisTier:
     """A Redis behind a timeout and a breaker.
 
     Attributes:
-        trip: the measured round trip, None while there is none.
+        round_trip: the measured round round_trip, None while there is none.
     """
 
     def __init__(self, url: str, timeout_seconds: float, ttl_seconds: int, metrics: Metrics) -> None:
-        """Connect to nobody yet.
+        """Do not connect yet.
 
         Raises:
             ValueError: if `url` is illegal.
         """
-        self.trip: Trip | None = None
+        self.round_trip: RoundTrip | None = None
         self._client = client_of(url, timeout_seconds)
         self._timeout_seconds = timeout_seconds
         self._ttl_seconds = ttl_seconds
@@ -110,10 +110,10 @@ class RedisTier:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._client.aclose()
 
-    async def measured(self) -> Trip | None:
-        """Wait until the round trip has been measured for the first time, or could not be; return it."""
+    async def measured(self) -> RoundTrip | None:
+        """Wait until the round round_trip has been measured for the first time, or could not be; return it."""
         await self._measured.wait()
-        return self.trip
+        return self.round_trip
 
     async def get_many(
         self, keys: Sequence[str], layout: Layout, results: Counter, op: str = "get"
@@ -136,8 +136,8 @@ class RedisTier:
         finally:
             self._asking -= 1
         payloads = [_opened(key, value, layout, results) for key, value in zip(keys, found, strict=True)]
-        if self.trip is not None:
-            self.trip = self.trip.after(sum(map(len, filter(None, payloads))), time.perf_counter() - began)
+        if self.round_trip is not None:
+            self.round_trip = self.round_trip.after(sum(map(len, filter(None, payloads))), time.perf_counter() - began)
         return payloads
 
     def offer(self, entries: Sequence[Entry]) -> None:
@@ -154,11 +154,11 @@ class RedisTier:
 
     def _tell(self, is_open: bool) -> None:
         self._metrics.core_cache_breaker_open.set(is_open)
-        told = structlog.get_logger()
+        log = structlog.get_logger()
         if is_open:
-            told.warning("redis does not answer", reason=self._why)
+            log.warning("redis does not answer", reason=self._why)
         else:
-            told.info("redis answers again")
+            log.info("redis answers again")
 
     @asynccontextmanager
     async def _within(self, op: str) -> AsyncIterator["Redis"]:
@@ -177,17 +177,17 @@ class RedisTier:
         self._breaker.succeeded()
 
     async def _watch(self) -> None:
-        """Measure the round trip now and then; while Redis does not answer, try again and again."""
+        """Measure the round round_trip now and then; while Redis does not answer, try again and again."""
         due = time.monotonic()
         while True:
             if self._breaker.open or time.monotonic() >= due:
                 try:
-                    self.trip = await self._measure()
+                    self.round_trip = await self._measure()
                 except _NoAnswerError:
-                    self.trip = None
+                    self.round_trip = None
                 finally:
                     self._measured.set()
-                due = time.monotonic() + (RETRY_SECONDS if self.trip is None else MEASURE_SECONDS)
+                due = time.monotonic() + (RETRY_SECONDS if self.round_trip is None else MEASURE_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _write(self) -> None:
@@ -210,16 +210,16 @@ class RedisTier:
         async with self._within(op) as client:
             pipeline: Any = client.pipeline(transaction=False)
             for key, payload, layout in batch:
-                pipeline.set(key, layout.seal(key, payload), ex=self._ttl_seconds)
+                pipeline.set(key, layout.encode(key, payload), ex=self._ttl_seconds)
             await pipeline.execute()
 
-    async def _measure(self) -> Trip:
-        """Return the round trip for one small value and for many."""
+    async def _measure(self) -> RoundTrip:
+        """Return the round round_trip for one small value and for many."""
         keys = [f"ttgpt:probe:{i}" for i in range(PROBE_VALUES)]
         await self._set_many([(key, bytes(PROBE.size_bytes), PROBE) for key in keys], "probe")
         one = median([await self._time(keys[:1]) for _ in range(SAMPLES)])
         many = median([await self._time(keys) for _ in range(SAMPLES)])
-        return Trip(one, max(many - one, 0) / ((len(keys) - 1) * PROBE.size_bytes))
+        return RoundTrip(one, max(many - one, 0) / ((len(keys) - 1) * PROBE.size_bytes))
 
     async def _time(self, keys: Sequence[str]) -> float:
         began = time.perf_counter()
@@ -227,7 +227,7 @@ class RedisTier:
             found = _checked(await client.mget(keys), len(keys))
         for key, value in zip(keys, found, strict=True):
             with suppress(DamagedValueError):
-                PROBE.open(key, value or b"")
+                PROBE.decode(key, value or b"")
         return time.perf_counter() - began
 
 
@@ -247,7 +247,7 @@ def _opened(key: str, value: bytes | None, layout: Layout, results: Counter) -> 
     result, payload = "miss", None
     if value is not None:
         try:
-            result, payload = "hit", layout.open(key, value)
+            result, payload = "hit", layout.decode(key, value)
         except DamagedValueError:
             result = "error"
     results.labels("redis", result).inc()

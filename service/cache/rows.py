@@ -51,12 +51,12 @@ class Measured:
 
 
 class CachedRows:
-    """Looks rows up: in this process, and before that, for whoever is about to need them, in Redis.
+    """Looks rows up: in this process, and before that, for a request that is about to need them, in Redis.
 
-    The engine thread calls it; `prefetch` is for the event loop. A row has the same bits whoever contracts it, in
+    The engine thread calls it; `prefetch` is for the event loop. A row has the same bits wherever it is contracted, in
     whatever company, so that no answer depends on what is remembered.
 
-    In mode "auto" a tier is passed by whenever contracting so many rows takes less time than asking it.
+    In mode "auto" a tier is bypassed whenever contracting so many rows takes less time than asking it.
     """
 
     def __init__(
@@ -113,11 +113,13 @@ class CachedRows:
     def _redis_loses(self, count: int) -> bool:
         if not self.auto or self._redis is None:
             return False
-        trip = self._redis.trip
-        return trip is None or trip.seconds(count * self._layout.size_bytes) > self.measured.contraction.at(count)
+        round_trip = self._redis.round_trip
+        return round_trip is None or round_trip.seconds(count * self._layout.size_bytes) > self.measured.contraction.at(
+            count
+        )
 
     def _looked_up(self, distinct: Sequence[int]) -> Tensor:
-        """Return different rows [M, in], contracting those that nobody has."""
+        """Return different rows [M, in], contracting those that no tier has."""
         keys = list(map(self._key, distinct))
         with self._operation.labels("local", "get").time():
             found = self._local.get_many(keys)

@@ -40,15 +40,15 @@ class Layout:
     def _head(self) -> bytes:
         return struct.pack(f"<4s4sB{len(self.shape)}I", MAGIC, self.dtype.encode(), len(self.shape), *self.shape)
 
-    def seal(self, key: str, payload: bytes) -> bytes:
+    def encode(self, key: str, payload: bytes) -> bytes:
         """Return `payload` behind its header."""
         return b"".join((self._head, _digest(key, payload), payload))
 
-    def open(self, key: str, data: bytes) -> bytes:
+    def decode(self, key: str, data: bytes) -> bytes:
         """Return the payload.
 
         Raises:
-            DamagedValueError: if it is not what `seal` was once given with this key and layout.
+            DamagedValueError: if it is not what `encode` was once given with this key and layout.
         """
         start = len(self._head) + DIGEST_BYTES
         if data[: len(self._head)] != self._head:

@@ -1,1 +1,1 @@
-"""Continuous batching: who generates next, and with what."""
+"""Continuous batching: which request generates next, and with what."""

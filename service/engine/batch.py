@@ -1,11 +1,11 @@
 """Continuous batching: the generations of one model write a token together in every step, and come and go between.
 
-What a request is told never depends on its neighbours. Where one kernel runs all layers (`GPT2.packs`), a token's
-result is bitwise its own, so every step computes the next token of all who write and the next tokens of those who
+What a request gets never depends on its neighbours. Where one kernel runs all layers (`GPT2.packs`), a token's
+result is bitwise its own, so every step computes the next token of all that write and the next tokens of those that
 read, up to a chunk of them. Elsewhere a prompt is read alone, in chunks that begin at multiples of the chunk's length,
 so that its matrix products always have the same shapes. Only the writing is shared, by as many rows as there happen to
 be; and where a kernel rounds a row differently in batches of different sizes, as torch's fp32 product does for fewer
-than some four rows, small batches are filled up with rows that nobody reads.
+than some four rows, small batches are filled up with rows that are not used.
 
 A prompt that is scored is read in the same chunks. The logits behind its tokens take as long as reading them, or
 longer: they are computed in tiles of a few rows, each of which counts against the chunk as if it were tokens.
@@ -91,7 +91,7 @@ class Batch(Lane[Generation]):
         return member.read < len(member.prompt.ids) and not (member.scores and member.scores.ready(self._tile))
 
     def _score_prompts(self) -> int:
-        """Score what has been read of prompts, who came first first; return what it left of the chunk."""
+        """Score what has been read of prompts, in the order of arrival; return what it left of the chunk."""
         left = self._chunk
         for member in tuple(self.members):
             try:
@@ -115,7 +115,7 @@ class Batch(Lane[Generation]):
             self.leave(member)
 
     def _shares(self, readers: list[Generation], left: int) -> list[Share]:
-        """Return how much of what is `left` of a chunk each reader gets, who came first first."""
+        """Return how much of what is `left` of a chunk each reader gets, in the order of arrival."""
         shares = []
         for reader in readers:
             count = min(left, len(reader.prompt.ids) - reader.read)
@@ -187,7 +187,7 @@ class Batch(Lane[Generation]):
     def _read(self, unread: list[list[int]], slots: list[int]) -> Sequence[Tensor]:
         """Return the hidden states after the unread tokens [T, D] of every slot.
 
-        Where the batch is too small, rows that nobody reads are computed, too: of other slots, which do not grow.
+        Where the batch is too small, rows that are not used are computed, too: of other slots, which do not grow.
         """
         if self._packs:
             return self._read_packed(unread, torch.tensor(slots))

@@ -13,9 +13,9 @@ import torch
 from service.engine.batch import Batch
 from service.engine.generation import Generation
 from service.engine.jobs import Job, Request, deliver
-from service.engine.lanes import Lane, Turns
+from service.engine.lanes import JobLane, Lane
 from service.engine.models import LoadedModel
-from service.engine.pace import Pace
+from service.engine.throughput import ThroughputEstimate
 from service.errors import DrainingError, InvalidRequestError, OverloadedError, TokensOverloadedError
 from service.metrics import Metrics
 from service.process import background
@@ -41,7 +41,7 @@ class Engine:
         self._accepted: Counter[str] = Counter()  # waiting or running, by lane
         self._tokens = 0  # of all that are accepted
         self._closing = False
-        self._pace = Pace()
+        self._throughput = ThroughputEstimate()
         self._changed = threading.Condition()  # guards the six above
         self._round_began: float | None = None  # None while there is nothing to do
         self._thread = background.thread("engine", self._run, _tell_death)
@@ -94,9 +94,9 @@ class Engine:
         lanes = Counter(map(_lane_name, requests))
         full = any(self._accepted[lane] + more > settings.max_batch for lane, more in lanes.items())
         if full and self._queued(self._accepted + lanes) > settings.max_waiting:
-            raise OverloadedError(self._pace.retry_seconds(self._tokens))
+            raise OverloadedError(self._throughput.retry_seconds(self._tokens))
         if self._accepted.total() and self._tokens + sum(r.tokens for r in requests) > settings.max_tokens:
-            raise TokensOverloadedError(self._pace.retry_seconds(self._tokens))
+            raise TokensOverloadedError(self._throughput.retry_seconds(self._tokens))
 
     @property
     def round_seconds(self) -> float:
@@ -133,14 +133,14 @@ class Engine:
                     self._after(lane, before)
 
     def _after(self, lane: Lane[Any], before: tuple[Request[Any], ...]) -> None:
-        """Deliver what a step has brought to those who were `before` it, and let go who has left."""
+        """Deliver what a step has brought to those who were `before` it, and release those that have left."""
         deliver(request.mailbox for request in before)
         for request in before:
             if request not in lane.members:
                 self.metrics.num_requests_running.labels(request.model_name).dec()
                 with self._changed:
                     self._forget(request)
-                    self._pace.ended(request.tokens)
+                    self._throughput.ended(request.tokens)
 
     def _admit(self) -> list[Lane[Any]]:
         """Give waiting requests their slots; return the lanes with work, none if all is done and no more comes."""
@@ -155,7 +155,7 @@ class Engine:
                 self._changed.wait()
 
     def _admit_one(self, request: Request[Any]) -> None:
-        """Let a request go, if nobody waits for it any more, or join its lane, if there is a slot."""
+        """Let a request go, if its client has gone, or join its lane, if there is a slot."""
         lane = self._lane_of(request)
         if lane.full and not request.mailbox.cancelled:
             return
@@ -178,7 +178,7 @@ class Engine:
     def _new_lane(self, request: Request[Any]) -> Lane[Any]:
         if isinstance(request, Generation):
             return Batch(request.prompt.model, self._settings, self.metrics)
-        return Turns(self._settings.max_batch)
+        return JobLane(self._settings.max_batch)
 
 
 def _tell_death(error: BaseException) -> None:

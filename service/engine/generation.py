@@ -39,7 +39,7 @@ class Prompt:
         max_new_tokens: at least 1, or 0 to score the prompt only; with the prompt at most the model's context.
         sampling: how tokens are chosen.
         stops: strings that end the text, which they are not part of.
-        ignore_eos: whether the text goes on behind the token that ends it.
+        ignore_eos: whether the text continues behind the token that ends it.
     """
 
     model: LoadedModel
@@ -96,7 +96,7 @@ class Generation(Request[Token]):
         slot: its place in the KV cache, given by the engine.
         read: how many of its tokens are in the KV cache.
         scores: of the prompt's own tokens, complete before the first new token or the end; None if not wanted.
-        on_end: told all tokens, and the scores of the prompt, at the end, if it comes to one.
+        on_end: called with all tokens, and the scores of the prompt, at the end, if it comes to one.
 
     Law: the same prompt gives the same events, whatever else the engine does.
     """

@@ -21,7 +21,7 @@ class Mailbox(Generic[Event]):
     """Events on their way from the engine thread to one coroutine of the event loop.
 
     Attributes:
-        cancelled: nobody reads any more; the engine looks before each step.
+        cancelled: the client has gone; the engine looks before each step.
         news: whether `deliver` should wake the reader; for the engine thread.
     """
 
@@ -45,7 +45,7 @@ class Mailbox(Generic[Event]):
         self.news = self.news or self._eager or event is None or isinstance(event, Exception)
 
     def cancel(self) -> None:
-        """Tell the engine that nobody reads any more."""
+        """Tell the engine that the client has gone."""
         self.cancelled = True
         if self._deadline is not None:
             self._deadline.cancel()
@@ -101,7 +101,7 @@ def deliver(mailboxes: Iterable[Mailbox[Any]]) -> None:
     for loop, group in by_loop.items():
         try:
             loop.call_soon_threadsafe(_wake, group)
-        except RuntimeError:  # the loop is closed, so nobody reads any more
+        except RuntimeError:  # the loop is closed, so the answer is not read any more
             for mailbox in group:
                 mailbox.cancel()
 
@@ -128,7 +128,7 @@ class Request(ABC, Generic[Event]):
         self.mailbox: Mailbox[Event] = Mailbox(eager=eager)
 
     def abort(self) -> None:
-        """Leave the slot or the queue, because nobody reads any more."""
+        """Leave the slot or the queue, because the client has gone."""
         self.mailbox.put(ClientGoneError())
 
 

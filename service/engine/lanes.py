@@ -37,7 +37,7 @@ class Lane(ABC, Generic[Work]):
         self.members.remove(request)
 
     def step(self) -> None:
-        """Advance the members by one step; who ends, fails or is gone leaves."""
+        """Advance the members by one step; those that end, fail or are gone leave."""
         for member in tuple(self.members):
             if member.mailbox.cancelled:
                 member.abort()
@@ -47,7 +47,7 @@ class Lane(ABC, Generic[Work]):
 
     @abstractmethod
     def advance(self) -> None:
-        """Advance the members, of whom there is at least one."""
+        """Advance the members, of which there is at least one."""
 
     def fail(self, request: Work) -> None:
         """Tell the client of a request, and the log, about the exception being handled."""
@@ -56,7 +56,7 @@ class Lane(ABC, Generic[Work]):
         self.leave(request)
 
 
-class Turns(Lane[Job[Any]]):
+class JobLane(Lane[Job[Any]]):
     """Jobs that are done alone: each takes one step."""
 
     def advance(self) -> None:

@@ -1,4 +1,4 @@
-"""The loaded artefacts, each checked against its own golden values before anybody is served."""
+"""The loaded artefacts, each checked against its own golden values before it serves a request."""
 
 import asyncio
 import time
@@ -115,7 +115,7 @@ def load_all(
     Args:
         folders: of the artefacts.
         default: name of the default model, the first one's by default.
-        on_loaded: told of every model.
+        on_loaded: callback for every model.
         attach: gives each model its cache.
 
     Raises:

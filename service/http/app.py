@@ -109,5 +109,5 @@ def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models
 async def _answer_error(request: Request, error: Exception) -> Response:
     service: Service = request.app.state.service
     response = error_response(as_service_error(error), service.engine.metrics, request.scope["path"])
-    response.headers["x-request-id"] = request_id(request.scope)  # a 500 passes by the middleware that does it
+    response.headers["x-request-id"] = request_id(request.scope)  # a 500 bypasses the middleware that does it
     return response

@@ -2,7 +2,7 @@
 
 Law: a body is passed over once, in small steps, and only one that has no more values than a legal request can have is
 parsed and validated; so refusing it costs no more than its size. What takes longer than a moment is done in a thread,
-one body at a time, and no step of it keeps the interpreter's lock for long: the event loop goes on answering.
+one body at a time, and no step of it keeps the interpreter's lock for long: the event loop keeps answering.
 """
 
 import asyncio

@@ -208,7 +208,7 @@ class Connection(HttpToolsProtocol):
             self._close()
         elif self._running is answered:
             if self._ending or (self._receiving and self.expect_100_continue):
-                self._close()  # of an expected body nobody knows whether it comes
+                self._close()  # an expected body may never come
             elif not self._receiving:
                 self._be_idle()
 

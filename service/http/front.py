@@ -1,6 +1,6 @@
 """The first application: it answers probes while torch and the real application are still being imported.
 
-Whatever comes earlier than the real application is told 503; afterwards this one only hands on.
+Whatever comes earlier than the real application gets 503; afterwards this one only hands on.
 """
 
 import asyncio

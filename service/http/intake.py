@@ -103,7 +103,7 @@ def _check_count(count: int, limit: int, field: str) -> None:
 def new_tokens(prompt_tokens: int, asked: int | None, context: int, field: str = "parameters.max_new_tokens") -> int:
     """Return how many tokens may be written: as many as were asked for, or a default, but no more than there is room.
 
-    Clients that were not told otherwise ask for as many as some contexts have, whatever the prompt.
+    Some clients ask by default for as many as some contexts have, whatever the prompt.
 
     Raises:
         InvalidRequestError: naming the field, if there is no room, or more were asked for than ever have any.

@@ -8,14 +8,14 @@ from pathlib import Path
 from service.settings import Settings
 
 BACKLOG = 2048
-ANYBODY = 0o666  # may connect to a unix socket; who may reach it is up to its folder
+ALL_USERS = 0o666  # may connect to a unix socket; which of them reach it is up to its folder
 
 
 def listen(settings: Settings) -> socket.socket:
     """Return the socket that the settings name.
 
     Raises:
-        OSError: naming the option that is wrong, if nobody can listen there.
+        OSError: naming the option that is wrong, if it cannot listen there.
     """
     if settings.uds is not None:
         return _listen_locally(settings.uds)
@@ -47,7 +47,7 @@ def _listen_locally(path: Path) -> socket.socket:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
             path.unlink()  # a process that was killed has left it
         listener.bind(str(path.absolute()))
-        os.chmod(path, ANYBODY)
+        os.chmod(path, ALL_USERS)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

@@ -37,8 +37,8 @@ class Service:
     async def submit(self, model: LoadedModel, ids: Iterable[int], requests: Sequence[EngineRequest[Any]]) -> None:
         """Have the engine accept requests, after the cache was asked for the rows `ids` of the model's table.
 
-        Whoever would be refused anyway asks for nothing. Generations whose answer is remembered are answered from
-        that. Raises like `Engine.submit_all`.
+        A request that would be refused anyway asks for nothing. Generations whose answer is remembered are answered
+        from that. Raises like `Engine.submit_all`.
         """
         self.engine.check(requests)
         if self.answers is not None:

@@ -39,7 +39,7 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[str], mailboxes: Sequence[Mailbox[Any]]) -> None:
-        """Send `events`; nobody reads the mailboxes any more when that has ended, well or not."""
+        """Send `events`; the mailboxes are not read any more when that has ended, well or not."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no", "x-compute-type": "cpu"}
         super().__init__(events, headers=headers)
         self._mailboxes = mailboxes

@@ -14,7 +14,7 @@ def tell_times(response: Response, request: Request, jobs: Sequence[Generation])
     arrived, tokens = arrived_seconds(request.scope), sum(job.generated for job in jobs)
     total = now_seconds() - arrived
     inference = max((job.clock.inference_seconds for job in jobs), default=0.0)
-    told = {
+    times = {
         "x-compute-type": "cpu",
         "x-compute-time": f"{total:.3f}",  # in seconds, the only one
         "x-total-time": _ms(total),
@@ -25,7 +25,7 @@ def tell_times(response: Response, request: Request, jobs: Sequence[Generation])
         "x-prompt-tokens": str(sum(len(job.prompt.ids) for job in jobs)),
         "x-generated-tokens": str(tokens),
     }
-    response.headers.update(told)
+    response.headers.update(times)
 
 
 def _ms(seconds: float) -> str:

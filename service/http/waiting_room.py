@@ -14,7 +14,7 @@ class Abortable(Protocol):
 
 
 class WaitingRoom:
-    """The connections that wait for their client, who has not sent a whole request or does not read its answer.
+    """The connections that wait for their client, which has not sent a whole request or does not read its answer.
 
     When there are too many, the one that has waited longest is closed. So a new connection, a probe's for example,
     always finds a place, and a request that has come whole never loses its own.

@@ -37,7 +37,7 @@ def settle() -> None:
 def unmap_idle_code() -> int:
     """Unmap the machine code of all libraries, which comes back page by page as it runs; return its bytes.
 
-    Importing torch runs the constructors of tens of thousands of operators, 70 MB of code that nobody calls again but
+    Importing torch runs the constructors of tens of thousands of operators, 70 MB of code that is not called again but
     that would count as this process's memory for ever. Code is never written to, so nothing can be lost.
     """
     madvise = _glibc("madvise")

@@ -1,6 +1,6 @@
-"""Work beside the requests, which nobody awaits. None of it can end unnoticed.
+"""Work beside the requests, which no request awaits. None of it can end unnoticed.
 
-A thread says what ended it to whoever started it: the process then ends, or /livez says that it is not alive. A task
+A thread reports what ended it to its starter: the process then ends, or /livez says that it is not alive. A task
 is started again, since all that tasks do is to keep Redis at hand, and that may fail at any time.
 """
 

@@ -1,4 +1,4 @@
-"""What the operating system says of this process, read whenever somebody asks for the metrics."""
+"""What the operating system says of this process, read whenever the metrics are scraped."""
 
 import os
 from collections.abc import Iterator

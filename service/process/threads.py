@@ -1,4 +1,4 @@
-"""How many threads compute, and that nobody else adds to them.
+"""How many threads compute, and that no library adds to them.
 
 Threads beyond the quota are worse than none: the kernel stops all of them until the next period begins.
 """

@@ -81,7 +81,7 @@ class Coded(nn.Module):
         """Return the same values as float parameters, see `Latent`."""
         return Latent(self)
 
-    def sealed(self) -> "Coded":
+    def quantized(self) -> "Coded":
         """Return the values as they are stored."""
         return self
 
@@ -116,7 +116,7 @@ class Latent(Coded):
     def linear(self, x: Tensor) -> Tensor:
         return F.linear(x, self.decode(x.dtype))
 
-    def sealed(self) -> Coded:
+    def quantized(self) -> Coded:
         latent = {name: part.detach() for name, part in self._others().items()}
         return Coded(self.codec, self.shape, self.codec.encode_trained(self.values.detach(), latent))
 

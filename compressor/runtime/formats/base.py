@@ -219,9 +219,9 @@ class Format(nn.Module, ABC):
         """Return a copy whose tensors are float parameters, to be trained; see `compressor.runtime.codecs.Latent`."""
         return self._mapped(lambda tensor: tensor.trainable(), lambda form: form.trainable())
 
-    def sealed(self) -> Self:
+    def quantized(self) -> Self:
         """Return a trained copy as it is stored."""
-        return self._mapped(lambda tensor: tensor.sealed(), lambda form: form.sealed())
+        return self._mapped(lambda tensor: tensor.quantized(), lambda form: form.quantized())
 
     def runnable(self) -> Self:
         """Return itself with every tensor that this CPU has no kernel for in fp32."""

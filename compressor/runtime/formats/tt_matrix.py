@@ -133,7 +133,7 @@ class TTMatrix(Format):
     def product_shapes(self, rows: int) -> dict[Span, tuple[int, ...]]:
         """Return the shapes of the products of neighbouring cores that make `matmul` cheap, by their span.
 
-        They do not depend on x, so that who has them once need not make them in every call. None has more than half
+        They do not depend on x, so that once made they serve every call. None has more than half
         as many numbers as W.
 
         Args:

@@ -39,7 +39,7 @@ Scored = tuple[str, int, float | None, Top]  # released text, id, log-probabilit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class CompletionJobs:
     """What one request wants.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Piece:
     generated: int
 
 
-async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metrics: Metrics) -> Order:
+async def completion_jobs(body: CompletionRequest, name: str, model: LoadedModel, metrics: Metrics) -> CompletionJobs:
     """Return what a request wants.
 
     Raises:
@@ -100,7 +100,7 @@ async def order_of(body: CompletionRequest, name: str, model: LoadedModel, metri
         for ids in prompts
         for number, prompt in enumerate(_prompts(ids, body, model))
     ]
-    return Order(
+    return CompletionJobs(
         name=name,
         body=body,
         model=model,
@@ -155,37 +155,37 @@ def _sampling(body: CompletionRequest, seed: int) -> Sampling:
     )
 
 
-async def whole_completion(order: Order, request: Request) -> bytes:
+async def whole_completion(wanted: CompletionJobs, request: Request) -> bytes:
     """Wait for all texts; return a Completion as JSON.
 
     Every choice is worded as soon as it is complete: as JSON it takes a fraction of the memory.
     """
-    n = order.body.n or 1
-    pieces: list[list[Choice]] = [[] for _ in range(len(order.prompts) * n)]
+    n = wanted.body.n or 1
+    pieces: list[list[Choice]] = [[] for _ in range(len(wanted.prompts) * n)]
     worded = [""] * len(pieces)
-    async with watched(request, *order.mailboxes):
-        async for piece in _pieces(order):
+    async with watched(request, *wanted.mailboxes):
+        async for piece in _pieces(wanted):
             index = piece.choice.index
             pieces[index].append(piece.choice)
             if piece.choice.finish_reason:
                 worded[index] = _joined(pieces[index]).model_dump_json()
                 pieces[index].clear()
-    head, tail = _completion(order, [], _usage(order)).model_dump_json().split(NO_CHOICES)
+    head, tail = _completion(wanted, [], _usage(wanted)).model_dump_json().split(NO_CHOICES)
     return f'{head}"choices":[{",".join(worded)}]{tail}'.encode()
 
 
-async def openai_events(order: Order) -> AsyncIterator[str]:
+async def openai_events(wanted: CompletionJobs) -> AsyncIterator[str]:
     """Yield server-sent events, as OpenAI writes them; an error is an event, too."""
-    options = order.body.stream_options or StreamOptions()
+    options = wanted.body.stream_options or StreamOptions()
     try:
-        async for piece in _pieces(order):
+        async for piece in _pieces(wanted):
             choice, usage = piece.choice, None
             if options.include_usage and options.continuous_usage_stats:
-                usage = _usage_of(len(order.prompts[choice.index // (order.body.n or 1)]), piece.generated)
+                usage = _usage_of(len(wanted.prompts[choice.index // (wanted.body.n or 1)]), piece.generated)
             if choice.text or choice.logprobs or choice.finish_reason:  # not for half a character
-                yield _event(_completion(order, [choice], usage).model_dump_json())
+                yield _event(_completion(wanted, [choice], usage).model_dump_json())
         if options.include_usage:
-            yield _event(_completion(order, [], _usage(order)).model_dump_json())
+            yield _event(_completion(wanted, [], _usage(wanted)).model_dump_json())
         yield _event("[DONE]")
     except Exception as error:
         yield _event(json.dumps(as_service_error(error).openai_body))
@@ -195,11 +195,11 @@ def _event(data: str) -> str:
     return f"data: {data}\n\n"
 
 
-def _completion(order: Order, choices: list[Choice], usage: Usage | None) -> Completion:
-    model = order.model
+def _completion(wanted: CompletionJobs, choices: list[Choice], usage: Usage | None) -> Completion:
+    model = wanted.model
     return Completion(
-        id=order.name,
-        created=order.created,
+        id=wanted.name,
+        created=wanted.created,
         model=model.name,
         system_fingerprint=model.manifest.digest,
         choices=choices,
@@ -207,8 +207,8 @@ def _completion(order: Order, choices: list[Choice], usage: Usage | None) -> Com
     )
 
 
-def _usage(order: Order) -> Usage:
-    return _usage_of(sum(map(len, order.prompts)), sum(job.generated for job in order.jobs))
+def _usage(wanted: CompletionJobs) -> Usage:
+    return _usage_of(sum(map(len, wanted.prompts)), sum(job.generated for job in wanted.jobs))
 
 
 def _usage_of(read: int, written: int) -> Usage:
@@ -232,9 +232,9 @@ def _joined(pieces: Sequence[Choice]) -> Choice:
     )
 
 
-async def _pieces(order: Order) -> AsyncIterator[_Piece]:
+async def _pieces(wanted: CompletionJobs) -> AsyncIterator[_Piece]:
     """Yield the pieces of all choices as they come: the echoed prompt first, then one per token."""
-    async for _, news in _merged([_news(order, at) for at in range(len(order.prompts))]):
+    async for _, news in _merged([_news(wanted, at) for at in range(len(wanted.prompts))]):
         for telling, token in news:  # worded here, when they are wanted: a client may be slow, and words are large
             if token is not None:
                 yield telling.token(token)
@@ -243,14 +243,14 @@ async def _pieces(order: Order) -> AsyncIterator[_Piece]:
             await asyncio.sleep(0)  # it takes milliseconds to word a thousand tokens
 
 
-async def _news(order: Order, at: int) -> AsyncIterator[list[tuple["_Telling", Token | None]]]:
-    """Yield what is to be told of one prompt's choices: a token or, with None, the prompt, once it is scored."""
-    n, jobs = order.body.n or 1, len(order.jobs) // len(order.prompts)
-    mine = order.jobs[at * jobs : (at + 1) * jobs]
+async def _news(wanted: CompletionJobs, at: int) -> AsyncIterator[list[tuple["_Telling", Token | None]]]:
+    """Yield what is to be said about one prompt's choices: a token or, with None, the prompt, once it is scored."""
+    n, jobs = wanted.body.n or 1, len(wanted.jobs) // len(wanted.prompts)
+    mine = wanted.jobs[at * jobs : (at + 1) * jobs]
     scores = mine[0].scores if mine else None
-    told = [_Telling(order, index, scores) for index in range(at * n, (at + 1) * n)]
+    told = [_Telling(wanted, index, scores) for index in range(at * n, (at + 1) * n)]
     streams = [job.mailbox.batches() for job in mine]
-    if order.body.echo:
+    if wanted.body.echo:
         first = [] if scores is None else await anext(streams[0], [])
         yield [(telling, None) for telling in told]
         yield [(told[0], token) for token in first]
@@ -277,29 +277,29 @@ def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
 class _Telling:
     """Words one choice, piece by piece."""
 
-    def __init__(self, order: Order, index: int, scores: PromptScores | None) -> None:
-        self._order = order
-        self._words = _Words(order)
+    def __init__(self, wanted: CompletionJobs, index: int, scores: PromptScores | None) -> None:
+        self._wanted = wanted
+        self._logprobs = _LogprobFormatter(wanted)
         self._index = index
         self._scores = scores
         self._offset = self._generated = 0
 
     def echo(self) -> _Piece:
         """Return the prompt as a piece."""
-        order, at = self._order, self._index // (self._order.body.n or 1)
-        ids, echo, logprobs = order.prompts[at], order.echoes[at], None
-        released = _released(ids, order.model)
+        wanted, at = self._wanted, self._index // (self._wanted.body.n or 1)
+        ids, echo, logprobs = wanted.prompts[at], wanted.echoes[at], None
+        released = _released(ids, wanted.model)
         if self._scores is not None:
-            logprobs = self._words.logprobs(_scored(ids, released, self._scores.found), 0)
+            logprobs = self._logprobs.logprobs(_scored(ids, released, self._scores.found), 0)
         text = "".join(released) if echo is None else echo
         self._offset = len(text)
-        reason: Literal["length"] | None = "length" if order.body.max_tokens == 0 else None
+        reason: Literal["length"] | None = "length" if wanted.body.max_tokens == 0 else None
         return _Piece(Choice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason), 0)
 
     def token(self, token: Token) -> _Piece:
         """Return a token as a piece."""
         scored = [(token.text, token.id, token.logprob, token.top)]
-        logprobs = None if self._order.body.logprobs is None else self._words.logprobs(scored, self._offset)
+        logprobs = None if self._wanted.body.logprobs is None else self._logprobs.logprobs(scored, self._offset)
         reason = FINISHED_REASON[token.end.reason] if token.end else None
         self._offset += len(token.text)
         self._generated += 1
@@ -307,15 +307,15 @@ class _Telling:
         return _Piece(choice, self._generated)
 
 
-class _Words:
-    """Words log-probabilities for one order."""
+class _LogprobFormatter:
+    """Writes log-probabilities for one request."""
 
-    def __init__(self, order: Order) -> None:
-        self._model = order.model
-        self._told = bool(order.body.logprobs)
+    def __init__(self, wanted: CompletionJobs) -> None:
+        self._model = wanted.model
+        self._told = bool(wanted.body.logprobs)
 
     def logprobs(self, tokens: Sequence[Scored], offset: int) -> Logprobs:
-        """Return what is told of tokens whose text begins at `offset`."""
+        """Return what is said about tokens whose text begins at `offset`."""
         offsets = []
         for text, *_ in tokens:
             offsets.append(offset)

@@ -11,7 +11,7 @@ from service.http.body_route import BodyRoute
 from service.http.failures import STREAM_DOCS, failures
 from service.http.intake import ids_of
 from service.http.middleware import request_id
-from service.http.openai.completions import openai_events, order_of, whole_completion
+from service.http.openai.completions import completion_jobs, openai_events, whole_completion
 from service.http.openai.schemas import (
     Completion,
     CompletionRequest,
@@ -50,12 +50,12 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     """Continue texts, as a stream if `stream` is set."""
     model, engine = service.lifecycle.models.named(body.model), service.engine
     name = f"cmpl-{request_id(request.scope)}"
-    order = await order_of(body, name, model, engine.metrics)
-    await service.submit(model, chain.from_iterable(order.prompts), order.jobs)
+    wanted = await completion_jobs(body, name, model, engine.metrics)
+    await service.submit(model, chain.from_iterable(wanted.prompts), wanted.jobs)
     if body.stream:
-        return EventStream(openai_events(order), order.mailboxes)
-    answer = Response(await whole_completion(order, request), media_type="application/json")
-    tell_times(answer, request, order.jobs)
+        return EventStream(openai_events(wanted), wanted.mailboxes)
+    answer = Response(await whole_completion(wanted, request), media_type="application/json")
+    tell_times(answer, request, wanted.jobs)
     return answer
 
 

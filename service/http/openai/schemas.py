@@ -56,7 +56,7 @@ Prompts = Annotated[
 NoBiases = Annotated[dict[str, Any] | None, AfterValidator(_only_empty)]
 NoTokens = Annotated[Annotated[list[Id], several(0, MAX_IDS)] | None, AfterValidator(_only_empty)]
 NoText = Annotated[Text | None, AfterValidator(_only_empty)]
-User = Annotated[Text | None, Field(description="whom the client asks for; changes nothing")]
+User = Annotated[Text | None, Field(description="accepted, changes nothing")]
 Stops = Annotated[StopList | None, BeforeValidator(_as_list, json_schema_input_type=Stop | StopList | None)]
 
 

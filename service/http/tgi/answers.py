@@ -21,14 +21,14 @@ async def whole(request: Request, job: Generation, prefix: str, *, details: bool
     text = prefix + end.text
     if not details:
         return GenerateResponse(generated_text=text)
-    told = Details(
+    about = Details(
         finish_reason=end.reason,
         generated_tokens=len(tokens),
         seed=job.prompt.sampling.seed,
         prefill=[],
         tokens=[_token_info(token) for token in tokens],
     )
-    return GenerateResponse(generated_text=text, details=told)
+    return GenerateResponse(generated_text=text, details=about)
 
 
 async def tgi_events(job: Generation, prefix: str) -> AsyncIterator[str]:

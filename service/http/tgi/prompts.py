@@ -29,14 +29,14 @@ def sampling_of(parameters: Parameters) -> Sampling:
     top_p = 1.0 if parameters.top_p is None else parameters.top_p
     typical_p = 1.0 if parameters.typical_p is None else parameters.typical_p
     warped = temperature != 1 or parameters.top_k is not None or top_p != 1 or typical_p != 1
-    drawn = bool(parameters.do_sample) or warped
+    is_sampled = bool(parameters.do_sample) or warped
     seed = draw_seed() if parameters.seed is None else parameters.seed
     return Sampling(
-        seed=seed if drawn else None,
+        seed=seed if is_sampled else None,
         temperature=temperature,
         top_k=parameters.top_k,
         top_p=top_p,
         typical_p=typical_p,
         repetition_penalty=1.0 if parameters.repetition_penalty is None else parameters.repetition_penalty,
-        repeatable=parameters.seed is not None or not drawn,
+        repeatable=parameters.seed is not None or not is_sampled,
     )

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from compressor.cli import main
 from compressor.pretraining.build import pretrain
 from compressor.pretraining.config import SHIPPED, Config, largest_ttm_rank, parse_config, read_config
-from compressor.pretraining.model import drawn, parameter_count
+from compressor.pretraining.model import initialised, parameter_count
 from compressor.pretraining.text import Corpus, read_corpus, rows_of_step
 from compressor.pretraining.training import CHECKPOINT, Training
 from compressor.recipes import checkpoint
@@ -79,7 +79,7 @@ def test_a_pretrained_model_has_learnt_and_is_served(text: Path, tmp_path: Path,
     curve = manifest.provenance.config["curve"]
     assert [point[0] for point in curve] == [0, 2048, 4096, 6144, 8192]
     assert curve[-1][1] < 0.6 * curve[0][1]
-    assert manifest.provenance.config["parameters"] == parameter_count(drawn(config))
+    assert manifest.provenance.config["parameters"] == parameter_count(initialised(config))
     assert manifest.quality.dense_perplexity is None
     assert not run_folder(out).exists()
     with serving(Settings(models=(out,), threads=1)) as client:
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_bit_for_bit(text: Path, tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
     assert not killed.exists()
     with _process(config, text, killed) as child:
-        assert "goes on from the checkpoint" in child.communicate()[1]
+        assert "resumes from the checkpoint" in child.communicate()[1]
     ours, theirs = (_tensors(folder / artifact.WEIGHTS) for folder in (killed, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -303,7 +303,7 @@ def _refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_shipped_recipe_is_the_reference_models() -> None:
     """What compressor/reference/README.md says of gpt2-mini, and its config.json."""
     config = read_config(SHIPPED["gpt2-mini"])
-    assert parameter_count(drawn(config)) == 9_064_448
+    assert parameter_count(initialised(config)) == 9_064_448
     assert (config.steps, config.batch_tokens, config.tokens) == (3125, 8192, 25_600_000)
     published = json.loads((ROOT / "compressor/reference/config.json").read_text())
     shape = config.decoder()

@@ -15,7 +15,7 @@ from compressor.pretraining.attention import causal_attention
 from compressor.pretraining.config import Config, parse_config
 from compressor.pretraining.head import head_loss
 from compressor.pretraining.layers import DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer
-from compressor.pretraining.model import drawn, head_matrix, linears, parameter_count, sealed
+from compressor.pretraining.model import head_matrix, initialised, linears, parameter_count, quantized
 from compressor.pretraining.text import read_corpus
 from compressor.runtime import native
 from compressor.runtime.formats import Stacked, TTMatrix
@@ -55,9 +55,11 @@ def _layers() -> list[Layer]:
 @pytest.mark.parametrize("kind", ["low_rank", "lpa", "ttm"])
 def test_layers_start_like_gpt2_if_asked(kind: str) -> None:
     form = {"kind": kind, "rank": 16, "init": "gpt2"}
-    layers = linears(drawn(config_of("dense", attention=form, mlp=form | {"kind": kind.replace("lpa", "low_rank")})))
+    layers = linears(
+        initialised(config_of("dense", attention=form, mlp=form | {"kind": kind.replace("lpa", "low_rank")}))
+    )
     for name, layer in layers.items():
-        weight, bias = layer.sealed()
+        weight, bias = layer.quantized()
         expected = 0.02 / 2 if name.endswith("c_proj") else 0.02  # 1 / sqrt(2 L) with two layers
         assert weight.dense().std().item() == pytest.approx(expected, rel=0.2)
         assert not bias.any()
@@ -66,14 +68,14 @@ def test_layers_start_like_gpt2_if_asked(kind: str) -> None:
 @pytest.mark.parametrize("layer", _layers(), ids=lambda layer: type(layer).__name__)
 def test_a_sealed_layer_is_the_trained_one(layer: Layer) -> None:
     x = torch.randn(3, 16)
-    form, bias = layer.sealed()
+    form, bias = layer.quantized()
     assert form.shape == (48, 16)
     assert torch.allclose(form.matmul(x) + bias, layer(x), atol=EXACT)
     assert torch.allclose(x @ form.dense().T + bias, layer(x), atol=EXACT)
 
 
 def test_lpa_has_the_published_factors_and_biases() -> None:
-    layers = linears(drawn(config_of("lpa")))
+    layers = linears(initialised(config_of("lpa")))
     width, rank = SHAPE["n_embd"], 8
     for i in range(SHAPE["n_layer"]):
         qkv, out = layers[f"h.{i}.attn.c_attn"], layers[f"h.{i}.attn.c_proj"]
@@ -88,9 +90,9 @@ def test_lpa_has_the_published_factors_and_biases() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_sealed_model_is_the_trained_one(form: str) -> None:
-    model = drawn(config_of(form))
+    model = initialised(config_of(form))
     ids = torch.randint(300, (2, 20), generator=torch.Generator().manual_seed(0))
-    stored = sealed(model, "fp32")
+    stored = quantized(model, "fp32")
     with torch.no_grad():
         expected = model(ids) @ head_matrix(model).T
         found = stored.logits(stored(ids))
@@ -102,7 +104,7 @@ def test_a_sealed_model_is_the_trained_one(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_parameter_gets_a_gradient_and_the_seed_decides_about_all(form: str) -> None:
-    model, again, other = (drawn(config_of(form, seed=seed)) for seed in (3, 3, 4))
+    model, again, other = (initialised(config_of(form, seed=seed)) for seed in (3, 3, 4))
     ids = torch.arange(40).view(2, 20)
     head_loss(model(ids).flatten(0, 1), head_matrix(model), ids.flatten()).backward()
     for (name, mine), same, different in zip(
@@ -116,12 +118,12 @@ def test_every_parameter_gets_a_gradient_and_the_seed_decides_about_all(form: st
 
 
 def test_compressed_models_have_fewer_parameters() -> None:
-    counts = {form: parameter_count(drawn(config_of(form))) for form in FORMS}
+    counts = {form: parameter_count(initialised(config_of(form))) for form in FORMS}
     assert all(counts[form] < counts["dense"] for form in FORMS if form != "dense")
 
 
 def test_sealed_formats_are_those_that_the_service_knows() -> None:
-    stored = sealed(drawn(parse_config(BASE | FORMS["ttm"] | FORMS["lpa"])), "fp16").matrices()
+    stored = quantized(initialised(parse_config(BASE | FORMS["ttm"] | FORMS["lpa"])), "fp16").matrices()
     assert isinstance(stored["h.0.attn.c_attn"], Stacked)
     assert isinstance(stored["h.0.mlp.c_fc"], TTMatrix)
     assert {coded.codec.name for form in stored.values() for coded in form.coded().values()} == {"fp16"}

@@ -12,7 +12,7 @@ from compressor.huggingface import EMBEDDED_FOLDER
 from compressor.pretraining import experiment, report, ttm_cost
 from compressor.pretraining.config import parse_config
 from compressor.pretraining.layers import TTMLayer
-from compressor.pretraining.model import drawn, parameter_count
+from compressor.pretraining.model import initialised, parameter_count
 from compressor.pretraining.text import Corpus
 from compressor.runtime.evaluate import Text
 
@@ -38,7 +38,7 @@ def test_all_variants_see_the_same_and_are_compared_at_equal_cuts() -> None:
     assert all(config.steps * config.batch_tokens >= 1_500_000 for config in configs.values())
     forms = {"attention", "mlp"}
     assert len({config.model_dump_json(exclude=forms) for config in configs.values()}) == 1
-    counts = {name: parameter_count(drawn(config)) for name, config in configs.items()}
+    counts = {name: parameter_count(initialised(config)) for name, config in configs.items()}
     width, layers = 256, 6
     attention, mlp = 4 * width**2 * layers, 8 * width**2 * layers
     cut = (counts["dense"] - counts["lpa-r64"]) / attention

@@ -112,7 +112,7 @@ def test_cores_are_orthonormal_but_the_last_and_the_matrix_has_the_published_spr
 
 def test_sealing_rounds_to_what_the_modes_can_use_at_no_loss() -> None:
     layer = TTMLayer(3072, 768, 64, torch.Generator().manual_seed(0))
-    form, _ = layer.sealed()
+    form, _ = layer.quantized()
     assert sum(prod(coded.shape) for coded in form.coded().values()) == ROUNDED_64
     matrix = _matrix([core.detach().double() for core in layer.cores]).T
     assert float((form.dense().double() - matrix).norm() / matrix.norm()) < ROUNDING

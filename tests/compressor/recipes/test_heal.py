@@ -256,7 +256,7 @@ def test_a_trainable_copy_is_the_format_and_seals_to_it(case: str, codec: str) -
     copy = form.trainable()
     torch.testing.assert_close(copy.dense(), form.dense(), rtol=10 * EXACT, atol=10 * EXACT)
     assert all(parameter.requires_grad for parameter in copy.parameters())
-    sealed = copy.sealed()
+    sealed = copy.quantized()
     assert sealed.spec() == form.spec()
     assert all(torch.equal(sealed.tensors()[name], tensor) for name, tensor in form.tensors().items())
     copy.matmul(torch.randn(3, form.in_features)).square().sum().backward()

@@ -19,7 +19,7 @@ from compressor.methods import svd, tensorgpt
 from compressor.runtime import artifact
 from tests.conftest import tiny_model, write_artifact
 
-FILES = (*artifact.SEALED, artifact.TOKENIZER_CONFIG)
+FILES = (*artifact.CHECKED, artifact.TOKENIZER_CONFIG)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_the_permutation_is_stored_in_two_bytes_a_row_and_counted() -> None:
     with_, without = (compress(weight, Config(rank=4, permute=permute)) for permute in (True, False))
     assert with_.tensors()["permutation.values"].dtype == torch.uint16
     assert with_.num_bytes == without.num_bytes + 2 * 40
-    assert with_.trainable().sealed().num_bytes == with_.num_bytes
+    assert with_.trainable().quantized().num_bytes == with_.num_bytes
 
 
 def test_a_permutation_that_is_none_is_refused() -> None:
@@ -226,7 +226,7 @@ def test_a_model_names_only_the_outermost_formats_and_its_artefact_keeps_the_res
     assert nested.matrices()["wte"] is stacked
     trained = nested.trainable()
     assert all(parameter.requires_grad for parameter in trained.matrices()["wte"].parameters())
-    assert trained.sealed().matrices()["wte"].num_bytes == stacked.num_bytes
+    assert trained.quantized().matrices()["wte"].num_bytes == stacked.num_bytes
     again = artifact.read(write_artifact(tmp_path / "nested", nested)).model.matrices()
     assert {name: form.spec() for name, form in again.items()} == {n: f.spec() for n, f in nested.matrices().items()}
     for name, tensor in stacked.tensors().items():

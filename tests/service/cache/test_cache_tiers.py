@@ -14,16 +14,16 @@ KEY = "ttgpt:1:digest:wte:7"
 
 @given(st.binary(min_size=12, max_size=12), st.text())
 def test_what_is_sealed_opens(payload: bytes, key: str) -> None:
-    assert ROW.open(key, ROW.seal(key, payload)) == payload
-    assert Layout("json").open(key, Layout("json").seal(key, payload)) == payload
+    assert ROW.decode(key, ROW.encode(key, payload)) == payload
+    assert Layout("json").decode(key, Layout("json").encode(key, payload)) == payload
 
 
 @given(st.binary(min_size=12, max_size=12), st.integers(0), st.integers(1, 255))
 def test_any_changed_byte_is_noticed(payload: bytes, place: int, change: int) -> None:
-    data = bytearray(ROW.seal(KEY, payload))
+    data = bytearray(ROW.encode(KEY, payload))
     data[place % len(data)] ^= change
     with pytest.raises(DamagedValueError):
-        ROW.open(KEY, bytes(data))
+        ROW.decode(KEY, bytes(data))
 
 
 @pytest.mark.parametrize(
@@ -31,16 +31,16 @@ def test_any_changed_byte_is_noticed(payload: bytes, place: int, change: int) ->
     [
         (b"", "dtype"),
         (b"\x80\x04K\x01.", "dtype"),  # a pickle
-        (ROW.seal(KEY, bytes(12))[:-1], "length"),
-        (ROW.seal(KEY, bytes(12)) + b"\0", "length"),
-        (Layout("<f4", (4,)).seal(KEY, bytes(16)), "dtype or shape"),
-        (Layout("json").seal(KEY, bytes(12)), "dtype or shape"),
-        (ROW.seal(KEY + "1", bytes(12)), "digest"),  # a sound value of another key
+        (ROW.encode(KEY, bytes(12))[:-1], "length"),
+        (ROW.encode(KEY, bytes(12)) + b"\0", "length"),
+        (Layout("<f4", (4,)).encode(KEY, bytes(16)), "dtype or shape"),
+        (Layout("json").encode(KEY, bytes(12)), "dtype or shape"),
+        (ROW.encode(KEY + "1", bytes(12)), "digest"),  # a sound value of another key
     ],
 )
 def test_other_values_are_refused(data: bytes, hint: str) -> None:
     with pytest.raises(DamagedValueError, match=hint):
-        ROW.open(KEY, data)
+        ROW.decode(KEY, data)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 300))))

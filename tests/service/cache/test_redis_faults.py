@@ -231,6 +231,6 @@ def test_an_answer_of_another_version_is_a_miss(artifacts: list[Path], redis: Re
         b"\xff",
         b"[" * 9999,
     ):
-        redis.client.set(key, ANSWER.seal(key, payload))
+        redis.client.set(key, ANSWER.encode(key, payload))
         with serving(settings) as second:
             assert second.post("/generate", json=body).json() == expected

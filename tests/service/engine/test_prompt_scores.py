@@ -20,7 +20,7 @@ from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
 from service.engine.models import LoadedModel, load
 from service.engine.sampling import Sampling
-from service.http.openai.completions import order_of
+from service.http.openai.completions import completion_jobs
 from service.http.openai.schemas import CompletionRequest
 from service.settings import Settings
 from tests.conftest import tiny_model, write_artifact
@@ -150,7 +150,7 @@ def test_a_step_reads_and_scores_no_more_than_a_chunk(
             writer = generation(model, engine.metrics, new=60)
             engine.submit(writer)
             await rounds.let(3)
-            order = await order_of(body, "x", model, engine.metrics)
+            order = await completion_jobs(body, "x", model, engine.metrics)
             engine.submit_all(order.jobs)
             while not all(job.scores and not job.scores.left for job in order.jobs) and writer.generated < 60:
                 before = (writer.generated, positions.looked_up, head.multiplied)

@@ -10,7 +10,7 @@ import pytest
 
 from service.engine.engine import Engine
 from service.engine.models import LoadedModel
-from service.engine.pace import LONGEST_SECONDS, Pace
+from service.engine.throughput import LONGEST_SECONDS, ThroughputEstimate
 from service.errors import DeadlineError, TokensOverloadedError
 from service.http.app import create_app
 from service.metrics import Metrics
@@ -189,7 +189,7 @@ def test_a_deadline_is_a_mailboxs_own(settings: Settings, tiny: LoadedModel) -> 
 
 def test_the_time_to_come_back_is_that_of_the_backlog() -> None:
     now = [0.0]
-    pace = Pace(lambda: now[0])
+    pace = ThroughputEstimate(lambda: now[0])
     assert pace.retry_seconds(1) == 1
     for second in range(1, 11):
         now[0] = float(second)

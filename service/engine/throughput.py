@@ -10,7 +10,7 @@ LONGEST_SECONDS = 120
 UNKNOWN_TOKENS_PER_SECOND = 100.0  # before anything has been finished
 
 
-class Pace:
+class ThroughputEstimate:
     """Remembers the requests that ended last."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
