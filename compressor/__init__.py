@@ -3,7 +3,7 @@
 Letters used everywhere: V vocabulary, D width, B batch, T time (tokens), L layers, H heads,
 N order (number of cores), k core index, r rank, M number of looked-up rows.
 
-A *codec* stores the numbers of one tensor, a *format* is how one weight matrix is made of such
+A *codec* stores the values of one tensor, a *format* is how one weight matrix is made of such
 tensors and multiplied, a *method* finds a format for one matrix.
 """
 

@@ -35,7 +35,7 @@ from compressor.runtime.tokenizer import read_tokenizer
 
 TABLES = {"wte", "lm_head"}
 MAX_TOKEN_BYTES = 256  # an added token bounds how many tokens a server must expect in a text
-# A row that dwarfs the others makes scores so large that fp32 rounds them by more than the golden values tolerate.
+# A row that dwarfs the others makes logits so large that fp32 rounds them by more than the golden values tolerate.
 MAX_NORM_RATIO = 100
 MAX_VECTOR_BYTES = 2**24
 MAX_ERROR = 1.0  # of a stored vector, relative to its norm: that of zeros
@@ -83,7 +83,7 @@ def set_token(folder: Path, token: str, *, like: str | None = None, vector: Path
         vector: a safetensors file with one tensor "vector" [D], or a JSON list of D numbers.
 
     Raises:
-        ValueError: if an argument is illegal, or the table's rows share numbers. The artefact is then as it was.
+        ValueError: if an argument is illegal, or the table's rows share values. The artefact is then as it was.
         ArtifactError: if the artefact is damaged.
     """
     _check_token(token)
@@ -108,7 +108,7 @@ def add_token(folder: Path, token: str, *, like: str | None = None, vector: Path
         vector: as for `set_token`.
 
     Raises:
-        ValueError: if an argument is illegal, or the table's rows share numbers. The artefact is then as it was.
+        ValueError: if an argument is illegal, or the table's rows share values. The artefact is then as it was.
         ArtifactError: if the artefact is damaged.
     """
     _check_token(token)
@@ -123,7 +123,7 @@ def with_row(table: Format, row: int, vector: Tensor) -> Format:
     """Return `table` with `vector` [D] in place of a row, or behind the last one; all else is bitwise the same.
 
     Raises:
-        ValueError: if the table's rows share numbers, or its codec cannot hold the vector's.
+        ValueError: if the table's rows share values, or its codec cannot hold the vector's.
     """
     return table.replace_row(row, lambda form: _encoded(form, _cut(form, vector)))
 
@@ -205,7 +205,7 @@ def _cut(table: Format, vector: Tensor) -> dict[str, Tensor]:
     if table.kind not in ROW_CUTS:
         legal = ", ".join(ROW_CUTS)
         raise ValueError(
-            f"it is stored as {table.kind}, whose rows share numbers, so that none can be changed alone; single tokens "
+            f"it is stored as {table.kind}, whose rows share values, so that none can be changed alone; single tokens "
             f"can be edited in {legal}, and in blocks of these"
         )
     return ROW_CUTS[table.kind](table, vector)
@@ -231,7 +231,7 @@ def _cut_low_rank(table: Format, vector: Tensor) -> dict[str, Tensor]:
     if "row_scale" not in coded:
         return cut
     if not coded["row_scale"].codec.is_float:
-        raise ValueError(f"its row_scale is stored as {coded['row_scale'].codec.name}, whose numbers share a scale")
+        raise ValueError(f"its row_scale is stored as {coded['row_scale'].codec.name}, whose values share a scale")
     return cut | {"row_scale": torch.ones(1)}
 
 

@@ -35,7 +35,7 @@ class Accuracy:
         last_word: the last word of a passage, every token of it the likeliest (as LAMBADA counts, Paperno et al.,
             arXiv 1606.06031, section 5).
         choice: the true continuation has the highest log-probability among four.
-        passages, choices: numbers of questions.
+        passages, choices: how many questions.
     """
 
     last_word: float
@@ -116,9 +116,9 @@ def _scores(model: GPT2, questions: list[Question], progress: Progress) -> list[
     for batch in progress(batches, label="Asking questions", total=len(batches)):
         hidden = model(pad_sequence([ids[:-1] for ids, _ in batch], batch_first=True))  # [B, T, D]
         for row, (ids, answer) in zip(hidden, batch, strict=True):
-            scores = model.logits(row[len(ids) - 1 - answer : len(ids) - 1]).log_softmax(-1)  # [answer, V]
+            log_probs = model.logits(row[len(ids) - 1 - answer : len(ids) - 1]).log_softmax(-1)  # [answer, V]
             target = ids[-answer:]
-            total = float(scores.gather(1, target.unsqueeze(1)).sum())
-            found.append((total, bool((scores.argmax(-1) == target).all())))
+            total = float(log_probs.gather(1, target.unsqueeze(1)).sum())
+            found.append((total, bool((log_probs.argmax(-1) == target).all())))
     answers = iter(found)
     return [[next(answers) for _ in question.answers] for question in questions]

@@ -1,4 +1,4 @@
-"""Attention while training: the same numbers as the decoder's, with a backward pass that is fast in bf16."""
+"""Attention while training: the same values as the decoder's, with a backward pass that is fast in bf16."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The loss of the tied head, in blocks of positions: the scores of a whole batch never exist."""
+"""The loss of the tied head, in blocks of positions: the logits of a whole batch never exist."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compressor.runtime.formats.base import blocks
 
-BLOCK_ROWS = 1024  # positions whose scores exist at a time: 34 MB in bf16 at V = 16384
+BLOCK_ROWS = 1024  # positions whose logits exist at a time: 34 MB in bf16 at V = 16384
 SMALLEST = 1e-30  # probability that is told from 0, so that a loss is finite
 
 
@@ -47,7 +47,7 @@ class _HeadLoss(torch.autograd.Function):
                 places = torch.arange(len(block), device=hidden.device), targets[part]
                 own = shares[places]
                 total -= own.to(total.dtype).clamp_min(SMALLEST).log().sum()
-                shares[places] = own - 1  # the gradient of the scores; scatter_ would copy them all
+                shares[places] = own - 1  # the gradient of the logits; scatter_ would copy them all
                 hidden_gradient[part] = shares @ table
                 weight_gradient += shares.T @ states[part]
         ctx.save_for_backward(hidden_gradient.div_(len(targets)), weight_gradient.div_(len(targets)))

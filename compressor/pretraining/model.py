@@ -87,7 +87,7 @@ def head_matrix(model: GPT2) -> Tensor:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return how many numbers are trained."""
+    """Return how many parameters are trained."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -155,7 +155,7 @@ class Training:
         self.curve = [Point(*values) for values in about["curve"]]
 
     def _identity(self) -> str:
-        """Return the digest of what decides about the numbers of a run; the first model follows from the config."""
+        """Return the digest of what decides about the results of a run; the first model follows from the config."""
         config = self.config.model_dump(mode="json", exclude={"checkpoint_every"})
         corpus = self.corpus
         return checkpoint.digest(config, corpus.tokenizer.to_str(), corpus.sha256, corpus.validation.sha256)

@@ -22,7 +22,7 @@ DEFAULT_TOKENS = 16384
 SAMPLE_ROWS = 16  # texts sampled at a time
 SAMPLE_BYTES = 2**29  # of their keys and values, which are 75 MB a text for GPT-2
 COLLECT_TOKENS = 2048  # tokens run through the model at a time
-HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
+HEAD_ROWS = 256  # positions whose logits exist at a time: 51 MB at V = 50257
 DISTANCES = (1, 2, 4, 8, 16)  # in tokens, of the differences
 EXCERPT_CHARACTERS = 12  # per token wanted; English has 4 to 5
 LONGEST_WORD = 64  # characters at the beginning of an excerpt, in which a space is looked for

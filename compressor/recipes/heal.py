@@ -18,10 +18,12 @@ from torch import Tensor
 from compressor.errors import check_range
 from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import checkpoint
+from compressor.runtime.evaluate import kl_divergence
 from compressor.runtime.formats.base import blocks
 from compressor.runtime.gpt2 import GPT2
 
-HEAD_ROWS = 1024  # positions whose scores exist at a time
+MINUTES = 0.01, 10**6
+HEAD_ROWS = 1024  # positions whose logits exist at a time
 SELECTION_ROWS = 64
 CHECKPOINT = "healing-{identity:.16}.safetensors"  # so that the runs of a folder do not meet
 TIMED_STEPS = 4
@@ -72,7 +74,7 @@ class Config:
         check_range("select_every", self.select_every, 1, 10**9)
         check_range("patience", self.patience, 1, 10**9)
         if self.minutes is not None:
-            check_range("heal_minutes", self.minutes, 0.01, 10**6)
+            check_range("heal_minutes", self.minutes, *MINUTES)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
 
@@ -236,13 +238,12 @@ class _Checkpoint:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the summed KL divergence of scores [rows, V] from the teacher's."""
-    log_p, log_q = F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1)
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    """Return the summed KL divergence of logits [rows, V] from the teacher's."""
+    return kl_divergence(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1))
 
 
 def distillation_gradient(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the derivative of `distillation_loss` by the student's scores [rows, V]: q - p."""
+    """Return the derivative of `distillation_loss` by the student's logits [rows, V]: q - p."""
     return student.float().softmax(dim=-1).sub_(teacher.softmax(dim=-1))
 
 
@@ -295,10 +296,10 @@ class _Training:
         for block in blocks(len(leaf), HEAD_ROWS):
             part = slice(block.start, block.stop)
             with self.products():
-                scores = self.student.logits(leaf[part])
+                logits = self.student.logits(leaf[part])
             with torch.no_grad():
-                gradient = distillation_gradient(scores, self.dense.logits(target[part])) / len(leaf)
-            scores.backward(gradient.to(scores.dtype))
+                gradient = distillation_gradient(logits, self.dense.logits(target[part])) / len(leaf)
+            logits.backward(gradient.to(logits.dtype))
         hidden.backward(leaf.grad)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
         self.optimizer.step()

@@ -14,8 +14,6 @@ from compressor.recipes.plans import CompressedModel, Plan
 from compressor.runtime.gpt2 import GPT2
 from compressor.storage.run_folder import require_space
 
-MINUTES = 0.01, 10**6
-
 
 @dataclass(frozen=True, kw_only=True)
 class Healing:
@@ -37,7 +35,7 @@ class Healing:
 
     def __post_init__(self) -> None:
         if self.minutes:  # else nothing is healed
-            check_range("heal_minutes", self.minutes, *MINUTES)
+            check_range("heal_minutes", self.minutes, *heal.MINUTES)
 
     @property
     def is_wanted(self) -> bool:

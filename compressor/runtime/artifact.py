@@ -50,7 +50,7 @@ class Compression(_Strict):
     Attributes:
         schema_version: of the artefact's layout.
         vectors: codec of biases and LayerNorm vectors.
-        matrices: all but the numbers of every matrix.
+        matrices: all but the values of every matrix.
     """
 
     schema_version: Literal[1]
@@ -103,8 +103,8 @@ class Golden(_Strict):
     Attributes:
         prompt_ids: a short prompt.
         continuation_ids: its greedy continuation, as far as each step wins by 2 * tolerance.
-        top_ids, top_logits: the highest scores after the prompt.
-        tolerance: how far another CPU's scores may be off.
+        top_ids, top_logits: the highest logits after the prompt.
+        tolerance: how far another CPU's logits may be off.
     """
 
     prompt_ids: list[int]
@@ -395,7 +395,7 @@ def _named_tensors(model: GPT2) -> dict[str, Tensor]:
 
 
 def _build_model(tensors: dict[str, Tensor], config: GPT2Config, compression: Compression) -> GPT2:
-    """Return the model of which `tensors`, left empty, are all numbers."""
+    """Return the model of which `tensors`, left empty, are all values."""
     matrices = {}
     for name, spec in compression.matrices.items():
         try:

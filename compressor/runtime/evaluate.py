@@ -19,7 +19,7 @@ from compressor.runtime.formats.base import blocks
 from compressor.runtime.generate import generate
 from compressor.runtime.gpt2 import GPT2
 
-HEAD_ROWS = 256  # positions whose scores exist at a time: 51 MB at V = 50257
+HEAD_ROWS = 256  # positions whose logits exist at a time: 51 MB at V = 50257
 XZ_MAGIC = b"\xfd7zXZ\x00"
 GOLDEN_PROMPT = "The old man looked at the sea"
 GOLDEN_TOKENS = 16
@@ -98,17 +98,22 @@ def evaluate(model: GPT2, dense: GPT2 | None, text: Text, progress: Progress = s
         dense_hidden = dense(inputs)[0] if dense else None
         for rows in blocks(len(targets), HEAD_ROWS):
             part = slice(rows.start, rows.stop)
-            scores = F.log_softmax(model.logits(hidden[part]), dim=-1)  # [rows, V]
-            totals[0] += F.nll_loss(scores, targets[part], reduction="sum")
+            ours = F.log_softmax(model.logits(hidden[part]), dim=-1)  # [rows, V]
+            totals[0] += F.nll_loss(ours, targets[part], reduction="sum")
             if dense and dense_hidden is not None:
                 reference = F.log_softmax(dense.logits(dense_hidden[part]), dim=-1)
                 totals[1] += F.nll_loss(reference, targets[part], reduction="sum")
-                totals[2] += F.kl_div(scores, reference, reduction="sum", log_target=True)
-                totals[3] += (scores.argmax(-1) == reference.argmax(-1)).sum()
+                totals[2] += kl_divergence(ours, reference)
+                totals[3] += (ours.argmax(-1) == reference.argmax(-1)).sum()
         if not totals.isfinite().all():
             check_logits(model, inputs)
             raise ValueError(f"text: the loss on {text.name} is not finite")
     return _quality(text, context, totals.tolist(), against_dense=dense is not None)
+
+
+def kl_divergence(ours: Tensor, reference: Tensor) -> Tensor:
+    """Return the summed KL divergence of log-probabilities [rows, V] from those of the reference."""
+    return F.kl_div(ours, reference, reduction="sum", log_target=True)
 
 
 def _quality(text: Text, context: int, totals: list[float], *, against_dense: bool) -> Quality:
@@ -147,15 +152,15 @@ def golden(model: GPT2, tokenizer: Tokenizer) -> Golden:
     room = min(GOLDEN_TOKENS, model.config.n_positions - len(prompt))
     check_logits(model, torch.tensor([prompt]))
     ids = generate(model, torch.tensor([prompt]), room, temperature=0.0)[0]  # [T + room]
-    scores = model.logits(model(ids.unsqueeze(0))[0, len(prompt) - 1 : -1])  # [room, V]
-    best = scores.topk(2, dim=-1).values  # [room, 2]
+    logits = model.logits(model(ids.unsqueeze(0))[0, len(prompt) - 1 : -1])  # [room, V]
+    best = logits.topk(2, dim=-1).values  # [room, 2]
     tolerance = max(GOLDEN_TOLERANCE, GOLDEN_SHARE * float(best.abs().max()))
     certain = (best[:, 0] - best[:, 1] > 2 * tolerance).long().cumprod(0).sum()
-    top = scores[0].topk(min(GOLDEN_TOP, scores.shape[-1]))
+    top = logits[0].topk(min(GOLDEN_TOP, logits.shape[-1]))
     return Golden(
         prompt_ids=prompt,
         continuation_ids=ids[len(prompt) :][: int(certain)].tolist(),
         top_ids=top.indices.tolist(),
-        top_logits=[round(score, 4) for score in top.values.tolist()],
+        top_logits=[round(value, 4) for value in top.values.tolist()],
         tolerance=tolerance,
     )

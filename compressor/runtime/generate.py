@@ -42,13 +42,13 @@ def generate(
     cache = model.new_cache(batch, length + new_tokens)
     ids, new = prompts, prompts
     for _ in progress(range(new_tokens), label="Generating", total=new_tokens):
-        scores = model.logits(model(new, cache)[:, -1])  # [B, V]
-        if not torch.isfinite(scores).all():
+        logits = model.logits(model(new, cache)[:, -1])  # [B, V]
+        if not torch.isfinite(logits).all():
             check_logits(model, ids)
             raise ValueError("model: its logits are not finite")
         if temperature == 0:
-            new = scores.argmax(-1, keepdim=True)  # [B, 1]
+            new = logits.argmax(-1, keepdim=True)  # [B, 1]
         else:
-            new = torch.multinomial((scores / temperature).softmax(-1), 1, generator=random)
+            new = torch.multinomial((logits / temperature).softmax(-1), 1, generator=random)
         ids = torch.cat([ids, new], dim=1)
     return ids

@@ -2,7 +2,7 @@
 
 Eight bytes with the length of the header, a JSON object with dtype, shape and place of every tensor, and then their
 bytes, without a gap. safetensors itself maps files into memory: a file that is cut off later ends the process
-(SIGBUS), one that is overwritten changes its numbers, and what was hashed is not what is used.
+(SIGBUS), one that is overwritten changes its values, and what was hashed is not what is used.
 """
 
 import hashlib

@@ -215,15 +215,15 @@ def fewest_rows(gpt2: GPT2, most: int) -> int:
         if length := slot % cache.capacity:
             ids = torch.arange(length).unsqueeze(0) % gpt2.config.vocab_size  # [1, T]
             gpt2(ids, cache, rows=slots[slot : slot + 1])
-    full = _scores(gpt2, cache, slots)
+    full = _logits_of(gpt2, cache, slots)
     fewest = most
-    if torch.equal(_scores(gpt2, cache, slots.flip(0)).flip(0), full):
-        while fewest > 1 and torch.equal(_scores(gpt2, cache, slots[: fewest - 1]), full[: fewest - 1]):
+    if torch.equal(_logits_of(gpt2, cache, slots.flip(0)).flip(0), full):
+        while fewest > 1 and torch.equal(_logits_of(gpt2, cache, slots[: fewest - 1]), full[: fewest - 1]):
             fewest -= 1
     return fewest
 
 
-def _scores(gpt2: GPT2, cache: KVCache, slots: Tensor) -> Tensor:
+def _logits_of(gpt2: GPT2, cache: KVCache, slots: Tensor) -> Tensor:
     """Return what the model says [B, V] after one more token in these slots, which it then forgets."""
     lengths = cache.lengths.clone()
     ids = (slots + 1).unsqueeze(1) % gpt2.config.vocab_size  # [B, 1]

@@ -1,10 +1,10 @@
-"""Choosing the next token of every row of a batch, from the model's scores.
+"""Choosing the next token of every row of a batch, from the model's logits.
 
 The order is Hugging Face's and TGI's: repetition penalty, temperature, top-k, top-p, typical p, then the draw.
 A draw is a number in [0, 1) that the row brings along, and picks the token whose share of the summed probabilities it
 falls in.
 
-Law: what a row gets depends on its own scores and choice only, never on the rows beside it.
+Law: what a row gets depends on its own logits and choice only, never on the rows beside it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ class Sampling:
 
     Attributes:
         seed: of the draws; None always takes the best token (greedy).
-        temperature: divides the scores, > 0.
+        temperature: divides the logits, > 0.
         top_k: how many of the best tokens stay; None: all.
         top_p: the fewest best tokens stay whose probabilities add up to it, in (0, 1].
         typical_p: the most typical tokens of those stay whose probabilities add up to it, in (0, 1]; see `typical`.
@@ -64,15 +64,15 @@ class Choice:
 
 
 def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
-    """Return the next token of every row, given the model's scores [B, V]. Rows of one kind are worked on together."""
+    """Return the next token of every row, given the model's logits [B, V]. Rows of one kind are worked on together."""
     logits = _penalised(logits, choices)
     kinds: dict[int | None, list[int]] = {}
     for row, choice in enumerate(choices):
         kinds.setdefault(_kind(choice.how, logits.shape[-1]), []).append(row)
     chosen = [0] * len(choices)
     for kind, rows in kinds.items():
-        scores = logits if len(rows) == len(choices) else logits[rows]
-        for row, token in zip(rows, _choose_alike(scores, [choices[row] for row in rows], kind), strict=True):
+        alike = logits if len(rows) == len(choices) else logits[rows]
+        for row, token in zip(rows, _choose_alike(alike, [choices[row] for row in rows], kind), strict=True):
             chosen[row] = int(token)
     return chosen
 
@@ -87,15 +87,15 @@ def _kind(how: Sampling, vocabulary: int) -> int | None:
     return None if how.top_k is None or how.top_k >= vocabulary else how.top_k
 
 
-def _choose_alike(scores: Tensor, choices: Sequence[Choice], kind: int | None) -> Iterable[int]:
+def _choose_alike(logits: Tensor, choices: Sequence[Choice], kind: int | None) -> Iterable[int]:
     if kind == GREEDY:
-        best_ids: Ids = scores.numpy().argmax(-1)  # 30 times faster than torch's
+        best_ids: Ids = logits.numpy().argmax(-1)  # 30 times faster than torch's
         return best_ids
     temperatures = torch.tensor([[max(choice.how.temperature, COLDEST)] for choice in choices])  # [B, 1]
     if kind is None:
-        odds = ((scores - scores.amax(-1, keepdim=True)) / temperatures).softmax(-1).numpy()  # [B, V]
+        odds = ((logits - logits.amax(-1, keepdim=True)) / temperatures).softmax(-1).numpy()  # [B, V]
         return [_draw_from_all(row, choice) for row, choice in zip(odds, choices, strict=True)]
-    best, ids = scores.topk(kind)  # [B, k], the best first
+    best, ids = logits.topk(kind)  # [B, k], the best first
     odds = ((best - best[:, :1]) / temperatures).softmax(-1).numpy()
     columns = _draw_from_best(odds, choices)
     for row, choice in enumerate(choices):
@@ -199,12 +199,12 @@ def _penalised(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Make the tokens `seen` [..., n] less likely (penalty > 1) or more (penalty < 1).
 
-    Reference: CTRL, arXiv 1909.05858, section 4.1, with negative scores multiplied as Hugging Face does.
+    Reference: CTRL, arXiv 1909.05858, section 4.1, with negative logits multiplied as Hugging Face does.
     """
-    scores = logits.gather(-1, seen)  # [..., n]
+    found = logits.gather(-1, seen)  # [..., n]
     penalty = min(max(penalty, 1 / LARGEST), LARGEST)  # others are 0 or infinite in fp32
-    scores = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-LARGEST, LARGEST)
-    return logits.scatter(-1, seen, scores)
+    found = torch.where(found < 0, found * penalty, found / penalty).clamp(-LARGEST, LARGEST)
+    return logits.scatter(-1, seen, found)
 
 
 def log_probabilities(logits: Tensor, ids: Sequence[int]) -> list[float]:

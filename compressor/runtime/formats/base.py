@@ -22,7 +22,7 @@ INDEX_PART = "values"
 
 
 class Spec(BaseModel):
-    """All of a format but its numbers; JSON in an artefact's config.
+    """All of a format but its values; JSON in an artefact's config.
 
     Attributes:
         format: a key of FORMATS.

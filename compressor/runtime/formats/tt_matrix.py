@@ -134,7 +134,7 @@ class TTMatrix(Format):
         """Return the shapes of the products of neighbouring cores that make `matmul` cheap, by their span.
 
         They do not depend on x, so that once made they serve every call. None has more than half
-        as many numbers as W.
+        as many values as W.
 
         Args:
             rows: of x, at most.
