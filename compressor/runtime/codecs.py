@@ -7,7 +7,7 @@ So a row can be taken from the parts before anything is decoded.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ Parts = Mapping[str, Tensor]
 
 # torch's int8 kernel reads past the end of rows that are not a multiple of its vectors (seen to crash at 20).
 KERNEL_COLUMNS = 32
+# Groups of 4-bit codes that are a multiple of this are kept as they are, also where no kernel was built to say so.
+KERNEL_GROUP = 64
 MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max
 
 
@@ -59,7 +61,7 @@ class Codec(ABC):
         """Return whether matrices of so many columns are multiplied as they are stored, on CPUs that can."""
         return False
 
-    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
         """Return what `compressor.runtime.native` multiplies by, or None where it cannot."""
         return None
 
@@ -127,8 +129,8 @@ class Int8Codec(Codec):
     def has_kernel(self, columns: int) -> bool:
         return True
 
-    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
-        return native.codes8(parts["codes"], parts["scale"])
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
+        return native.matrix(parts["codes"], parts["scale"])
 
 
 class GroupCodec(Codec):
@@ -227,11 +229,11 @@ class GroupCodec(Codec):
         return values.flatten(-2)[..., :columns]
 
     def has_kernel(self, columns: int) -> bool:
-        whole = columns % (self.group or columns) == 0
-        return self.bits == 4 and not self.zero_point and whole and native.takes4(columns, self.num_groups(columns))
+        group = self.group or columns
+        return self.bits == 4 and not self.zero_point and columns % group == group % KERNEL_GROUP == 0
 
-    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
-        return native.codes4(parts["codes"], parts["scale"], columns) if self.has_kernel(columns) else None
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
+        return native.matrix(parts["codes"], parts["scale"]) if self.has_kernel(columns) else None
 
     def round_through(self, values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Return decode(encode_with(...)), differentiable in the values, the scale and the zero."""
@@ -359,16 +361,13 @@ def float_codec(dtype: torch.dtype) -> Codec:
     raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
 
 
-class Coded(nn.Module):
+class Coded(native.Accelerated):
     """One tensor, stored by a codec.
 
     Attributes:
         codec: how it is stored.
         shape: the shape of the values.
-        kernel: the same matrix for `compressor.runtime.native`, or None where that cannot multiply by it.
     """
-
-    kernel: native.Codes | None = None
 
     def __init__(self, codec: Codec, shape: Sequence[int], parts: Parts) -> None:
         """Take over `parts`.
@@ -389,7 +388,11 @@ class Coded(nn.Module):
                     f"{name} must be {expected.dtype} {list(expected.shape)}, not {part.dtype} {list(part.shape)}"
                 )
             self.register_buffer(name, part)
-        self.kernel = codec.kernel(parts, self.shape[-1]) if len(self.shape) == 2 else None
+
+    @cached_property
+    def kernel(self) -> "native.Matrix | None":
+        """The same matrix for `compressor.runtime.native`, or None where that cannot multiply by it."""
+        return self.codec.kernel(self.parts(), self.shape[-1]) if len(self.shape) == 2 else None
 
     @classmethod
     def encode(cls, codec: Codec, values: Tensor) -> "Coded":
@@ -458,6 +461,10 @@ class Latent(Coded):
             parts = {name: part.float() for name, part in coded.parts().items()}
             self.scale = nn.Parameter(parts["scale"])
             self.zero = nn.Parameter(parts["zero"]) if coded.codec.zero_point else None
+
+    @cached_property
+    def kernel(self) -> None:
+        return None
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._rounded(slice(None)).to(dtype)
