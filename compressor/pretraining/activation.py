@@ -10,8 +10,6 @@ from torch import Tensor
 from compressor.runtime import native
 from compressor.runtime.gpt2 import ACTIVATIONS
 
-BF16_VALUES = 1 << 16
-
 
 def trained_activation(name: str) -> Callable[[Tensor], Tensor]:
     """Return the activation that a config names, one of `compressor.runtime.gpt2.ACTIVATIONS`."""
@@ -20,7 +18,7 @@ def trained_activation(name: str) -> Callable[[Tensor], Tensor]:
     def activation(x: Tensor) -> Tensor:
         if not native.AVAILABLE or x.dtype is not torch.bfloat16:
             return function(x)
-        y: Tensor = _LookedUp.apply(x, _table(name))  # type: ignore[no-untyped-call]
+        y: Tensor = _Lookup.apply(x, _table(name))  # type: ignore[no-untyped-call]
         return y
 
     return activation
@@ -28,7 +26,7 @@ def trained_activation(name: str) -> Callable[[Tensor], Tensor]:
 
 @cache
 def _table(name: str) -> native.Table:
-    bits = torch.arange(BF16_VALUES, dtype=torch.int32).to(torch.int16)
+    bits = torch.arange(1 << torch.finfo(torch.bfloat16).bits, dtype=torch.int32).to(torch.int16)
     with torch.enable_grad():
         x = bits.view(torch.bfloat16).double().requires_grad_()
         y = ACTIVATIONS[name](x)
@@ -36,16 +34,16 @@ def _table(name: str) -> native.Table:
     return native.Table(y.detach().to(torch.bfloat16), slopes.float())
 
 
-class _LookedUp(torch.autograd.Function):
+class _Lookup(torch.autograd.Function):
     """Both directions are exact but for one rounding to bf16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: native.Table) -> Tensor:
         ctx.save_for_backward(x)
         ctx.table = table
-        return native.looked_up(table, x)
+        return native.lookup(table, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return native.looked_up(ctx.table, x, gradients[0]), None
+        return native.lookup(ctx.table, x, gradients[0]), None

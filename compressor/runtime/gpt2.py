@@ -47,8 +47,8 @@ class GPT2Config:
         n_inner: width of the MLP, usually 4 D.
         layer_norm_epsilon: added to the variance.
         activation_function: of the MLP.
-        scale_attn_weights: divide the scores by the square root of a head's width.
-        scale_attn_by_inverse_layer_idx: divide the scores of layer l by l + 1.
+        scale_attn_weights: divide the attention scores by the square root of a head's width.
+        scale_attn_by_inverse_layer_idx: divide the attention scores of layer l by l + 1.
         eos_token_id: ends a text.
     """
 
@@ -134,7 +134,7 @@ class _Step:
     cache: KVCache | None
     slots: list[int]  # [B]
     used: list[int]  # tokens per row with the new ones, one per row of positions
-    at: native.Places | None  # where the kernels attend
+    at: native.TokenPositions | None  # where the kernels attend
 
     @property
     def fresh(self) -> bool:
@@ -142,7 +142,7 @@ class _Step:
         return self.cache is None or max(self.used) == self.positions.shape[1] > 1
 
 
-class Linear(nn.Module):
+class Linear(native.Accelerated):
     """y = x W^T + b."""
 
     def __init__(self, weight: Format, bias: Tensor) -> None:
@@ -153,12 +153,13 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.weight.matmul(x) + self.bias
 
-    @property
-    def codes(self) -> native.Codes | None:
-        """The weight for the kernels, or None where they cannot multiply by it."""
-        return self.weight.matrix.kernel if isinstance(self.weight, Dense) else None
+    @cached_property
+    def kernel(self) -> "native.Matrix | None":
+        """Weight and bias for the kernels, or None where they cannot multiply by it."""
+        weight = self.weight.matrix.kernel if isinstance(self.weight, Dense) else None
+        return None if weight is None else native.with_bias(weight, self.bias)
 
-    def within(
+    def fused(
         self,
         x: Tensor,
         *,
@@ -167,17 +168,16 @@ class Linear(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         """Return residual + activation(self(norm(x))), in one pass where the kernels can."""
-        codes = self.codes
-        name = KERNEL_ACTIVATIONS.get(activation)
-        if codes is not None and name is not None and native.takes(x):
-            around = None if norm is None else (norm.weight, norm.bias, norm.epsilon)
-            return native.linear(x, codes, self.bias, norm=around, activation=name, residual=residual)
+        known = activation is None or activation in native.ACTIVATIONS
+        if self.kernel is not None and known and native.takes(x):
+            before = None if norm is None else norm.kernel
+            return native.linear(x, self.kernel, norm=before, activation=activation, residual=residual)
         y = self(x if norm is None else norm(x))
         y = y if activation is None else ACTIVATIONS[activation](y)
         return y if residual is None else residual + y
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(native.Accelerated):
     """LayerNorm over the last axis."""
 
     def __init__(self, weight: Tensor, bias: Tensor, epsilon: float) -> None:
@@ -185,6 +185,11 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.epsilon = epsilon
+
+    @cached_property
+    def kernel(self) -> "native.Norm":
+        """The same for the kernels."""
+        return native.norm(self.weight, self.bias, self.epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.bias.shape, self.weight, self.bias, self.epsilon)
@@ -204,28 +209,28 @@ class Attention(nn.Module):
         self.c_proj = c_proj
 
     def forward(self, x: Tensor, step: _Step) -> Tensor:
-        return self.c_proj(self.mixed(self.c_attn(x), step))  # type: ignore[no-any-return]
+        return self.c_proj(self.attend(self.c_attn(x), step))  # type: ignore[no-any-return]
 
-    def mixed(self, qkv: Tensor, step: _Step) -> Tensor:
+    def attend(self, qkv: Tensor, step: _Step) -> Tensor:
         """Return the heads' attention [B, T, D] for queries, keys and values [B, T, 3 D]."""
         cache = step.cache
         if cache is not None and step.at is not None:
-            keys, values = cache.keys[self.layer], cache.values[self.layer]
-            return native.attention(qkv.squeeze(1), keys, values, step.at, self.scale).unsqueeze(1)
+            heads = native.attention(qkv.squeeze(1), cache.keys, cache.values, step.at, self.layer, self.scale)
+            return heads.unsqueeze(1)
         b, t, width = qkv.shape
         heads = qkv.view(b, t, 3, self.n_head, width // (3 * self.n_head))  # [B, T, 3, H, D / H]
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # 3 x [B, H, T, D / H]
         if cache is not None:
-            self._remember(cache, step, k, v)
+            self._append(cache, step, k, v)
         if cache is None or step.fresh:
-            y = self._attend(q, k, v)
+            y = self._attention(q, k, v)
         else:
             places = zip(step.slots, step.used, strict=True)
             pasts = [(cache.keys[self.layer, i, :, :n], cache.values[self.layer, i, :, :n]) for i, n in places]
-            y = torch.cat([self._attend(q[b : b + 1], *past) for b, past in enumerate(pasts)])
+            y = torch.cat([self._attention(q[b : b + 1], *past) for b, past in enumerate(pasts)])
         return y.transpose(1, 2).reshape(b, t, -1)
 
-    def _remember(self, cache: KVCache, step: _Step, keys: Tensor, values: Tensor) -> None:
+    def _append(self, cache: KVCache, step: _Step, keys: Tensor, values: Tensor) -> None:
         """Write keys and values [B, H, T, D / H] behind what their slots hold."""
         t = keys.shape[2]
         if cache.dtype is torch.float16:
@@ -234,7 +239,7 @@ class Attention(nn.Module):
             cache.keys[self.layer, slot, :, used - t : used] = keys[b]
             cache.values[self.layer, slot, :, used - t : used] = values[b]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the attention [B, H, T, D / H] of the last T tokens to all [(B,) H, used, D / H]."""
         t, used = q.shape[2], k.shape[-2]
         k, v = (x.to(q.dtype).view(q.shape[0], self.n_head, used, -1) for x in (k, v))
@@ -268,22 +273,29 @@ class Block(nn.Module):
         if step.cache is None:
             x = x + self.attn(self.ln_1(x), step)
             return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
-        qkv = self.attn.c_attn.within(x, norm=self.ln_1)
-        x = self.attn.c_proj.within(self.attn.mixed(qkv, step), residual=x)
-        inner = self.mlp.c_fc.within(x, norm=self.ln_2, activation=self.mlp.name)
-        return self.mlp.c_proj.within(inner, residual=x)
+        qkv = self.attn.c_attn.fused(x, norm=self.ln_1)
+        x = self.attn.c_proj.fused(self.attn.attend(qkv, step), residual=x)
+        inner = self.mlp.c_fc.fused(x, norm=self.ln_2, activation=self.mlp.name)
+        return self.mlp.c_proj.fused(inner, residual=x)
 
-    def for_kernels(self) -> native.Layer | None:
+    def for_kernels(self) -> "native.Block | None":
         """Return this block for `native.Stack`, or None where the kernels cannot multiply by all its matrices."""
-        linears = (self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj)
-        pairs = [(codes, linear.bias) for linear in linears if (codes := linear.codes) is not None]
-        if len(pairs) < len(linears):
+        c_attn, c_proj = self.attn.c_attn.kernel, self.attn.c_proj.kernel
+        c_fc, mlp_c_proj = self.mlp.c_fc.kernel, self.mlp.c_proj.kernel
+        if c_attn is None or c_proj is None or c_fc is None or mlp_c_proj is None:
             return None
-        norms = [(norm.weight, norm.bias) for norm in (self.ln_1, self.ln_2)]
-        return native.Layer(pairs, norms, self.attn.scale)
+        return native.Block(
+            ln_1=self.ln_1.kernel,
+            c_attn=c_attn,
+            c_proj=c_proj,
+            ln_2=self.ln_2.kernel,
+            c_fc=c_fc,
+            mlp_c_proj=mlp_c_proj,
+            scale=self.attn.scale,
+        )
 
 
-class GPT2(nn.Module):
+class GPT2(native.Accelerated):
     """The decoder. `forward` gives hidden states, `logits` multiplies them by the head.
 
     The head is tied to the token embedding unless the matrices contain `lm_head`.
@@ -459,9 +471,9 @@ class GPT2(nn.Module):
         first = start - (counts.cumsum(0) - counts)  # of each text, were all N tokens its own
         positions = torch.arange(len(ids)) + first.repeat_interleave(counts)
         x = self.embed(ids) + self.wpe.rows(positions)  # [N, D]
-        at = native.Places(rows.repeat_interleave(counts), positions, longest - 1)
-        assert self._stack is not None  # noqa: S101 - `packs` says so
-        x = self._stack.run(x, cache.keys, cache.values, at)
+        at = native.TokenPositions(rows.repeat_interleave(counts), positions)
+        assert self.kernel is not None  # noqa: S101 - `packs` says so
+        x = native.run(self.kernel, x, cache.keys, cache.values, at)
         cache.lengths[rows] = used
         return self.ln_f(x)  # type: ignore[no-any-return]
 
@@ -470,18 +482,18 @@ class GPT2(nn.Module):
 
         `forward` then spends nothing on padding. A model in training never does: its weights are not codes.
         """
-        return native.attends(cache.keys.shape[-1], cache.dtype) and self._stack is not None
+        return native.attends(cache.keys.shape[-1]) and self.kernel is not None
 
     @cached_property
-    def _stack(self) -> native.Stack | None:
-        layers = [cast(Block, block).for_kernels() for block in self.h]
-        name = KERNEL_ACTIVATIONS.get(self.config.activation_function)
-        if name is None or None in layers:
+    def kernel(self) -> "native.Stack | None":
+        """All blocks for the kernels, or None where these cannot run one of them."""
+        if self.config.activation_function not in native.ACTIVATIONS:
             return None
-        return native.Stack([layer for layer in layers if layer], name, self.config.layer_norm_epsilon)
+        blocks = [kernel for block in self.h if (kernel := cast(Block, block).for_kernels()) is not None]
+        return native.Stack(blocks, activation=self.config.activation_function) if len(blocks) == len(self.h) else None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the scores of the next token [..., V] for hidden states [..., D]."""
+        """Return the logits of the next token [..., V] for hidden states [..., D]."""
         return self.head.matmul(hidden)
 
     def _step(self, b: int, t: int, cache: KVCache | None, rows: Tensor | None = None) -> _Step:
@@ -494,8 +506,8 @@ class GPT2(nn.Module):
         if longest + t > capacity:
             raise ValueError(f"{longest + t} tokens exceed the capacity of {capacity}")
         at = None
-        if cache is not None and t == 1 and native.attends(cache.keys.shape[-1], cache.dtype):
-            at = native.Places(slots, start, longest)
+        if cache is not None and t == 1 and native.attends(cache.keys.shape[-1]):
+            at = native.TokenPositions(slots, start)
         return _Step(start.unsqueeze(1) + torch.arange(t), cache, slots.tolist(), (start + t).tolist(), at)
 
 
@@ -526,11 +538,6 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-KERNEL_ACTIVATIONS: dict[Activation | None, native.Activation] = {
-    None: "none",
-    "gelu_new": "gelu_new",
-    "relu": "relu",
-}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": _gelu_new,
     "gelu": F.gelu,

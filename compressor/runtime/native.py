@@ -5,63 +5,55 @@ rounded to 16 bits with one step per row, which is finer than bf16, and added up
 bitwise the same in any batch, with any number of threads and on any of these CPUs.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch  # first: it loads the OpenMP runtime whose threads the kernels share
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 try:
     from compressor.runtime import _kernels
+    from compressor.runtime._kernels import Block as Block
+    from compressor.runtime._kernels import Matrix as Matrix
+    from compressor.runtime._kernels import Norm as Norm
+    from compressor.runtime._kernels import Stack as Stack
 except ImportError:  # not built, or built for another platform
-    AVAILABLE, INSTRUCTIONS = False, 0
+    INSTRUCTIONS: tuple[str, ...] = ()
+    ACTIVATIONS: tuple[str, ...] = ()
 else:
-    AVAILABLE, INSTRUCTIONS = _kernels.supported(), _kernels.instructions()
-
-Activation = Literal["none", "relu", "gelu_new"]
-ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu_new": 2}
-KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-VECTOR = 16  # columns that a kernel multiplies at a time by 8-bit codes
-GROUP = 64  # and by 4-bit ones
-SERIAL = 1 << 16  # multiply-adds for which another thread is not worth waking
-Norm = tuple[Tensor, Tensor, float]
+    INSTRUCTIONS, ACTIVATIONS = _kernels.INSTRUCTIONS, _kernels.ACTIVATIONS
+AVAILABLE = bool(INSTRUCTIONS)
 
 
-class Codes(NamedTuple):
-    """A matrix [n, k] that the kernels multiply by.
+class Accelerated(nn.Module):
+    """A module whose `kernel` views its tensors; a copy of it, or another process, makes a new one."""
 
-    Attributes:
-        codes: int8 [n, k], or two 4-bit codes a byte, low one first [n, k / 2]; contiguous.
-        scale: bf16 [n, groups].
-        n, k: shape.
-        groups: per row of 4-bit codes; 0 for 8 bits.
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "kernel"}
+
+
+def matrix(codes: Tensor, scale: Tensor) -> "Matrix | None":
+    """Return a matrix [n, k] for the kernels, or None where they cannot take it.
+
+    Args:
+        codes: int8 [n, k], or two 4-bit codes around 7.5 a byte, uint8 [n, k / 2].
+        scale: bf16 [n, groups]; one group for 8 bits, groups of a multiple of `_kernels.INT4_COLUMNS` for 4.
     """
-
-    codes: Tensor
-    scale: Tensor
-    n: int
-    k: int
-    groups: int
-
-
-def codes8(codes: Tensor, scale: Tensor) -> Codes | None:
-    """Return int8 codes [n, k] with scales [n, 1] for the kernels, or None where they cannot take them."""
-    if not AVAILABLE or codes.dim() != 2 or codes.shape[1] % VECTOR or not codes.is_contiguous():
+    if not AVAILABLE or codes.dim() != 2 or not codes.numel() or not codes.is_contiguous():
         return None
-    return Codes(codes, scale.contiguous(), codes.shape[0], codes.shape[1], 0)
-
-
-def codes4(codes: Tensor, scale: Tensor, columns: int) -> Codes | None:
-    """Return 4-bit codes [n, k / 2] around 7.5 with scales [n, groups] for the kernels, or None."""
-    groups = scale.shape[-1]
-    if not AVAILABLE or codes.dim() != 2 or not takes4(columns, groups) or not codes.is_contiguous():
+    if codes.dtype is torch.int8 and codes.shape[1] % _kernels.INT8_COLUMNS:
         return None
-    return Codes(codes, scale.contiguous(), codes.shape[0], columns, groups)
+    return Matrix(codes=_array(codes), scale=_array(scale.contiguous()))
 
 
-def takes4(columns: int, groups: int) -> bool:
-    """Return whether the kernels take rows of `columns` 4-bit codes in `groups` groups of equal size."""
-    return columns > 0 and columns % (GROUP * groups) == 0
+def with_bias(weight: "Matrix", bias: Tensor) -> "Matrix":
+    """Return the same matrix with a bias [n], fp32."""
+    return weight.with_bias(_array(bias))
+
+
+def norm(weight: Tensor, bias: Tensor, epsilon: float) -> "Norm":
+    """Return a LayerNorm with weight and bias [k], fp32, for the kernels."""
+    return Norm(weight=_array(weight), bias=_array(bias), epsilon=epsilon)
 
 
 def takes(x: Tensor) -> bool:
@@ -71,44 +63,32 @@ def takes(x: Tensor) -> bool:
 
 def linear(
     x: Tensor,
-    weight: Codes,
-    bias: Tensor | None = None,
+    weight: "Matrix",
     *,
-    norm: Norm | None = None,
-    activation: Activation = "none",
+    norm: "Norm | None" = None,
+    activation: str | None = None,
     residual: Tensor | None = None,
-    instructions: int = INSTRUCTIONS,
+    instructions: str | None = None,
 ) -> Tensor:
     """Return residual + activation(norm(x) W^T + bias) [..., n], fp32.
 
     Args:
         x: [..., k], fp32.
-        weight: W [n, k].
-        bias: [n].
-        norm: weight [k], bias [k] and epsilon of a LayerNorm.
-        activation: "none", "relu" or "gelu_new".
+        weight: W [n, k] and its bias.
+        norm: applied first.
+        activation: one of `ACTIVATIONS`, or none.
         residual: [..., n].
-        instructions: which multiply; 0 for AVX2, 1 for AVX-512 VNNI.
+        instructions: which of `INSTRUCTIONS` multiply; the last by default.
     """
-    x = x.contiguous()
-    rows = x.numel() // weight.k
-    out = x.new_empty((*x.shape[:-1], weight.n))
-    if not rows:
-        return out
-    norm_weight, norm_bias, epsilon = norm or (None, None, 0.0)
-    threads = torch.get_num_threads() if rows * weight.n * weight.k > SERIAL else 1
-    _kernels.linear(
-        x.data_ptr(),
-        *_matrix(weight, bias),
-        _address(norm_weight),
-        _address(norm_bias),
-        _address(residual),
-        out.data_ptr(),
-        rows,
-        ACTIVATIONS[activation],
-        threads,
-        instructions,
-        epsilon,
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    weight.linear(
+        _array(x.contiguous()),
+        _array(out),
+        norm=norm,
+        activation=activation,
+        residual=None if residual is None else _array(residual.contiguous()),
+        threads=_threads(),
+        instructions=instructions,
     )
     return out
 
@@ -125,127 +105,83 @@ class Table(NamedTuple):
     slopes: Tensor
 
 
-def looked_up(table: Table, x: Tensor, gradient: Tensor | None = None) -> Tensor:
+def lookup(table: Table, x: Tensor, gradient: Tensor | None = None) -> Tensor:
     """Return f(x) for x in bf16, or f'(x) times `gradient` (bf16, too)."""
     x = x.contiguous()
-    gradient = None if gradient is None else gradient.contiguous()
     out = torch.empty_like(x)
-    threads = torch.get_num_threads() if x.numel() > SERIAL else 1
-    arrays = (x, gradient, table.values, table.slopes, out)
-    _kernels.lookup(*(_address(array) for array in arrays), x.numel(), threads)
+    _kernels.lookup(
+        _array(x),
+        _array(out),
+        values=_array(table.values),
+        slopes=_array(table.slopes),
+        gradient=None if gradient is None else _array(gradient.contiguous()),
+        threads=_threads(),
+    )
     return out
 
 
-class Places(NamedTuple):
+class TokenPositions(NamedTuple):
     """Where new tokens stand in a KV cache, contiguous; the same for all layers.
 
     Attributes:
         slots: of the KV cache [N], int64.
         positions: in the slot [N], int64; those of one slot ascend by one, from its length on.
-        longest: the largest position.
     """
 
     slots: Tensor
     positions: Tensor
-    longest: int
 
 
-def attends(size: int, dtype: torch.dtype) -> bool:
-    """Return whether `attention` takes heads of `size` values kept as `dtype`."""
-    return AVAILABLE and size % 8 == 0 and dtype in KV_DTYPES
+def attends(size: int) -> bool:
+    """Return whether `attention` takes heads of `size` values."""
+    return AVAILABLE and size % _kernels.HEAD_VALUES == 0
 
 
-def attention(qkv: Tensor, keys: Tensor, values: Tensor, at: Places, scale: float) -> Tensor:
+def attention(qkv: Tensor, keys: Tensor, values: Tensor, at: TokenPositions, layer: int, scale: float) -> Tensor:
     """Append new tokens to their slots and return their attention to these [N, D], fp32.
 
     Args:
         qkv: query, key and value of the new tokens [N, 3 D], fp32 and contiguous.
-        keys: of one layer [slots, H, capacity, D / H]; changed in place.
+        keys: of all layers [L, slots, H, capacity, D / H]; changed in place.
         values: likewise.
-        at: where the tokens stand; the slots have room.
-        scale: of the scores.
+        at: where the tokens stand.
+        layer: whose keys and values.
+        scale: of the attention scores.
     """
     out = qkv.new_empty((qkv.shape[0], qkv.shape[1] // 3))
-    _kernels.attention(qkv.data_ptr(), out.data_ptr(), *_attention(keys, values, at), scale)
+    _kernels.attention(
+        _array(qkv), _array(out), **_cache(keys, values, at), layer=layer, scale=scale, threads=_threads()
+    )
     return out
 
 
-class Layer(NamedTuple):
-    """One block of a decoder.
+def run(stack: "Stack", x: Tensor, keys: Tensor, values: Tensor, at: TokenPositions) -> Tensor:
+    """Append new tokens to their slots and return what the last block makes of them [N, D], fp32.
 
-    Attributes:
-        matrices: weight and bias of c_attn, attn.c_proj, c_fc and mlp.c_proj.
-        norms: weight and bias of ln_1 and ln_2.
-        scale: of the attention's scores.
+    Args:
+        stack: all blocks of a decoder.
+        x: the tokens' embeddings [N, D], fp32.
+        keys: of all layers [L, slots, H, capacity, D / H]; changed in place.
+        values: likewise.
+        at: where the tokens stand.
     """
-
-    matrices: Sequence[tuple[Codes, Tensor]]
-    norms: Sequence[tuple[Tensor, Tensor]]
-    scale: float
-
-
-class Stack:
-    """All blocks of a decoder, run by one call."""
-
-    def __init__(self, layers: Sequence[Layer], activation: Activation, epsilon: float) -> None:
-        self._layers = tuple(layers)  # what the addresses point to must stay
-        self._activation = ACTIVATIONS[activation]
-        self._epsilon = epsilon
-        self._table = torch.tensor([self._numbers(layer) for layer in layers], dtype=torch.int64)
-        self._scales = torch.tensor([layer.scale for layer in layers], dtype=torch.float32)
-
-    @staticmethod
-    def _numbers(layer: Layer) -> list[int]:
-        numbers = [number for weight, bias in layer.matrices for number in _matrix(weight, bias)]
-        return numbers + [tensor.data_ptr() for norm in layer.norms for tensor in norm]
-
-    def run(self, x: Tensor, keys: Tensor, values: Tensor, at: Places) -> Tensor:
-        """Append new tokens to their slots and return what the last block makes of them [N, D], fp32.
-
-        Args:
-            x: the tokens' embeddings [N, D], fp32.
-            keys: of all layers [L, slots, H, capacity, D / H]; changed in place.
-            values: likewise.
-            at: where the tokens stand; the slots have room.
-        """
-        out = x.clone(memory_format=torch.contiguous_format)
-        if x.numel():
-            _kernels.stack(
-                self._table.data_ptr(),
-                len(self._layers),
-                self._scales.data_ptr(),
-                self._activation,
-                out.data_ptr(),
-                keys.stride(0) * keys.itemsize,
-                INSTRUCTIONS,
-                *_attention(keys[0], values[0], at),
-                self._epsilon,
-            )
-        return out
+    out = x.clone(memory_format=torch.contiguous_format)
+    stack.run(_array(out), **_cache(keys, values, at), threads=_threads())
+    return out
 
 
-def _matrix(weight: Codes, bias: Tensor | None) -> tuple[int, ...]:
-    codes, scale = weight.codes.data_ptr(), weight.scale.data_ptr()
-    return codes, scale, _address(bias), weight.n, weight.k, weight.groups
+def _cache(keys: Tensor, values: Tensor, at: TokenPositions) -> dict[str, NDArray[Any]]:
+    tensors = {"keys": keys, "values": values, "slots": at.slots, "positions": at.positions}
+    return {name: _array(tensor) for name, tensor in tensors.items()}
 
 
-def _attention(keys: Tensor, values: Tensor, at: Places) -> tuple[int, ...]:
-    _, heads, capacity, size = keys.shape
-    rows = len(at.slots)
-    work = 2 * rows * heads * size * (at.longest + heads * size)  # with the products around it
-    return (
-        keys.data_ptr(),
-        values.data_ptr(),
-        at.slots.data_ptr(),
-        at.positions.data_ptr(),
-        rows,
-        heads,
-        size,
-        capacity,
-        KV_DTYPES[keys.dtype],
-        torch.get_num_threads() if work > SERIAL else 1,
-    )
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """Return a view of a tensor, of its bits where it is bf16, which numpy does not know."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    view: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return view
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _threads() -> int:
+    return min(torch.get_num_threads(), _kernels.MAX_THREADS)

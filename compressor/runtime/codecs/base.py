@@ -59,7 +59,7 @@ class Codec(ABC):
         """Return whether matrices of so many columns are multiplied as they are stored, on CPUs that can."""
         return False
 
-    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
         """Return what `compressor.runtime.native` multiplies by, or None where it cannot."""
         return None
 

@@ -1,6 +1,7 @@
 """One stored tensor, and the same while it is trained."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +12,13 @@ from compressor.runtime.codecs.base import Codec, Parts
 from compressor.runtime.codecs.named import codec_named
 
 
-class Coded(nn.Module):
+class Coded(native.Accelerated):
     """One tensor, stored by a codec.
 
     Attributes:
         codec: how it is stored.
         shape: the shape of the values.
-        kernel: the same matrix for `compressor.runtime.native`, or None where that cannot multiply by it.
     """
-
-    kernel: native.Codes | None = None
 
     def __init__(self, codec: Codec, shape: Sequence[int], parts: Parts) -> None:
         """Take over `parts`.
@@ -41,7 +39,11 @@ class Coded(nn.Module):
                     f"{name} must be {expected.dtype} {list(expected.shape)}, not {part.dtype} {list(part.shape)}"
                 )
             self.register_buffer(name, part)
-        self.kernel = codec.kernel(parts, self.shape[-1]) if len(self.shape) == 2 else None
+
+    @cached_property
+    def kernel(self) -> "native.Matrix | None":
+        """The same matrix for `compressor.runtime.native`, or None where that cannot multiply by it."""
+        return self.codec.kernel(self.parts(), self.shape[-1]) if len(self.shape) == 2 else None
 
     @classmethod
     def encode(cls, codec: Codec, values: Tensor) -> "Coded":
@@ -106,6 +108,10 @@ class Latent(Coded):
         self.values = nn.Parameter(coded.decode().clone())  # fp32 decodes to itself
         for name, part in coded.codec.latent(coded.parts()).items():
             self.register_parameter(name, nn.Parameter(part))
+
+    @cached_property
+    def kernel(self) -> None:
+        return None
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._rounded(slice(None)).to(dtype)

@@ -20,6 +20,8 @@ from compressor.runtime.codecs.base import (
     power_of_2,
 )
 
+# Groups of 4-bit codes that are a multiple of this are kept as they are, also where no kernel was built to say so.
+KERNEL_GROUP = 64
 # Shares of the range that the clip search tries; fewer levels want more clipping.
 CLIPS = {bits: torch.linspace(1.0, narrowest, 12).tolist() for bits, narrowest in ((4, 0.70), (3, 0.55), (2, 0.40))}
 # For groups that would lose more than half of themselves: the range is that of an outlier, and all else vanishes in it.
@@ -122,11 +124,11 @@ class GroupCodec(Codec):
         return values.flatten(-2)[..., :columns]
 
     def has_kernel(self, columns: int) -> bool:
-        whole = columns % (self.group or columns) == 0
-        return self.bits == 4 and not self.zero_point and whole and native.takes4(columns, self.num_groups(columns))
+        group = self.group or columns
+        return self.bits == 4 and not self.zero_point and columns % group == group % KERNEL_GROUP == 0
 
-    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
-        return native.codes4(parts["codes"], parts["scale"], columns) if self.has_kernel(columns) else None
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
+        return native.matrix(parts["codes"], parts["scale"]) if self.has_kernel(columns) else None
 
     def needs_kernel(self, columns: int) -> bool:
         return self.has_kernel(columns)

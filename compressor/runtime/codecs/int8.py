@@ -55,8 +55,8 @@ class Int8Codec(Codec):
     def has_kernel(self, columns: int) -> bool:
         return True
 
-    def kernel(self, parts: Parts, columns: int) -> native.Codes | None:
-        return native.codes8(parts["codes"], parts["scale"])
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
+        return native.matrix(parts["codes"], parts["scale"])
 
     def grid(self, weight: Tensor) -> Grid:
         scale = self.encode(weight)["scale"].float()

@@ -103,7 +103,7 @@ static int64_t place(const Attention *a, int64_t row, int64_t head)
 }
 
 /* Append the key and value of a row's head to its slot. */
-INLINE void remember(const Attention *a, int64_t row, int64_t head, const int dtype)
+INLINE void append(const Attention *a, int64_t row, int64_t head, const int dtype)
 {
     const int64_t size = a->size, width = a->heads * size, at = place(a, row, head);
     const float *key = a->qkv + row * 3 * width + width + head * size, *value = key + width;
@@ -127,16 +127,16 @@ INLINE void heads_of_team(const Attention *a, float *scores, Team team, const in
     const int64_t all = a->rows * a->heads;
     const int64_t from = all * team.thread / team.threads, to = all * (team.thread + 1) / team.threads;
     for (int64_t i = from; i < to; i++)
-        remember(a, i / a->heads, i % a->heads, dtype);
+        append(a, i / a->heads, i % a->heads, dtype);
     wait_for_team(team);
     for (int64_t i = team.thread; i < all; i += team.threads) /* later rows of a slot are longer: take turns */
         attend(a, i / a->heads, i % a->heads, scores, dtype);
     wait_for_team(team);
 }
 
-KERNEL static void heads32(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_FLOAT32); }
-KERNEL static void heads_b(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_BFLOAT16); }
-KERNEL static void heads_h(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_FLOAT16); }
+KERNEL static void heads_fp32(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_FLOAT32); }
+KERNEL static void heads_bf16(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_BFLOAT16); }
+KERNEL static void heads_fp16(const Attention *a, float *scores, Team team) { heads_of_team(a, scores, team, KV_FLOAT16); }
 
 /* Bytes of one thread's scores. */
 static size_t score_bytes(const Attention *a) { return ((size_t)a->capacity + 15) / 16 * 64; }
@@ -146,7 +146,7 @@ size_t attention_bytes(const Attention *a) { return score_bytes(a) * (size_t)a->
 void attention_in_team(const Attention *a, char *memory, Team team)
 {
     float *scores = (float *)(memory + score_bytes(a) * (size_t)team.thread);
-    (a->dtype == KV_FLOAT32 ? heads32 : a->dtype == KV_BFLOAT16 ? heads_b : heads_h)(a, scores, team);
+    (a->dtype == KV_FLOAT32 ? heads_fp32 : a->dtype == KV_BFLOAT16 ? heads_bf16 : heads_fp16)(a, scores, team);
 }
 
 int attention(const Attention *a)

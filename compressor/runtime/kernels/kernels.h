@@ -14,6 +14,9 @@
 #endif
 
 enum { ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_GELU_NEW };
+enum { INT8_COLUMNS = 16, INT4_COLUMNS = 64 }; /* that are multiplied at a time: rows of codes are multiples of them */
+enum { HEAD_VALUES = 8 };                      /* likewise of a head */
+enum { SERIAL_WORK = 1 << 16 };                /* multiply-adds for which another thread is not worth waking */
 enum { KV_FLOAT32, KV_BFLOAT16, KV_FLOAT16 };
 enum { INSTRUCTIONS_AVX2, INSTRUCTIONS_VNNI }; /* which multiply; the results are bitwise the same */
 
@@ -48,6 +51,7 @@ typedef struct {
     const int64_t *positions;     /* of each token in its slot [rows]; those of one slot are consecutive */
     float *out;                   /* [rows, heads, size] */
     int64_t rows, heads, size, capacity, dtype, threads;
+    int64_t layer_bytes;          /* of one layer's keys */
     float scale;
 } Attention;
 
@@ -63,7 +67,6 @@ typedef struct {
     int64_t layers, activation;
     float *x;                     /* [rows, heads * size], replaced by the result */
     Attention attention;          /* of the first layer, without qkv, out and scale; the others' caches follow */
-    int64_t layer_bytes;          /* of one layer's keys */
     int64_t instructions;
 } Stack;
 
@@ -76,11 +79,14 @@ typedef struct {
     int64_t count, threads;
 } Lookup;
 
-/* All return 0, or -1 if there is no memory for the intermediate results. */
+/* All return 0, or -1 if there is no memory for the intermediate results. Their callers check what they point to. */
 int linear(const Linear *task);
 int attention(const Attention *task);
 int stack(const Stack *task);
 int lookup(const Lookup *task);
+
+/* Intermediate results of more than this are refused at once, so that no sum of sizes overflows; x86-64 has 2^47. */
+#define MOST_BYTES 7e13
 
 /* Where threads wait for each other; zero at first. */
 typedef struct {

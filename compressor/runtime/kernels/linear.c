@@ -12,7 +12,6 @@
 
 #define LARGEST 32767          /* of a rounded activation */
 #define SPAN 4096              /* columns until 8 lanes of 32 bits might overflow: 4096 / 8 * 128 * 32767 < 2^31 */
-#define GROUP 64               /* columns of 4-bit codes in one vector */
 #define WIDEST_BYTES (24 << 10) /* of 8 rows of x, which are read again for every two rows of W */
 #define CACHE_BYTES (16 << 10) /* of codes that all of x is multiplied by before the next ones are read */
 
@@ -102,8 +101,8 @@ KERNEL static void round_row(const Linear *t, const Rounded *to, int64_t row)
         __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
         _mm256_storeu_si256((__m256i *)(rounded + i), even ? _mm256_add_epi16(both, both) : both);
     }
-    for (int64_t g = 0; even && g < k / GROUP; g++)
-        order_group(rounded + g * GROUP, to->offset + (row * (k / GROUP) + g) * 8);
+    for (int64_t g = 0; even && g < k / INT4_COLUMNS; g++)
+        order_group(rounded + g * INT4_COLUMNS, to->offset + (row * (k / INT4_COLUMNS) + g) * 8);
 }
 
 INLINE float bf16(uint16_t bits)
@@ -156,7 +155,7 @@ KERNEL static void finish(const Linear *t, int64_t row, int64_t from, int64_t to
     }
 }
 
-static int64_t offset_count(const Linear *t) { return t->w.groups ? t->rows * (t->w.k / GROUP) * 8 : 0; }
+static int64_t offset_count(const Linear *t) { return t->w.groups ? t->rows * (t->w.k / INT4_COLUMNS) * 8 : 0; }
 
 size_t linear_bytes(const Linear *t)
 {
@@ -170,7 +169,7 @@ void linear_in_team(const Linear *t, char *memory, Team team)
     char *offsets = memory + (size_t)t->rows * t->w.k * 2;
     const Rounded rounded = {
         .x = (int16_t *)memory, .offset = (int32_t *)offsets, .step = (float *)(offsets + (size_t)offset_count(t) * 4),
-        .span = t->w.groups ? t->w.k / GROUP / t->w.groups : 0,
+        .span = t->w.groups ? t->w.k / INT4_COLUMNS / t->w.groups : 0,
     };
     for (int64_t row = team.thread; row < t->rows; row += team.threads)
         round_row(t, &rounded, row);

@@ -1,164 +1,179 @@
-/* The Python module compressor.runtime._kernels: addresses and sizes in, results in place. Its caller checks the arguments. */
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030b0000
-#include <Python.h>
+/* The Python module compressor.runtime._kernels: see _kernels.pyi. */
+#include "boundary.h"
 
-#include "kernels.h"
+Types *types_of(PyTypeObject *type) { return PyType_GetModuleState(type); }
 
-/* Read integers (addresses among them) into `numbers`, and a last argument that is a float unless `last` is NULL.
- * Returns 0 after setting an error. */
-static int read_arguments(PyObject *const *args, Py_ssize_t count, int64_t *numbers, Py_ssize_t expected, float *last)
+void free_object(PyObject *self)
 {
-    const Py_ssize_t all = expected + (last != NULL);
-    if (count != all) {
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, not %zd", all, count);
-        return 0;
-    }
-    for (Py_ssize_t i = 0; i < expected; i++)
-        numbers[i] = PyLong_AsLongLong(args[i]);
-    if (last)
-        *last = (float)PyFloat_AsDouble(args[expected]);
-    return !PyErr_Occurred();
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type); /* an object holds the type that was made from a spec */
 }
 
-static PyObject *result(int status)
+PyObject *result(int status)
 {
     if (status)
         return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
-static PyObject *py_linear(PyObject *self, PyObject *const *args, Py_ssize_t count)
+static int check_layer(Py_ssize_t layer, Py_ssize_t layers)
 {
-    int64_t n[15];
-    float epsilon;
-    int status;
-    if (!read_arguments(args, count, n, 15, &epsilon))
+    if (layer >= 0 && layer < layers)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "layer must lie in [0, %zd), not %zd", layers, layer);
+    return 0;
+}
+
+static PyObject *py_attention(PyObject *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "qkv", "out", "keys", "values", "slots", "positions", "layer", "scale", "threads", NULL };
+    PyObject *qkv, *out, *cache[4];
+    Py_ssize_t layer, threads;
+    double scale;
+    (void)self;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO$OOOOndn:attention", names, &qkv, &out, &cache[0], &cache[1],
+                                     &cache[2], &cache[3], &layer, &scale, &threads))
         return NULL;
-    const Linear task = {
-        .x = (const float *)n[0],
-        .w = { (const void *)n[1], (const uint16_t *)n[2], (const float *)n[3], n[4], n[5], n[6] },
-        .norm = { (const float *)n[7], (const float *)n[8], epsilon },
-        .residual = (const float *)n[9], .out = (float *)n[10], .rows = n[11], .activation = n[12],
-        .threads = n[13], .instructions = n[14],
-    };
-    Py_BEGIN_ALLOW_THREADS
-    status = linear(&task);
-    Py_END_ALLOW_THREADS
-    return result(status);
-}
-
-/* The arguments that attention and a stack of blocks have in common. */
-static Attention attention_of(const int64_t n[10])
-{
-    return (Attention){
-        .keys = (void *)n[0], .values = (void *)n[1], .slots = (const int64_t *)n[2],
-        .positions = (const int64_t *)n[3], .rows = n[4], .heads = n[5], .size = n[6], .capacity = n[7],
-        .dtype = n[8], .threads = n[9],
-    };
-}
-
-static PyObject *py_attention(PyObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    int64_t n[12];
-    float scale;
-    int status;
-    if (!read_arguments(args, count, n, 12, &scale))
-        return NULL;
-    Attention task = attention_of(n + 2);
-    task.qkv = (const float *)n[0];
-    task.out = (float *)n[1];
-    task.scale = scale;
-    Py_BEGIN_ALLOW_THREADS
-    status = attention(&task);
-    Py_END_ALLOW_THREADS
-    return result(status);
-}
-
-/* Four matrices of six numbers each and two norms of two, per block; see Matrix and Norm in kernels.h. */
-enum { MATRIX_NUMBERS = 6, BLOCK_NUMBERS = 4 * MATRIX_NUMBERS + 2 * 2 };
-
-static Matrix matrix_of(const int64_t *n)
-{
-    return (Matrix){ (const void *)n[0], (const uint16_t *)n[1], (const float *)n[2], n[3], n[4], n[5] };
-}
-
-static PyObject *py_stack(PyObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    int64_t n[17];
-    float epsilon;
-    int status;
-    if (!read_arguments(args, count, n, 17, &epsilon))
-        return NULL;
-    const int64_t layers = n[1];
-    Block *blocks = PyMem_Malloc((size_t)(layers ? layers : 1) * sizeof(Block));
-    if (!blocks)
-        return PyErr_NoMemory();
-    for (int64_t layer = 0; layer < layers; layer++) {
-        const int64_t *block = (const int64_t *)n[0] + layer * BLOCK_NUMBERS, *norms = block + 4 * MATRIX_NUMBERS;
-        blocks[layer] = (Block){
-            .ln_1 = { (const float *)norms[0], (const float *)norms[1], epsilon },
-            .ln_2 = { (const float *)norms[2], (const float *)norms[3], epsilon },
-            .c_attn = matrix_of(block), .c_proj = matrix_of(block + MATRIX_NUMBERS),
-            .c_fc = matrix_of(block + 2 * MATRIX_NUMBERS), .mlp_c_proj = matrix_of(block + 3 * MATRIX_NUMBERS),
-            .scale = ((const float *)n[2])[layer],
-        };
+    Py_buffer from = { 0 }, to = { 0 };
+    CacheBuffers buffers = { 0 };
+    Attention task;
+    PyObject *done = NULL;
+    int status = 0;
+    if (check_supported() && check_positive("scale", scale) &&
+        open_shaped(&to, out, "out", FLOAT32, WRITE, 2, (Py_ssize_t[]){ ANY, ANY }) &&
+        open_shaped(&from, qkv, "qkv", FLOAT32, READ, 2, (Py_ssize_t[]){ to.shape[0], 3 * to.shape[1] }) &&
+        check_apart(&to, &from, "qkv") &&
+        open_cache(&buffers, cache, ANY, to.shape[0], to.shape[1], threads, &task) &&
+        check_layer(layer, buffers.keys.shape[0])) {
+        task.qkv = from.buf;
+        task.out = to.buf;
+        task.scale = (float)scale;
+        task.keys = (char *)task.keys + layer * task.layer_bytes;
+        task.values = (char *)task.values + layer * task.layer_bytes;
+        Py_BEGIN_ALLOW_THREADS
+        status = attention(&task);
+        Py_END_ALLOW_THREADS
+        done = result(status);
     }
-    const Stack task = {
-        .blocks = blocks, .layers = layers, .activation = n[3], .x = (float *)n[4], .layer_bytes = n[5],
-        .instructions = n[6], .attention = attention_of(n + 7),
-    };
-    Py_BEGIN_ALLOW_THREADS
-    status = stack(&task);
-    Py_END_ALLOW_THREADS
-    PyMem_Free(blocks);
-    return result(status);
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    close_cache(&buffers);
+    return done;
 }
 
-static PyObject *py_lookup(PyObject *self, PyObject *const *args, Py_ssize_t count)
+enum { BF16_VALUES = 1 << 16 };
+
+typedef struct {
+    Py_buffer x, out, values, slopes, gradient;
+} LookupBuffers;
+
+static int open_lookup(LookupBuffers *b, PyObject *const arguments[5], Lookup *task)
 {
-    int64_t n[7];
-    int status;
-    if (!read_arguments(args, count, n, 7, NULL))
+    const Py_ssize_t all[] = { BF16_VALUES };
+    if (!open_buffer(&b->x, arguments[0], "x", BFLOAT16, READ) ||
+        !open_shaped(&b->out, arguments[1], "out", BFLOAT16, WRITE, b->x.ndim, b->x.shape) ||
+        !open_shaped(&b->values, arguments[2], "values", BFLOAT16, READ, 1, all) ||
+        !open_shaped(&b->slopes, arguments[3], "slopes", FLOAT32, READ, 1, all) ||
+        !open_optional(&b->gradient, arguments[4], "gradient", BFLOAT16, b->x.ndim, b->x.shape))
+        return 0;
+    task->x = b->x.buf;
+    task->out = b->out.buf;
+    task->values = b->values.buf;
+    task->slopes = b->slopes.buf;
+    task->dy = b->gradient.buf;
+    task->count = b->x.len / 2;
+    return 1;
+}
+
+static PyObject *py_lookup(PyObject *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "x", "out", "values", "slopes", "gradient", "threads", NULL };
+    PyObject *arguments[5];
+    Py_ssize_t threads;
+    (void)self;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO$OOOn:lookup", names, &arguments[0], &arguments[1], &arguments[2],
+                                     &arguments[3], &arguments[4], &threads))
         return NULL;
-    const Lookup task = {
-        .x = (const uint16_t *)n[0], .dy = (const uint16_t *)n[1], .values = (const uint16_t *)n[2],
-        .slopes = (const float *)n[3], .out = (uint16_t *)n[4], .count = n[5], .threads = n[6],
-    };
-    Py_BEGIN_ALLOW_THREADS
-    status = lookup(&task);
-    Py_END_ALLOW_THREADS
-    return result(status);
+    LookupBuffers buffers = { 0 };
+    Lookup task;
+    PyObject *done = NULL;
+    int status;
+    if (check_threads(threads) && open_lookup(&buffers, arguments, &task)) {
+        task.threads = task.count > SERIAL_WORK ? threads : 1;
+        Py_BEGIN_ALLOW_THREADS
+        status = lookup(&task);
+        Py_END_ALLOW_THREADS
+        done = result(status);
+    }
+    PyBuffer_Release(&buffers.x);
+    PyBuffer_Release(&buffers.out);
+    PyBuffer_Release(&buffers.values);
+    PyBuffer_Release(&buffers.slopes);
+    PyBuffer_Release(&buffers.gradient);
+    return done;
 }
 
-static PyObject *py_supported(PyObject *self, PyObject *unused)
+/* Make a type and publish it; the state keeps a reference. */
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
 {
-#ifdef TTGPT_AVX2
-    return PyBool_FromLong(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"));
-#else
-    Py_RETURN_FALSE;
-#endif
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *type ? PyModule_AddType(module, *type) : -1;
 }
 
-static PyObject *py_instructions(PyObject *self, PyObject *unused)
+static int add_names(PyObject *module, const char *constant, PyObject *names)
 {
-#ifdef TTGPT_AVX2
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-        return PyLong_FromLong(INSTRUCTIONS_VNNI);
-#endif
-    return PyLong_FromLong(INSTRUCTIONS_AVX2);
+    const int status = PyModule_AddObjectRef(module, constant, names); /* fails for NULL */
+    Py_XDECREF(names);
+    return status;
+}
+
+static int fill(PyObject *module)
+{
+    Types *types = PyModule_GetState(module);
+    if (add_type(module, &matrix_spec, &types->matrix) || add_type(module, &norm_spec, &types->norm) ||
+        add_type(module, &block_spec, &types->block) || add_type(module, &stack_spec, &types->stack) ||
+        add_names(module, "ACTIVATIONS", activation_names()) || add_names(module, "INSTRUCTIONS", instruction_names()))
+        return -1;
+    return PyModule_AddIntMacro(module, INT8_COLUMNS) || PyModule_AddIntMacro(module, INT4_COLUMNS) ||
+                   PyModule_AddIntMacro(module, HEAD_VALUES) || PyModule_AddIntMacro(module, MAX_THREADS) ||
+                   PyModule_AddIntMacro(module, SERIAL_WORK)
+               ? -1
+               : 0;
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Types *types = PyModule_GetState(module);
+    Py_VISIT(types->matrix);
+    Py_VISIT(types->norm);
+    Py_VISIT(types->block);
+    Py_VISIT(types->stack);
+    return 0;
+}
+
+static int clear(PyObject *module)
+{
+    Types *types = PyModule_GetState(module);
+    Py_CLEAR(types->matrix);
+    Py_CLEAR(types->norm);
+    Py_CLEAR(types->block);
+    Py_CLEAR(types->stack);
+    return 0;
 }
 
 static PyMethodDef methods[] = {
-    { "linear", (PyCFunction)(void (*)(void))py_linear, METH_FASTCALL, "See Linear in kernels.h." },
-    { "attention", (PyCFunction)(void (*)(void))py_attention, METH_FASTCALL, "See Attention in kernels.h." },
-    { "stack", (PyCFunction)(void (*)(void))py_stack, METH_FASTCALL, "See Stack in kernels.h." },
-    { "lookup", (PyCFunction)(void (*)(void))py_lookup, METH_FASTCALL, "See Lookup in kernels.h." },
-    { "supported", py_supported, METH_NOARGS, "Whether this CPU runs the kernels." },
-    { "instructions", py_instructions, METH_NOARGS, "The best set of instructions that this CPU has." },
+    { "attention", (PyCFunction)(void (*)(void))py_attention, METH_VARARGS | METH_KEYWORDS,
+      "Append new tokens to their slots and write their attention to these to out." },
+    { "lookup", (PyCFunction)(void (*)(void))py_lookup, METH_VARARGS | METH_KEYWORDS,
+      "Write f(x), or f'(x) times a gradient, to out." },
     { NULL, NULL, 0, NULL },
 };
 
-static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, "_kernels", NULL, -1, methods, NULL, NULL, NULL, NULL };
+static PyModuleDef_Slot slots[] = { { Py_mod_exec, fill }, { 0, NULL } };
 
-PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_kernels", NULL, sizeof(Types), methods, slots, traverse, clear, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }

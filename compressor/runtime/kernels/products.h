@@ -40,7 +40,7 @@ INLINED void NAMED(tile8)(const Matrix *m, const int16_t *x, int64_t n, int64_t 
 INLINED void NAMED(tile4)(const Matrix *m, const Rounded *of, int64_t row, int64_t n, int64_t ahead, const int R,
                           const int C, const int EACH, __m256 total[2][8])
 {
-    const int64_t vectors = m->k / GROUP;
+    const int64_t vectors = m->k / INT4_COLUMNS;
     const int16_t *x = of->x + row * m->k;
     const int32_t *offset = of->offset + row * vectors * 8;
     const __m256i *w = (const __m256i *)((const uint8_t *)m->codes + n * (m->k / 2));
@@ -62,7 +62,7 @@ INLINED void NAMED(tile4)(const Matrix *m, const Rounded *of, int64_t row, int64
             scale[r] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(bits), 16));
         }
         for (int c = 0; c < C; c++) {
-            const __m256i *v = (const __m256i *)(x + c * m->k + g * GROUP);
+            const __m256i *v = (const __m256i *)(x + c * m->k + g * INT4_COLUMNS);
             const __m256i origin = _mm256_loadu_si256((const __m256i *)(offset + (c * vectors + g) * 8));
             __m256i part[2] = { origin, origin };
             for (int j = 0; j < 4; j++)

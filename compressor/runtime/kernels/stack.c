@@ -8,7 +8,7 @@
 /* Intermediate results, of all threads together. */
 typedef struct {
     float *qkv;   /* [rows, 3 width] */
-    float *mixed; /* [rows, width] */
+    float *heads; /* their attention [rows, width] */
     float *half;  /* x after attention [rows, width] */
     float *inner; /* [rows, inner] */
     char *linear, *attention;
@@ -24,7 +24,7 @@ static void run(const Stack *s, const Memory *m, Team team)
 {
     Attention attend = s->attention;
     attend.qkv = m->qkv;
-    attend.out = m->mixed;
+    attend.out = m->heads;
     for (int64_t layer = 0; layer < s->layers; layer++) {
         const Block *b = &s->blocks[layer];
         Linear c_attn = linear_of(s, s->x, &b->c_attn, m->qkv);
@@ -32,9 +32,9 @@ static void run(const Stack *s, const Memory *m, Team team)
         linear_in_team(&c_attn, m->linear, team);
         attend.scale = b->scale;
         attention_in_team(&attend, m->attention, team);
-        attend.keys = (char *)attend.keys + s->layer_bytes;
-        attend.values = (char *)attend.values + s->layer_bytes;
-        Linear c_proj = linear_of(s, m->mixed, &b->c_proj, m->half);
+        attend.keys = (char *)attend.keys + attend.layer_bytes;
+        attend.values = (char *)attend.values + attend.layer_bytes;
+        Linear c_proj = linear_of(s, m->heads, &b->c_proj, m->half);
         c_proj.residual = s->x;
         linear_in_team(&c_proj, m->linear, team);
         Linear c_fc = linear_of(s, m->half, &b->c_fc, m->inner);
@@ -68,7 +68,9 @@ static size_t largest_linear(const Stack *s)
 int stack(const Stack *s)
 {
     const int64_t rows = s->attention.rows, width = s->attention.heads * s->attention.size;
-    const int64_t inner = s->layers ? s->blocks[0].c_fc.n : 0;
+    const int64_t inner = s->blocks[0].c_fc.n; /* as of all blocks */
+    if (4.0 * rows * (5.0 * width + inner) > MOST_BYTES)
+        return -1;
     const size_t wide = floats(rows * 3 * width), narrow = floats(rows * width), middle = floats(rows * inner);
     const size_t most = largest_linear(s);
     char *memory = aligned_alloc(64, wide + 2 * narrow + middle + most + attention_bytes(&s->attention));
@@ -77,7 +79,7 @@ int stack(const Stack *s)
     char *next = memory;
     Memory m;
     m.qkv = (float *)next, next += wide;
-    m.mixed = (float *)next, next += narrow;
+    m.heads = (float *)next, next += narrow;
     m.half = (float *)next, next += narrow;
     m.inner = (float *)next, next += middle;
     m.linear = next, next += most;

@@ -1,5 +1,7 @@
 """The kernels in C against plain torch: the same products, and the same row whatever is computed beside it."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import Tensor
 from compressor.runtime import native
 from compressor.runtime.codecs import CODECS, Coded, codec_named
 from compressor.runtime.formats import Dense, prepared
-from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2 import ACTIVATIONS, GPT2
 from tests.conftest import TINY, tiny_model
 from tests.tolerances import KV_CACHE, NATIVE, STEP
 
@@ -28,7 +30,7 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _coded(codec: str, out: int, columns: int) -> tuple[Coded, native.Codes]:
+def _coded(codec: str, out: int, columns: int) -> tuple[Coded, "native.Matrix"]:
     coded = Coded.encode(codec_named(codec), _normal(out, columns))
     assert coded.kernel is not None
     return coded, coded.kernel
@@ -51,13 +53,13 @@ def test_products_are_those_of_the_decoded_matrix(codec: str, out: int, columns:
 def test_a_row_is_bitwise_the_same_in_any_batch_and_with_any_number_of_threads(
     codec: str, out: int, columns: int
 ) -> None:
-    _, codes = _coded(codec, out, columns)
-    x, bias = _normal(64, columns, seed=1), _normal(out)
-    norm = (_normal(columns, seed=2), _normal(columns, seed=3), 1e-5)
+    codes = native.with_bias(_coded(codec, out, columns)[1], _normal(out))
+    x = _normal(64, columns, seed=1)
+    norm = native.norm(_normal(columns, seed=2), _normal(columns, seed=3), 1e-5)
     residual = _normal(64, out, seed=4)
 
     def product(rows: slice) -> Tensor:
-        return native.linear(x[rows], codes, bias, norm=norm, activation="gelu_new", residual=residual[rows])
+        return native.linear(x[rows], codes, norm=norm, activation="gelu_new", residual=residual[rows])
 
     alone = torch.cat([product(slice(row, row + 1)) for row in range(64)])
     threads = torch.get_num_threads()
@@ -72,24 +74,26 @@ def test_a_row_is_bitwise_the_same_in_any_batch_and_with_any_number_of_threads(
 
 
 @needs_kernels
-@pytest.mark.skipif(native.INSTRUCTIONS == 0, reason="this CPU has no AVX-512 VNNI to compare AVX2 with")
+@pytest.mark.skipif(len(native.INSTRUCTIONS) < 2, reason="this CPU has but one set of instructions")
 @pytest.mark.parametrize(("codec", "out", "columns"), CASES)
 @pytest.mark.parametrize("rows", [1, 3, 4, 6])
 def test_every_set_of_instructions_gives_bitwise_the_same(codec: str, out: int, columns: int, rows: int) -> None:
     _, codes = _coded(codec, out, columns)
     x = _normal(rows, columns, seed=1)
-    assert torch.equal(native.linear(x, codes, instructions=0), native.linear(x, codes))
+    first, *others = (native.linear(x, codes, instructions=name) for name in native.INSTRUCTIONS)
+    assert all(torch.equal(first, other) for other in others)
 
 
 @needs_kernels
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu_new"])
-def test_what_surrounds_a_product_is_what_torch_computes(activation: native.Activation) -> None:
+@pytest.mark.parametrize("activation", [None, *native.ACTIVATIONS])
+def test_what_surrounds_a_product_is_what_torch_computes(activation: str | None) -> None:
     coded, codes = _coded("int8", 50, 96)
     x, bias, residual = 3 * _normal(2, 5, 96), _normal(50, seed=1), _normal(2, 5, 50, seed=2)
     weight, offset = _normal(96, seed=3), _normal(96, seed=4)
     y = F.layer_norm(x, (96,), weight, offset, 1e-5) @ coded.decode().T + bias
-    y = {"none": y, "relu": y.relu(), "gelu_new": F.gelu(y, approximate="tanh")}[activation] + residual
-    found = native.linear(x, codes, bias, norm=(weight, offset, 1e-5), activation=activation, residual=residual)
+    y = (y if activation is None else ACTIVATIONS[activation](y)) + residual
+    norm = native.norm(weight, offset, 1e-5)
+    found = native.linear(x, native.with_bias(codes, bias), norm=norm, activation=activation, residual=residual)
     torch.testing.assert_close(found, y, rtol=1e-3, atol=1e-3)
 
 
@@ -109,6 +113,26 @@ def test_shapes_without_a_kernel_are_multiplied_all_the_same() -> None:
             expected = x @ coded.decode().T
             assert (coded.linear(x) - expected).norm() <= 1e-2 * expected.norm()
             assert (coded.codec.linear(coded.parts(), x) - expected).norm() <= 1e-2 * expected.norm()
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "codec", ["int8", "int4", "int4-row", "int4-g32", "int4-g96", "int4-g128", "int4-g64-zp", "int3"]
+)
+def test_what_is_kept_as_codes_has_a_kernel(codec: str) -> None:
+    for columns in (16, 32, 64, 96, 128, 192, 320):
+        coded = Coded.encode(codec_named(codec), _normal(3, columns))
+        assert (coded.kernel is not None) == coded.codec.has_kernel(columns)
+
+
+@needs_kernels
+def test_a_copy_multiplies_by_its_own_codes() -> None:
+    coded, codes = _coded("int8", 4, 32)
+    copy = deepcopy(coded)
+    copy.parts()["codes"].zero_()
+    assert not copy.linear(_normal(1, 32)).any()
+    assert coded.linear(_normal(1, 32)).any()
+    assert coded.kernel is codes
 
 
 def test_codes_whose_kernel_is_missing_are_kept_in_fp32() -> None:
