@@ -184,7 +184,7 @@ class Workbench:
         """Return the result of an experiment, whose healing then leaves nothing to resume."""
         if self.anew:
             shutil.rmtree(healing_folder(experiment), ignore_errors=True)
-        made = self._healed(experiment, self._untied(experiment, self._made(experiment)))
+        made = self._healed(experiment, self._untied(experiment, self.made(experiment)))
         sizes = measure_bytes(made.model, made.vector_codec, tied=experiment.untied)
         quality = compress.measure(
             made.model, self.checkpoint, read_text(VALIDATION_TEXT, self.tokenizer), self.progress
@@ -211,7 +211,8 @@ class Workbench:
             raise ValueError(f"books: give the folder with {TRAIN} and {VALID} (--books)")
         return self.books
 
-    def _made(self, experiment: Experiment) -> Made:
+    def made(self, experiment: Experiment) -> Made:
+        """Return what an experiment compresses the model to, before it is healed."""
         if isinstance(experiment.plan, Recipe):
             calibrated = METHODS[experiment.plan.method].calibrated
             calibration = self.calibration(books=experiment.books) if calibrated else None

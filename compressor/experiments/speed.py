@@ -1,0 +1,48 @@
+"""How fast the models of the frontier decode: `python -m compressor.experiments --books DIR`, on a quiet machine.
+
+Speed depends on formats and codecs, which healing keeps, so that nothing is healed here.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from compressor.experiments.runner import Workbench
+from compressor.experiments.tables import DECODING, frontier_experiments
+from compressor.process.memory import keep_freed_memory
+from compressor.process.processor import processor
+from compressor.recipes import paths
+from compressor.runtime.generate import generate
+from compressor.runtime.gpt2 import GPT2
+from compressor.storage import durable
+
+ROUNDS = 9
+DECODED = 64  # tokens after a prompt of one
+
+
+def main() -> None:
+    """Measure every model in turn, round after round, and write the medians."""
+    parser = argparse.ArgumentParser("python -m compressor.experiments", description=__doc__)
+    parser.add_argument("--books", type=Path, required=True, help="folder with train.txt.xz and valid.txt.xz")
+    books = parser.parse_args().books
+    keep_freed_memory()
+    bench = Workbench(books)
+    models = {e.name: paths.measured(bench.made(e).model).prepared() for e in frontier_experiments()}
+    load = round(os.getloadavg()[0], 1)
+    turns = [{name: decoding(model) for name, model in models.items()} for _ in range(ROUNDS + 1)]
+    speeds = {name: round(statistics.median(turn[name] for turn in turns[1:])) for name in models}
+    found = {"processor": processor(), "threads": torch.get_num_threads(), "load_average": load, "rounds": ROUNDS}
+    found |= {"tokens_per_second": speeds}
+    durable.write(DECODING, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def decoding(model: GPT2) -> float:
+    """Return tokens per second of a prepared model that continues one text."""
+    started = time.perf_counter()
+    generate(model, torch.tensor([[1]]), DECODED, temperature=0.0)
+    return DECODED / (time.perf_counter() - started)
