@@ -21,7 +21,12 @@ from tests.pages import BLOCKS
 
 SCREEN = 120  # characters of a table's row
 FIRST_PAGE_LINES = 150
-NOT_SAYABLE = {"models": "", "default_model": "the first", "threads": "the cgroup's cores", "kv_bytes": "half the memory limit"}
+NOT_SAYABLE = {
+    "models": "",
+    "default_model": "the first",
+    "threads": "the cgroup's cores",
+    "kv_bytes": "half the memory limit",
+}
 
 
 def _pages() -> dict[str, str]:

@@ -67,7 +67,9 @@ def _is_whole(experiment: Experiment) -> bool:
 
 def frontier_experiments() -> list[Experiment]:
     """Return the dense model and, largest first, the whole models that no other beats in both bytes and perplexity."""
-    whole = [(experiment, _size_and_ratio(_fresh(experiment))) for experiment in experiments() if experiment.target in WHOLE]
+    whole = [
+        (experiment, _size_and_ratio(_fresh(experiment))) for experiment in experiments() if experiment.target in WHOLE
+    ]
     best = frontier([point for _, point in whole])
     unbeaten = sorted(((e, point) for e, point in whole if point in best), key=lambda pair: -pair[1][0])
     return [*(e for e, _ in whole if e.name == "dense"), *(e for e, _ in unbeaten)]

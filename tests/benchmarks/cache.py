@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from compressor.pages import refresh
 from compressor.runtime.formats import Dense, Format, TokenMPS, TTMatrix
 from compressor.runtime.gpt2 import GPT2, GPT2Config
 from compressor.runtime.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
@@ -27,7 +28,6 @@ from service.cache.redis_tier import RedisTier
 from service.cache.rows import CachedRows
 from service.metrics import Metrics
 from service.settings import Settings
-from compressor.pages import refresh
 from tests.benchmarks import cache_report
 from tests.benchmarks.machine import describe
 from tests.redis_server import RedisServer, redis_server

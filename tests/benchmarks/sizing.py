@@ -212,7 +212,7 @@ def read() -> dict[str, Any]:
 def block() -> str:
     """Return the table of memory and times, in Markdown."""
     results = read()
-    head = ["model", "preset", "weights, MB", "KV cache, MB", "ready, MB", "peak, MB", "request, MiB"]
+    head = ["model", "preset", "weights, MB", "KV, MB", "ready, MB", "peak, MB", "request, MiB"]
     head += ["start, s", "drain, s", "compress, MB"]
     lines = []
     for row in results["rows"]:
