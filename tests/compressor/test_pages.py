@@ -26,7 +26,7 @@ def test_a_page_without_its_block_is_refused(tmp_path: Path) -> None:
         check(BLOCKS, tmp_path)
     (tmp_path / "one.md").write_text("# nothing generated")
     for refused in (check, refresh):
-        with pytest.raises(ValueError, match="pages: one.md has no block <!-- generated: a -->"):
+        with pytest.raises(ValueError, match=r"pages: one\.md has no block <!-- generated: a -->"):
             refused(BLOCKS[:1], tmp_path)
 
 
