@@ -104,9 +104,9 @@ def frontier_table() -> str:
     published = next(_fresh(experiment) for experiment in experiments() if experiment.name == "tensorgpt-r4")
     size, ratio = _size_and_ratio(published)
     notes = (
-        f"TensorGPT as published (R=4) reaches {ratio:.1f} times the dense perplexity at {size / 1e6:.2f} MB. Tokens per "
-        f"second are\nof one text on {measured['threads']} threads of {measured['processor']}, the median of "
-        f"{measured['rounds']} rounds in turns, load average {measured['load_average']:g}."
+        f"TensorGPT as published (R=4) reaches {ratio:.1f} times the dense perplexity at {size / 1e6:.2f} MB.\n"
+        f"Tokens per second are of one text on {measured['threads']} threads of {measured['processor']}, the median of "
+        f"{measured['rounds']} rounds\nin turns, load average {measured['load_average']:g}."
     )
     return f"{table(head, rows)}\n\n{notes}"
 

@@ -36,12 +36,13 @@ def read() -> dict[str, Any]:
 
 
 def block() -> str:
-    """Return question and answer, in Markdown."""
+    """Return question and answer, in Markdown; the answer as a text behind its prompt."""
+    story = f"*{QUESTION['inputs']}*{read()['generated_text']}".replace("\n", "\n> ").replace("> \n", ">\n")
     inputs, parameters = (json.dumps(QUESTION[key], separators=(",", ":")) for key in ("inputs", "parameters"))
     return (
         "```sh\ncurl -s localhost:8000/generate -H 'content-type: application/json' -d '\n"
         f'{{"inputs":{inputs},\n "parameters":{parameters}}}\'\n```\n\n'
-        f"```json\n{json.dumps(read())}\n```"
+        f'The answer is `{{"generated_text": ...}}`, which continues the prompt:\n\n> {story}'
     )
 
 
