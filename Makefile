@@ -1,9 +1,10 @@
 # make serve [MODEL=gpt2-mini] [PORT=8000]   build artefacts from MODEL if absent and serve them
 # make test                                  lint, types and every test that needs no root; what is left out, and why
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
-# make sizing                                how much memory a pod needs, for the README's table
+# make sizing                                how much memory a pod needs, for the table in k8s/README.md
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
+# make pages                                 all tables and plots of all pages, from the committed results
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
 MODEL ?= gpt2-mini
@@ -20,14 +21,14 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense tensorgpt-r2 tensorgpt-r3 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check bench bench-cache sizing soak monitoring clean
+.PHONY: serve models test check bench bench-cache sizing soak pages monitoring clean
 .DELETE_ON_ERROR:
 
 serve: models
 	@echo
 	@echo "Serving $(VARIANTS:%=$(notdir $(PREFIX))-%) on http://$(HOST):$(PORT) - try:"
 	@echo
-	@echo "  curl -s http://$(HOST):$(PORT)/generate -H 'content-type: application/json' -d '{\"inputs\":\"The old man looked at the sea\",\"parameters\":{\"max_new_tokens\":40}}'"
+	@echo "  curl -s http://$(HOST):$(PORT)/generate -H 'content-type: application/json' -d '{\"inputs\":\"The old man looked at the sea\",\"parameters\":{\"do_sample\":true,\"temperature\":0.7,\"top_p\":0.9,\"seed\":2,\"max_new_tokens\":45}}'"
 	@echo
 	@exec $(BIN)/ttgpt serve $(VARIANTS:%=$(PREFIX)-%) --host $(HOST) --port $(PORT)
 
@@ -64,6 +65,9 @@ bench-cache: .venv/installed-dev
 
 soak: .venv/installed-dev $(PREFIX)-int8/manifest.json $(PREFIX)-trains/manifest.json
 	$(BIN)/python -m tests.e2e $(PREFIX)-int8 $(PREFIX)-trains
+
+pages: .venv/installed-dev
+	$(BIN)/python -m tests.pages
 
 # What is generated for Grafana and the Prometheus operator.
 monitoring: .venv/installed-dev

@@ -10,10 +10,8 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import numpy as np
-
 from compressor.figures import figure
-from compressor.plot import frontier
+from compressor.plot import frontier, scale_ratios
 from compressor.storage import durable
 
 if TYPE_CHECKING:
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 COMPONENTS = {"wte": "0.25", "wpe": "0.4", "attn": "0.55", "mlp": "0.7", "norm": "0.85"}  # and their shades of grey
 TIMEOUT_SECONDS = 10
 MB = 1e6
-SMALL = 5e-4  # a ratio that differs from 1 by this is drawn clearly apart from it
 WORST = 1e9  # ratios above are drawn there
 PLACES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a label: sideways, upwards
 ALIGNED = {1: "right", 0: "center", -1: "left"}
@@ -205,38 +202,8 @@ def _points(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> Non
         axes.step(*zip(*best, strict=True), where="post", color="black", linestyle=":", zorder=0, label="frontier")
         axes.legend(fontsize="small", loc="lower right")
     axes.set_title("Down is better, left is smaller")
-    _scale(axes)
+    scale_ratios(axes, margins=(0.25, 0.12))
     _label(axes, labels)
-
-
-def _scale(axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    axes.set(xscale="log", xlabel="weights, MB", ylabel="perplexity, times dense: small differences are drawn apart")
-    axes.set_yscale("function", functions=(_spread, _gathered))
-    axes.margins(0.25, 0.12)
-    axes.yaxis.set_ticks(_ratios(*axes.get_ylim()))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(which="both", alpha=0.3)
-
-
-def _spread(ratio: Any) -> Any:
-    """Return where a ratio is drawn: its distance from 1 on a logarithmic scale, to both sides."""
-    return np.arcsinh((np.asarray(ratio) - 1) / SMALL)
-
-
-def _gathered(place: Any) -> Any:
-    return 1 + SMALL * np.sinh(place)
-
-
-def _ratios(low: float, high: float) -> list[float]:
-    """Return at most some dozen ratios between two, close together at 1."""
-    near = [0.9, 0.99, 0.999, 1, 1.001, 1.01, 1.1, 2]
-    decades = range(1, int(np.log10(max(high, 1))) + 1)
-    far = [10.0**k for k in decades[:: max(len(decades) // 6, 1)]]
-    return [ratio for ratio in near + far if low <= ratio <= high]
 
 
 def _label(axes: Any, labels: Sequence[tuple[str, tuple[float, float], Any]]) -> None:

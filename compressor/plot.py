@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 MARKERS = {False: "o", True: "*"}  # unhealed and healed
 COLOURS = 20
-FEW_TICKS, MANY_TICKS = (1, 2, 5), (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 3, 5)  # per decade
+SMALL = 5e-4  # a ratio that differs from 1 by this is drawn clearly apart from it
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def draw(points: Sequence[Point], path: Path, description: str) -> None:
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys(point.panel for point in sorted(points, key=lambda p: p.panel, reverse=True)))
-    figure = Figure(figsize=(10, 5.5 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 5 * len(panels)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _panel(axes, [point for point in points if point.panel == panel])
         axes.set_title(f"gpt2-mini on validation.txt: {panel}")
@@ -55,7 +57,6 @@ def draw(points: Sequence[Point], path: Path, description: str) -> None:
 
 def _panel(axes: Any, points: Sequence[Point]) -> None:
     from matplotlib import colormaps
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     colours = colormaps[f"tab{COLOURS}"]
     curves = list(dict.fromkeys(point.curve for point in points))
@@ -73,11 +74,38 @@ def _panel(axes: Any, points: Sequence[Point]) -> None:
         )
     best = frontier([(point.size_mb, point.ratio) for point in points])
     axes.plot(*zip(*best, strict=True), color="black", linewidth=9, alpha=0.15, label="frontier", zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="weights, MB", ylabel="perplexity, times dense")
-    for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=FEW_TICKS if high > 10 * low else MANY_TICKS))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    axes.grid(which="both", alpha=0.3)
+    scale_ratios(axes)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
+def scale_ratios(axes: Any, margins: tuple[float, float] = (0.05, 0.08)) -> None:
+    """Give axes of sizes in MB against ratios of perplexity their scales, which draw ratios close to 1 apart."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set(xscale="log", xlabel="weights, MB", ylabel="perplexity / dense (small differences are drawn apart)")
+    axes.set_yscale("function", functions=(_spread, _gathered))
+    axes.margins(*margins)
+    axes.yaxis.set_ticks(_ratios(*axes.get_ylim()))
+    low, high = axes.get_xlim()
+    named = "125" if high > 10 * low else "123456789"  # first digits
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else ""))
+    axes.grid(which="both", alpha=0.3)
+
+
+def _spread(ratio: Any) -> Any:
+    """Return where a ratio is drawn: its distance from 1 on a logarithmic scale, to both sides."""
+    return np.arcsinh((np.asarray(ratio) - 1) / SMALL)
+
+
+def _gathered(place: Any) -> Any:
+    return 1 + SMALL * np.sinh(place)
+
+
+def _ratios(low: float, high: float) -> list[float]:
+    """Return at most some dozen ratios between two, close together at 1."""
+    near = [0.9, 0.99, 0.999, 1, 1.001, 1.01, 1.1, 2]
+    decades = range(1, int(np.log10(max(high, 1))) + 1)
+    far = [10.0**k for k in decades[:: max(len(decades) // 6, 1)]]
+    return [ratio for ratio in near + far if low <= ratio <= high]

@@ -137,7 +137,7 @@ def check_names(environment: Iterable[str]) -> None:
     if not unknown:
         return
     name = unknown[0]
-    hint = "see the settings in the README"
+    hint = "see the settings in service/README.md"
     if nearest := get_close_matches(name.upper(), known, n=1):
         hint = f"did you mean {nearest[0]}?"
     if any(SERVICE_LINK.fullmatch(other.upper().removeprefix(PREFIX)) for other in unknown):

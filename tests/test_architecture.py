@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # Rooms: the modules and packages of a package. Each layer may import itself and those above it.
 COMPRESSOR = [
-    {"errors", "figures", "plot", "process", "progress", "display", "storage"},
+    {"errors", "figures", "pages", "plot", "process", "progress", "display", "storage"},
     {"runtime", "dashboard"},
     {"evaluation", "huggingface", "methods"},
     {"recipes", "vocab"},

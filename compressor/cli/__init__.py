@@ -305,7 +305,6 @@ def _print_edit(folder: Path, token: str, edited: Any) -> None:
 
 @app.command()
 def compare(
-    readme: Annotated[Path, typer.Option(help="File whose generated tables are refreshed.")] = Path("README.md"),
     rerun: Annotated[bool, typer.Option("--rerun", help="Run every experiment, not only what is missing.")] = False,
     books: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with train.txt.xz and valid.txt.xz, for those on books.")
@@ -313,16 +312,16 @@ def compare(
     executor: ExecutorName = "local",
     workers: Workers = None,
 ) -> None:
-    """Run the experiments that have no result yet and refresh the tables in the README."""
-    from compressor.experiments.tables import check, refresh_readme, run_missing
+    """Run the experiments that have no result yet and refresh the pages that show them."""
+    from compressor.experiments.tables import check_run, refresh_pages, run_missing
     from compressor.process.memory import keep_freed_memory
 
     tasks = Executor(kind=executor, workers=workers)
-    check(readme, books)
+    check_run(books)
     keep_freed_memory()
     for name in run_missing(books=books, rerun=rerun, executor=tasks, progress=bar):
         print(f"ran {name}")
-    refresh_readme(readme)
+    refresh_pages()
 
 
 def _sizes(manifest: Any) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class Workbench:
         """Return the result of an experiment, whose healing then leaves nothing to resume."""
         if self.anew:
             shutil.rmtree(healing_folder(experiment), ignore_errors=True)
-        made = self._healed(experiment, self._untied(experiment, self._compressed(experiment)))
+        made = self._healed(experiment, self._untied(experiment, self.compressed(experiment)))
         sizes = measure_bytes(made.model, tied=experiment.untied)
         quality = measure(made.model, self.checkpoint, read_text(VALIDATION_TEXT, self.tokenizer), self.progress)
         tasks = accuracy(made.model.prepared(), VALIDATION_TEXT.read_text(), self.tokenizer, self.progress)
@@ -201,7 +201,8 @@ class Workbench:
             raise ValueError(f"books: give the folder with {TRAIN} and {VALID} (--books)")
         return self.books
 
-    def _compressed(self, experiment: Experiment) -> CompressedModel:
+    def compressed(self, experiment: Experiment) -> CompressedModel:
+        """Return what an experiment compresses the model to, before it is healed."""
         on_books = experiment.books or experiment.plan.is_measured
         return experiment.plan.make(self.on_books if on_books else self.on_samples)
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -11,16 +10,19 @@ from typing import Any
 
 from compressor.experiments.runner import RESULTS, TRAIN, VALID, Experiment, Workbench, experiments, result_of
 from compressor.figures import figure
-from compressor.plot import Point, draw
+from compressor.pages import Block, check, refresh, table
+from compressor.plot import Point, draw, frontier
 from compressor.pretraining import report as pretraining
 from compressor.progress import Progress, silent
 from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.storage import durable
-from compressor.storage.run_folder import require_files, require_writable
+from compressor.storage.run_folder import require_files
 
-PLOT = RESULTS / "footprint.svg"
+PLOTS = {"whole model": RESULTS / "footprint.svg", "embedding": RESULTS / "footprint-embedding.svg"}  # by panel
+DECODING = RESULTS / "decoding.json"
+PAGE = "compressor/experiments/README.md"
 TENSORGPT_RANKS = (1, 2, 3, 4)
-SERVED = "int8"  # the default model of `make serve`
+WHOLE = ("all", "none")  # targets of experiments that are about the whole model
 
 
 def run_missing(
@@ -32,7 +34,7 @@ def run_missing(
         books: folder with train.txt.xz and valid.txt.xz; experiments on books are run only where it is given.
         rerun: run all, and heal all anew.
         executor: where they run; each experiment is one task.
-        progress: progress callback.
+        progress: progress callback of this process.
     """
     chosen = [experiment for experiment in experiments() if books or not experiment.books]
     missing = [experiment for experiment in chosen if rerun or not _is_whole(experiment)]
@@ -47,13 +49,9 @@ def run_missing(
         yield experiment.name
 
 
-def check(readme: Path, books: Path | None) -> None:
+def check_run(books: Path | None) -> None:
     """Refuse at once what would fail when all experiments have run; raises ValueError."""
-    require_files("readme", [readme])
-    require_writable("readme", readme.parent)
-    text = readme.read_text()
-    for name in BLOCKS:
-        with_block(text, name, "")
+    check(BLOCKS)
     if books is not None:
         require_files("books", [books / TRAIN, books / VALID])
     elif late := [e.name for e in experiments() if e.books and result_of(e) is None]:
@@ -66,15 +64,61 @@ def _is_whole(experiment: Experiment) -> bool:
     return result is not None and (not experiment.books or "valid" in result)
 
 
-def methods_table() -> str:
-    """Return the table of methods that need no books, by bytes and perplexity, in Markdown.
+def frontier_experiments() -> list[Experiment]:
+    """Return the dense model and, largest first, the whole models that no other beats in both bytes and perplexity."""
+    whole = [
+        (experiment, _size_and_ratio(_fresh(experiment))) for experiment in experiments() if experiment.target in WHOLE
+    ]
+    best = frontier([point for _, point in whole])
+    unbeaten = sorted(((e, point) for e, point in whole if point in best), key=lambda pair: -pair[1][0])
+    return [*(e for e, _ in whole if e.name == "dense"), *(e for e, _ in unbeaten)]
+
+
+def _size_and_ratio(result: dict[str, Any]) -> tuple[float, float]:
+    return total_bytes(result, "disk"), result["quality"]["perplexity_ratio"]
+
+
+def frontier_table() -> str:
+    """Return the frontier with its decoding speed, in Markdown.
 
     Raises:
         ValueError: if a result is missing or out of date.
     """
-    head = ["method", "MB", "in memory, MB", "x fp32", "x fp16", "perplexity", "x dense", "KL, nats", "top-1"]
+    measured = json.loads(DECODING.read_text())
+    rows = []
+    for experiment in frontier_experiments():
+        result, speed = _fresh(experiment), measured["tokens_per_second"].get(experiment.name)
+        disk, ratio = _size_and_ratio(result)
+        rows.append(
+            [
+                experiment.label,
+                f"{disk / 1e6:.2f}",
+                f"{total_bytes(result, 'resident') / 1e6:.2f}",
+                f"{total_bytes(result, 'dense_fp32') / disk:.1f}",
+                f"{ratio:.3f}",
+                "-" if speed is None else f"{speed}",
+            ]
+        )
+    head = ["method", "disk, MB", "resident, MB", "times smaller", "perplexity / dense", "tokens/s"]
+    published = next(_fresh(experiment) for experiment in experiments() if experiment.name == "tensorgpt-r4")
+    size, ratio = _size_and_ratio(published)
+    notes = (
+        f"TensorGPT as published (R=4) reaches {ratio:.1f} times the dense perplexity at {size / 1e6:.2f} MB.\n"
+        f"Tokens per second are of one text on {measured['threads']} threads of {measured['processor']}, the median of "
+        f"{measured['rounds']} rounds\nin turns, load average {measured['load_average']:g}."
+    )
+    return f"{table(head, rows)}\n\n{notes}"
+
+
+def methods_table(targets: tuple[str, ...]) -> str:
+    """Return the methods that need no books, for one of `targets` each, by bytes and perplexity, in Markdown.
+
+    Raises:
+        ValueError: if a result is missing or out of date.
+    """
+    head = ["method", "disk, MB", "resident, MB", "x fp32", "perplexity", "/ dense", "KL, nats", "top-1"]
     head += ["last word", "1 of 4"]
-    plain = [e for e in experiments() if not (e.books or e.heal_tokens or e.untied)]
+    plain = [e for e in experiments() if not (e.books or e.heal_tokens or e.untied) and e.target in targets]
     measured = [(experiment, _fresh(experiment)) for experiment in plain]
     rows = []
     for experiment, result in sorted(measured, key=lambda pair: -total_bytes(pair[1], "disk")):
@@ -85,7 +129,6 @@ def methods_table() -> str:
                 f"{disk / 1e6:.2f}",
                 f"{total_bytes(result, 'resident') / 1e6:.2f}",
                 f"{dense / disk:.2f}",
-                f"{dense / disk / 2:.2f}",
                 figure(quality["perplexity"], 2),
                 figure(quality["perplexity_ratio"], 3),
                 f"{quality['kl']:.4f}",
@@ -94,7 +137,7 @@ def methods_table() -> str:
                 f"{100 * result['tasks']['choice']:.0f} %",
             ]
         )
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def books_table(target: str) -> str:
@@ -103,8 +146,8 @@ def books_table(target: str) -> str:
     Raises:
         ValueError: if a result is missing or out of date.
     """
-    head = ["model" if target == "all" else "embedding and head", "MB", "x fp32", "healed on, tokens"]
-    head += ["x dense, valid.txt", "KL, nats", "top-1", "x dense, validation.txt"]
+    head = ["model" if target == "all" else "embedding and head", "disk, MB", "x fp32", "healed, tokens"]
+    head += ["/ dense, books", "KL, nats", "top-1", "/ dense, story"]
     chosen = [experiment for experiment in experiments() if experiment.books and experiment.target == target]
     measured = [(experiment, _fresh(experiment)) for experiment in chosen]
     rows = []
@@ -122,7 +165,7 @@ def books_table(target: str) -> str:
                 figure(result["quality"]["perplexity_ratio"], 3),
             ]
         )
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def tensorgpt_table() -> str:
@@ -134,7 +177,7 @@ def tensorgpt_table() -> str:
         ValueError: if a result is missing or out of date.
     """
     head = ["R", "table, MB", "x fp32", "tied", "tied, healed", "input only", "input only, healed"]
-    head += ["our table of no more bytes, tied, not healed"]
+    head += ["best budget of no more bytes"]
     results = {experiment.name: _fresh(experiment) for experiment in experiments()}
     ours = [
         (results[experiment.name]["target_bytes"]["disk"], results[experiment.name]["quality"]["perplexity_ratio"])
@@ -145,18 +188,18 @@ def tensorgpt_table() -> str:
     for rank in TENSORGPT_RANKS:
         name = f"tensorgpt-r{rank}"
         found = [results.get(f"{name}{kind}") for kind in ("", "-healed", "-input", "-input-healed")]
-        table = results[name]["bytes"]["wte"]
-        best, ratio = max((size, ratio) for size, ratio in ours if size <= table["disk"])
+        wte = results[name]["bytes"]["wte"]
+        best, ratio = max((size, ratio) for size, ratio in ours if size <= wte["disk"])
         rows.append(
             [
                 f"{rank}",
-                f"{table['disk'] / 1e6:.3f}",
-                f"{table['dense_fp32'] / table['disk']:.2f}",
+                f"{wte['disk'] / 1e6:.3f}",
+                f"{wte['dense_fp32'] / wte['disk']:.2f}",
                 *(figure(result["quality"]["perplexity_ratio"], 3) if result else "-" for result in found),
                 f"{ratio:.3f} ({best / 1e6:.3f} MB)",
             ]
         )
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def _target_bytes(experiment: Experiment, result: dict[str, Any]) -> tuple[int, int]:
@@ -166,61 +209,33 @@ def _target_bytes(experiment: Experiment, result: dict[str, Any]) -> tuple[int, 
     return result["target_bytes"]["disk"], result["target_bytes"]["dense_fp32"]
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+BLOCKS = (
+    Block("frontier", "README.md", frontier_table),
+    Block("budgets", PAGE, partial(books_table, "all")),
+    Block("embeddings", PAGE, partial(books_table, "embedding")),
+    Block("methods", PAGE, partial(methods_table, WHOLE)),
+    Block("methods-embedding", PAGE, partial(methods_table, ("embedding",))),
+    Block("methods-blocks", PAGE, partial(methods_table, ("qkv", "attn", "mlp", "linears"))),
+    Block("tensorgpt", PAGE, tensorgpt_table),
+    *pretraining.BLOCKS,
+)
 
 
-def answer() -> str:
-    """Return what the README's question to the default model is answered, in Markdown."""
-    result = next(_fresh(experiment) for experiment in experiments() if experiment.name == SERVED)
-    return f"```json\n{json.dumps({'generated_text': result['sample']})}\n```"
-
-
-BLOCKS: dict[str, Callable[[], str]] = {
-    "answer": answer,
-    "methods": methods_table,
-    "tensorgpt": tensorgpt_table,
-    "budgets": partial(books_table, "all"),
-    "embeddings": partial(books_table, "embedding"),
-    "pretraining": pretraining.runs_table,
-    "claims": pretraining.claims_table,
-    "ttm-layer": pretraining.layer_table,
-}
-
-
-def refreshed(readme: str) -> str:
-    """Return the README with every generated block made anew.
-
-    Raises:
-        ValueError: if a block is missing.
-    """
-    for name, block in BLOCKS.items():
-        readme = with_block(readme, name, block())
-    return readme
-
-
-def with_block(readme: str, name: str, text: str) -> str:
-    """Return the README with `text` in the generated block called `name`.
-
-    Raises:
-        ValueError: if there is no such block.
-    """
-    match = re.search(rf"(?<=<!-- generated: {name} -->\n).*?(?=<!-- end -->)", readme, re.DOTALL)
-    if match is None:
-        raise ValueError(f"readme: has no block <!-- generated: {name} --> ... <!-- end -->")
-    return f"{readme[: match.start()]}{text}\n{readme[match.end() :]}"
-
-
-def refresh_readme(path: Path) -> None:
-    """Rewrite the generated blocks of the README at `path`, and the plots that it shows."""
-    durable.write(path, refreshed(path.read_text()).encode())
-    draw(points(), PLOT, results_sha256())
+def refresh_pages() -> None:
+    """Rewrite the generated blocks of the pages that show experiments, and their plots."""
+    refresh(BLOCKS)
+    draw_plots()
     pretraining.draw()
 
 
+def draw_plots() -> None:
+    """Draw footprint against quality, one picture per panel."""
+    for panel, path in PLOTS.items():
+        draw([point for point in points() if point.panel == panel], path, results_sha256())
+
+
 def results_sha256() -> str:
-    """Return a checksum of all that the plot shows."""
+    """Return a checksum of all that the plots show."""
     return hashlib.sha256(json.dumps([astuple(point) for point in points()]).encode()).hexdigest()
 
 
@@ -237,7 +252,7 @@ def points() -> list[Point]:
             curve = f"{method}{' (input only)' if experiment.untied else ''}{healed}"
             found.append(Point("embedding", curve, result["bytes"]["wte"]["disk"] / 1e6, ratio))
         else:
-            part = "" if experiment.target in ("all", "none") else f" ({experiment.target})"
+            part = "" if experiment.target in WHOLE else f" ({experiment.target})"
             found.append(
                 Point("whole model", f"{method}{part}{rest}{healed}", total_bytes(result, "disk") / 1e6, ratio)
             )

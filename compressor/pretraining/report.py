@@ -1,4 +1,4 @@
-"""What the experiment found, as tables and a plot for the README."""
+"""What the experiment found, as tables and a plot for its page."""
 
 import hashlib
 import json
@@ -6,9 +6,11 @@ from math import exp
 from statistics import mean
 from typing import Any
 
+from compressor.pages import Block, table
 from compressor.pretraining.experiment import RESULTS, VARIANTS, result_of
 
 PLOT = RESULTS / "learning-curves.svg"
+PAGE = "compressor/pretraining/README.md"
 MISSING = "Not measured yet."
 COMPARABLE = 18.08 / 17.55  # TTM-64 against dense, WikiText-103 (arXiv 2306.02697): what its authors call so
 LABELS = {
@@ -19,8 +21,8 @@ LABELS = {
     "lpa-r64": "LPA, rank 64",
     "lpa-r96": "LPA, rank 96",
     "lpa-r64-gpt2": "LPA, rank 64, started like GPT-2",
-    "low-rank-mlp": "low rank in the MLP only, rank 102",
-    "low-rank-all": "low rank everywhere: LPA 64, MLP 102",
+    "low-rank-mlp": "low rank in the MLP, rank 102",
+    "low-rank-all": "low rank everywhere, 64 and 102",
 }
 WAYS = {
     "ours": "the custom backward pass",
@@ -31,8 +33,8 @@ WAYS = {
 
 def runs_table() -> str:
     """Return all variants that have a result, in Markdown."""
-    head = ["model", "seeds", "parameters, M", "attention, M", "MLP, M", "fp16, MB", "perplexity", "x dense"]
-    head += ["training, tokens/s", "decoding, tokens/s", "peak memory, MB"]
+    head = ["model", "seeds", "all, M", "attn, M", "MLP, M", "MB", "perplexity", "/ dense"]
+    head += ["train, tok/s", "decode, tok/s", "peak, MB"]
     costs, rows = _costs(), []
     for name, label in LABELS.items():
         result = result_of(name)
@@ -53,7 +55,7 @@ def runs_table() -> str:
                 ),
             ]
         )
-    return _markdown(head, rows) if rows else MISSING
+    return table(head, rows) if rows else MISSING
 
 
 def claims_table() -> str:
@@ -62,20 +64,19 @@ def claims_table() -> str:
     for name in ("ttm-r16", "ttm-r32", "ttm-r48"):
         if (ratio := _ratio(name)) is not None:
             claim = "TTM: up to 40 % fewer parameters, comparable perplexity"
-            found = f"rank {name[-2:]}: {_percent(_fewer(name))} parameters, {_percent(ratio)} perplexity"
+            found = f"rank {name[-2:]}: {_percent(_fewer(name))} and {_percent(ratio)}"
             rows.append([claim, found, _comparable(ratio)])
     for name in ("lpa-r64", "lpa-r96", "lpa-r64-gpt2"):
         if (ratio := _ratio(name)) is not None:
             which = LABELS[name].removeprefix("LPA, ")
-            rows.append(["LPA: about 5 % better perplexity", f"{which}: {_percent(ratio)} perplexity", _better(ratio)])
+            rows.append(["LPA: about 5 % better perplexity", f"{which}: {_percent(ratio)}", _better(ratio)])
             if (speed := _speed(name)) is not None:
                 verdict = "held in sign" if speed < 1 else "did not hold"
-                rows.append(["LPA: 12.4 % less time", f"{which}: {_percent(speed)} time per token", verdict])
+                rows.append(["LPA: 12.4 % less training time", f"{which}: {_percent(speed)}", verdict])
     for name, where in (("low-rank-mlp", "in the MLP only"), ("low-rank-all", "everywhere")):
         if (ratio := _ratio(name)) is not None:
-            found = f"{_percent(ratio)} perplexity"
-            rows.append([f"LPA: low rank {where} hurts", found, _worse(ratio)])
-    return _markdown(["the papers claim", "here, against dense", "verdict"], rows) if rows else MISSING
+            rows.append([f"LPA: low rank {where} hurts perplexity", _percent(ratio), _worse(ratio)])
+    return table(["the papers claim", "here, against dense", "verdict"], rows) if rows else MISSING
 
 
 def layer_table() -> str:
@@ -95,7 +96,7 @@ def layer_table() -> str:
         ]
         for row in json.loads(path.read_text())["rows"]
     ]
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def results_sha256() -> str:
@@ -154,8 +155,7 @@ def _noise() -> float | None:
 
 
 def _comparable(ratio: float) -> str:
-    verdict = "held" if ratio <= COMPARABLE else "did not hold"
-    return f"{verdict}: the paper's own gap at rank 64 is {_percent(COMPARABLE)}"
+    return f"{'held' if ratio <= COMPARABLE else 'did not hold'} ({_percent(COMPARABLE)} there)"
 
 
 def _better(ratio: float) -> str:
@@ -170,7 +170,7 @@ def _sided(gain: float, yes: str, no: str) -> str:
     noise = _noise()
     if noise is None:
         return f"{yes if gain > 0 else no}, by one seed"
-    return "cannot be decided: within the spread of seeds" if abs(gain) <= noise else yes if gain > 0 else no
+    return "undecided: within the spread of seeds" if abs(gain) <= noise else yes if gain > 0 else no
 
 
 def _fewer(name: str) -> float:
@@ -197,6 +197,8 @@ def _spread_text(values: list[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else "")
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+BLOCKS = (
+    Block("pretraining", PAGE, runs_table),
+    Block("claims", PAGE, claims_table),
+    Block("ttm-layer", PAGE, layer_table),
+)

@@ -1,10 +1,11 @@
-"""`python -m tests.benchmarks`: measure, write the results, refresh the README's block and the plot."""
+"""`python -m tests.benchmarks`: measure, write the results, refresh their pages and the plot."""
 
 import argparse
 import json
 import shutil
 from pathlib import Path
 
+from compressor.pages import refresh
 from tests.benchmarks import machine, report
 from tests.benchmarks.bars import bars
 from tests.benchmarks.children import ROOT
@@ -18,9 +19,6 @@ FOLDER = ROOT / "build" / "bench"
 def main() -> None:
     """Run the plan; only a full run of every engine replaces the committed results."""
     given = _arguments()
-    if given.report:
-        _publish(report.read())
-        return
     if given.fresh:
         shutil.rmtree(FOLDER / "samples", ignore_errors=True)
     plan = QUICK if given.quick else FULL
@@ -29,7 +27,8 @@ def main() -> None:
     results = session.run(lambda line: print(line, flush=True))
     if plan is FULL and set(given.engines) == set(ENGINES):
         _write(results, report.SPEED)
-        _publish(results)
+        refresh(report.BLOCKS)
+        report.draw(results, report.PLOT)
     else:
         _write(results, FOLDER / f"{plan.name}.json")
     session.forget()
@@ -40,7 +39,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run; its results stay in build/")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has measured")
-    parser.add_argument("--report", action="store_true", help="only write README and plot anew from the results")
     parser.add_argument("--threads", type=int, default=2, help="cores to use; 2 by default")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="all by default")
     return parser.parse_args()
@@ -49,13 +47,6 @@ def _arguments() -> argparse.Namespace:
 def _write(results: report.Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def _publish(results: report.Results | None) -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(report.refreshed(readme.read_text(), results))
-    if results is not None:
-        report.draw(results, report.PLOT)
 
 
 if __name__ == "__main__":

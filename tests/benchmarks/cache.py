@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.cache`: what the cache of contractions saves, and what it does not; refreshes the README.
+"""`python -m tests.benchmarks.cache`: what the cache of contractions saves, and what it does not; refreshes its page.
 
 Rows of GPT-2-sized and gpt2-mini-sized tables are looked up in three ways: contracted, from this process, and from a
 Redis on the same machine, which is the best case for Redis. Then replicas with a TT-matrix of either size are started
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from compressor.pages import refresh
 from compressor.runtime.formats import Dense, Format, TokenMPS, TTMatrix
 from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
 from compressor.runtime.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
@@ -44,23 +45,20 @@ ROOM_BYTES = 1 << 30
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cache", description=__doc__)
-    parser.add_argument("--report", action="store_true", help="only write the README anew from the results")
-    if not parser.parse_args().report:
-        torch.set_num_threads(2)
-        with redis_server() as redis, torch.inference_mode():
-            begin = os.getloadavg()[0]
-            results: dict[str, Any] = {
-                "machine": describe(threads=2),
-                "ranks": RANKS,
-                "rows": _rows(redis),
-                "starts": _starts(redis),
-            }
-        results["load_average"] = [round(load, 1) for load in (begin, os.getloadavg()[0])]
-        cache_report.CACHE.parent.mkdir(exist_ok=True)
-        cache_report.CACHE.write_text(json.dumps(results, indent=2) + "\n")
-    readme = ROOT / "README.md"
-    readme.write_text(cache_report.refreshed(readme.read_text(), cache_report.read()))
+    argparse.ArgumentParser(prog="python -m tests.benchmarks.cache", description=__doc__).parse_args()
+    torch.set_num_threads(2)
+    with redis_server() as redis, torch.inference_mode():
+        begin = os.getloadavg()[0]
+        results: dict[str, Any] = {
+            "machine": describe(threads=2),
+            "ranks": RANKS,
+            "rows": _rows(redis),
+            "starts": _starts(redis),
+        }
+    results["load_average"] = [round(load, 1) for load in (begin, os.getloadavg()[0])]
+    cache_report.CACHE.parent.mkdir(exist_ok=True)
+    cache_report.CACHE.write_text(json.dumps(results, indent=2) + "\n")
+    refresh(cache_report.BLOCKS)
 
 
 def table(kind: str, size: str) -> Format:

@@ -1,10 +1,10 @@
-"""What the cache of contractions saves, as the README shows it. Nothing here measures."""
+"""What the cache of contractions saves, as the page of the service shows it. Nothing here measures."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from compressor.experiments.tables import with_block
+from compressor.pages import Block, table
 
 CACHE = Path(__file__).parent / "results" / "cache.json"
 Results = dict[str, Any]
@@ -16,46 +16,41 @@ def read() -> Results | None:
     return results
 
 
-def refreshed(readme: str, results: Results | None) -> str:
-    """Return the README with the block made anew.
-
-    Raises:
-        ValueError: if there is no such block.
-    """
-    return with_block(readme, "cache", "Not measured yet." if results is None else tables(results))
-
-
-def tables(results: Results) -> str:
+def block() -> str:
     """Return all figures, in Markdown."""
+    results = read()
+    if results is None:
+        return "Not measured yet."
+    ranks, load = results["ranks"], results["load_average"]
     lost = [row for row in results["rows"] if row["redis_us"] > row["contraction_us"]]
-    rows = [_row(row) for row in results["rows"]]
     starts = [
-        f"| {s['table']} | {s['products_mb']:g} | {s['alone_ms']:g} | {s['empty_redis_ms']:g} | "
-        f"{s['warm_redis_ms']:g} |"
-        for s in results["starts"]
+        [start["table"], *(f"{start[key]:g}" for key in ("products_mb", "alone_ms", "empty_redis_ms", "warm_redis_ms"))]
+        for start in results["starts"]
     ]
     return "\n".join(
         [
-            "Microseconds for so many different rows, the fastest of several turns, Redis on the same machine "
-            f"(`token_mps` of rank {results['ranks']['token_mps']}, `tt_matrix` of rank "
-            f"{results['ranks']['tt_matrix']}; the machine's load average was {results['load_average'][0]:g} to "
-            f"{results['load_average'][1]:g}):",
+            "Microseconds for a number of different rows, the fastest of several turns, Redis on the same machine",
+            f"(`token_mps` of rank {ranks['token_mps']}, `tt_matrix` of rank {ranks['tt_matrix']}; load average "
+            f"{load[0]:g} to {load[1]:g}):",
             "",
-            "| table | format | rows | contracted | from this process | from Redis |",
-            "| --- | --- | ---: | ---: | ---: | ---: |",
-            *rows,
+            table(
+                ["table", "format", "rows", "contracted", "from this process", "from Redis"],
+                [_row(row) for row in results["rows"]],
+                left=2,
+            ),
             "",
-            f"Redis loses in {len(lost)} of {len(rows)} cases even without a network; there `auto` passes it by.",
-            "What a replica with a `tt_matrix` head waits for its products and for timing its rows when it starts, in",
-            "milliseconds:",
+            f"Redis is slower in {len(lost)} of {len(results['rows'])} cases even without a network; there `auto` "
+            "bypasses it.",
+            "Start of a replica with a `tt_matrix` head: milliseconds for its products and for timing its rows:",
             "",
-            "| table | products, MB | no Redis | empty Redis | warm Redis |",
-            "| --- | ---: | ---: | ---: | ---: |",
-            *starts,
+            table(["table", "products, MB", "no Redis", "empty Redis", "warm Redis"], starts),
         ]
     )
 
 
-def _row(row: Results) -> str:
-    figures = " | ".join(f"{row[way]:,.0f}" for way in ("contraction_us", "local_us", "redis_us"))
-    return f"| {row['table']} | `{row['format']}` | {row['rows']} | {figures} |"
+def _row(row: Results) -> list[str]:
+    figures = [f"{row[way]:,.0f}" for way in ("contraction_us", "local_us", "redis_us")]
+    return [row["table"], f"`{row['format']}`", f"{row['rows']}", *figures]
+
+
+BLOCKS = (Block("cache", "service/README.md", block),)

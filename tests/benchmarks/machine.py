@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from compressor.process.processor import processor
+
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 PACKAGES = ("torch", "numpy", "transformers", "ctranslate2", "llama-cpp-python", "gguf", "k6")
 
@@ -17,7 +19,7 @@ def describe(threads: int) -> dict[str, Any]:
     cpu = Path("/proc/cpuinfo").read_text()
     flags = set(_first(r"^flags\s*:\s*(.*)$", cpu).split())
     return {
-        "processor": _first(r"^model name\s*:\s*(.*)$", cpu),
+        "processor": processor(),
         "instructions": [flag for flag in FLAGS if flag in flags],
         "cores_used": threads,
         "cores": os.cpu_count(),

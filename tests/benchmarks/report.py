@@ -1,16 +1,17 @@
-"""Results as tables, a plot and the README's block. Nothing here measures."""
+"""Results as tables and a plot. Nothing here measures."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from compressor.experiments.tables import with_block
+from compressor.pages import Block, table
 from tests.benchmarks.engines import ENGINES, EQUAL_BITS, OURS, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed.json"
 PLOT = RESULTS / "speed.svg"
+MISSING = "Not measured yet."
 Results = dict[str, Any]
 RATIO_BATCHES = (1, 8)
 
@@ -21,26 +22,37 @@ def read() -> Results | None:
     return results
 
 
-def block(results: Results | None) -> str:
-    """Return what stands in the README, in Markdown."""
+def block() -> str:
+    """Return all figures and the plot, in Markdown."""
+    results = read()
+    return MISSING if results is None else f"{tables(results)}\n\n![Decoding speed](results/{PLOT.name})"
+
+
+def peers() -> str:
+    """Return the few figures by which engines are chosen, in Markdown."""
+    results = read()
     if results is None:
-        return "Not measured yet."
-    return f"{tables(results)}\n\n![Decoding speed](tests/benchmarks/results/{PLOT.name})"
+        return MISSING
+    head = ["engine", "weights", "B=1", "B=8", f"B=1 / {ENGINES[REFERENCE].label}", "prefill 512", "RSS, MB"]
+    rows = [
+        [
+            ENGINES[name].label,
+            ENGINES[name].weights,
+            *(_figure(median, "decode", batch) for batch in RATIO_BATCHES),
+            _times(ratio(results, name, REFERENCE, 1)),
+            _figure(median, "prefill", 512),
+            f"{median['rss_bytes'] / 1e6:.0f}",
+        ]
+        for name, median in _measured(results).items()
+    ]
+    return table(head, rows, left=2)
 
 
 def tables(results: Results) -> str:
     """Return all figures, in Markdown."""
-    parts = [_conditions(results), _engine_table(results), _absent(results), _http_table(results), _service(results)]
+    parts = [_conditions(results), _decode_table(results), _engine_table(results), _absent(results)]
+    parts += [_http_table(results), _service(results)]
     return "\n\n".join(part for part in parts if part)
-
-
-def refreshed(readme: str, results: Results | None) -> str:
-    """Return the README with the block made anew.
-
-    Raises:
-        ValueError: if there is no such block.
-    """
-    return with_block(readme, "speed", block(results))
 
 
 def checksum(results: Results) -> str:
@@ -109,37 +121,48 @@ def _conditions(results: Results) -> str:
     others = 100 * results["others_share_of_processor"]
     return (
         f"{machine['cores_used']} cores of {machine['processor']} ({', '.join(machine['instructions'])}), read "
-        f"bandwidth {read}; others used {others:.0f} % of the processor during the run. "
+        f"bandwidth {read}. Other processes used {others:.0f} % of the processor during the run.\n"
         f"Medians of {plan['rounds']} rounds; prompts of {plan['prompt_tokens']} tokens continued by "
-        f"{plan['new_tokens']}. {versions}."
+        f"{plan['new_tokens']}.\n{versions}."
     )
+
+
+def _decode_table(results: Results) -> str:
+    """Return tokens per second of all rows together, and how many times those of the peers they are."""
+    batches = results["plan"]["batches"]
+    shared = [batch for batch in RATIO_BATCHES if batch in batches]
+    head = ["engine", "weights", *(f"B={batch}" for batch in batches)]
+    for peer in (ENGINES[REFERENCE].label, "llama.cpp"):
+        head += [f"/ {peer}, B={shared[0]}", *(f"B={batch}" for batch in shared[1:])]
+    rows = [
+        [
+            ENGINES[name].label,
+            ENGINES[name].weights,
+            *(_figure(median, "decode", batch) for batch in batches),
+            *(_times(ratio(results, name, REFERENCE, batch)) for batch in shared),
+            *(_times(_against_equal_bits(results, name, batch)) for batch in shared),
+        ]
+        for name, median in _measured(results).items()
+    ]
+    return table(head, rows, left=2)
 
 
 def _engine_table(results: Results) -> str:
     batches, prefills = results["plan"]["batches"], results["plan"]["prefills"]
-    shared = [batch for batch in RATIO_BATCHES if batch in batches]
-    head = ["engine", "weights", *(f"decode, B={batch}" for batch in batches)]
-    head += [f"x {ENGINES[REFERENCE].label}, B={batch}" for batch in shared]
-    head += [f"x llama.cpp of equal bits, B={batch}" for batch in shared]
-    head += [f"of roofline, B={batch}" for batch in batches]
+    head = ["engine", "weights", f"roofline, B={batches[0]}", *(f"B={batch}" for batch in batches[1:])]
     head += [*(f"prefill {tokens}" for tokens in prefills), "RSS, MB", "first token, s"]
-    rows = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
-    for name, median in _measured(results).items():
-        engine = ENGINES[name]
-        rows.append(
-            [
-                engine.label,
-                engine.weights,
-                *(_figure(median, "decode", batch) for batch in batches),
-                *(_times(ratio(results, name, REFERENCE, batch)) for batch in shared),
-                *(_times(_against_equal_bits(results, name, batch)) for batch in shared),
-                *(_percent(roofline_share(results, name, batch)) for batch in batches),
-                *(_figure(median, "prefill", tokens) for tokens in prefills),
-                f"{median['rss_bytes'] / 1e6:.0f}",
-                f"{median['start_seconds']:.1f}",
-            ]
-        )
-    return _markdown(rows)
+    rows = [
+        [
+            ENGINES[name].label,
+            ENGINES[name].weights,
+            *(_percent(roofline_share(results, name, batch)) for batch in batches),
+            *(_figure(median, "prefill", tokens) for tokens in prefills),
+            f"{median['rss_bytes'] / 1e6:.0f}",
+            f"{median['start_seconds']:.1f}",
+        ]
+        for name, median in _measured(results).items()
+    ]
+    return table(head, rows, left=2)
 
 
 def _figure(median: dict[str, Any], kind: str, size: int) -> str:
@@ -163,9 +186,9 @@ def _absent(results: Results) -> str:
 
 
 def _http_table(results: Results) -> str:
-    head = ["weights", "clients", "in process", "whole answers", "", "streamed", ""]
-    head += ["first token p50, ms", "p95", "between tokens p50, ms", "p95"]
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    head = ["weights", "clients", "in process", "whole", "", "streamed", ""]
+    head += ["first token p50, ms", "p95", "next p50, ms", "p95"]
+    rows = []
     for name, result in results["http"].items():
         for clients, own in result.get("median", {}).get("in_process", {}).items():
             stream = result["median"]["stream"][clients]
@@ -178,7 +201,7 @@ def _http_table(results: Results) -> str:
             for latency in ("first_token_ms", "inter_token_ms"):
                 row += [_milliseconds(stream.get(latency, {}).get(p)) for p in ("p50", "p95")]
             rows.append(row)
-    return _markdown(rows) if len(rows) > 2 else ""
+    return table(head, rows) if rows else ""
 
 
 def _service(results: Results) -> str:
@@ -220,5 +243,4 @@ def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+BLOCKS = (Block("peers", "README.md", peers), Block("speed", "tests/benchmarks/README.md", block))

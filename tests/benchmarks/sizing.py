@@ -1,4 +1,4 @@
-"""How much memory a pod needs: `python -m tests.benchmarks.sizing` measures, writes the results, refreshes the README.
+"""How much memory a pod needs: `python -m tests.benchmarks.sizing` measures, writes the results, refreshes their page.
 
 Each model is served by a real process under the heaviest load that the default settings accept: every slot with a text
 as long as the context, and the whole queue behind them. While all of that is running the process is told to stop, so
@@ -27,7 +27,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from compressor.experiments.tables import with_block
+from compressor.pages import Block, refresh, table
 from compressor.runtime.formats import TokenMPS, TTMatrix
 from service.engine.batch import kv_row_bytes
 from service.engine.models import load
@@ -39,7 +39,6 @@ from tests.benchmarks.plan import PROMPT
 
 RESULTS = Path(__file__).parent / "results" / "sizing.json"
 FOLDER = children.ROOT / "build" / "sizing"
-README = children.ROOT / "README.md"
 DEFAULTS = Settings(models=(FOLDER,), threads=2)
 QUEUED_TOKENS = 64  # of each answer in the queue
 SHORT = str(FOLDER / "short.txt")  # memory depends on the forms that are chosen, not on how well
@@ -210,33 +209,27 @@ def read() -> dict[str, Any]:
     return results
 
 
-def block(results: dict[str, Any]) -> str:
-    """Return the table of the README, in Markdown."""
-    head = ["model", "preset", "weights, MB", "KV cache, MB", "ready, MB", "peak, MB", "memory request, MiB"]
-    head += ["start, s", "drain, s", "compressing, MB"]
-    lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
+def block() -> str:
+    """Return the table of memory and times, in Markdown."""
+    results = read()
+    head = ["model", "preset", "weights, MB", "KV, MB", "ready, MB", "peak, MB", "request, MiB"]
+    head += ["start, s", "drain, s", "compress, MB"]
+    lines = []
     for row in results["rows"]:
         sizes = [f"{row[f'{name}_bytes'] / 1e6:.{digits}f}" for name, digits in _COLUMNS]
         alone = (row["others_share"] or 0) < MOST_OTHERS
         seconds = [f"{row[f'{name}_seconds']:.1f}" if alone else "-" for name in ("start", "drain")]
         compressing = f"{row['compress_bytes'] / 1e6:.0f}" if row["compress_bytes"] else "-"
-        cells = [row["model"], f"`{row['preset']}`", *sizes, f"**{request_mib(row)}**", *seconds, compressing]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append([row["model"], f"`{row['preset']}`", *sizes, f"**{request_mib(row)}**", *seconds, compressing])
     measured = {(row["model"], row["preset"]) for row in results["rows"]}
     missing = [f"{case.model} `{case.preset}`" for case in CASES if (case.model, case.preset) not in measured]
-    return "\n".join([*lines, "", f"Not measured yet: {', '.join(missing)}."] if missing else lines)
+    return table(head, lines, left=2) + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")
 
 
 _COLUMNS = (("weights", 2), ("kv", 0), ("ready", 0), ("peak", 0))
 
 
-def refreshed(readme: str, results: dict[str, Any]) -> str:
-    """Return the README with the block made anew.
-
-    Raises:
-        ValueError: if there is no such block.
-    """
-    return with_block(readme, "sizing", block(results))
+BLOCKS = (Block("sizing", "k8s/README.md", block),)
 
 
 def run(say: Callable[[str], None]) -> dict[str, Any]:
@@ -265,9 +258,8 @@ def settings() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and publish, or only publish what was measured."""
+    """Measure and publish."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sizing", description=__doc__)
-    parser.add_argument("--report", action="store_true", help="only write the README anew from the results")
     parser.add_argument("--fresh", action="store_true", help="measure again what an interrupted run has measured")
     parser.add_argument("--make", choices=[case.name for case in CASES if case.form is None], help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -277,13 +269,12 @@ def main() -> None:
     if given.fresh:
         for case in CASES:
             _sample(case).unlink(missing_ok=True)
-    if not given.report:
-        results = run(lambda line: print(line, flush=True))
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        for case in CASES:
-            _sample(case).unlink()
-    README.write_text(refreshed(README.read_text(), read()))
+    results = run(lambda line: print(line, flush=True))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    for case in CASES:
+        _sample(case).unlink()
+    refresh(BLOCKS)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,15 @@
-"""What the README says of speed is what was measured last."""
-
-from pathlib import Path
+"""The plot of speed is of the committed results, which are of a full run."""
 
 from tests.benchmarks import report
 from tests.benchmarks.engines import ENGINES
 from tests.benchmarks.plan import FULL
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
 RESULTS = report.read()
-
-
-def test_the_block_is_fresh() -> None:
-    assert report.refreshed(README, RESULTS) == README, "run: python -m tests.benchmarks --report"
 
 
 def test_the_plot_is_fresh() -> None:
     assert report.PLOT.is_file() == (RESULTS is not None)
-    assert RESULTS is None or report.checksum(RESULTS) in report.PLOT.read_text(), "run: make bench BENCH=--report"
+    assert RESULTS is None or report.checksum(RESULTS) in report.PLOT.read_text(), "run: make pages"
 
 
 def test_nothing_was_left_out() -> None:

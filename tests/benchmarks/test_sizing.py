@@ -1,17 +1,12 @@
-"""What the README says of memory is what was measured last, and pods get what it says."""
+"""Pods get as much memory as was measured, and some more."""
 
 import pytest
 
 from tests.benchmarks import sizing
 
-README = sizing.README.read_text()
 RESULTS = sizing.read()
 ROWS = RESULTS["rows"]
 EACH = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['model']}-{row['preset']}")
-
-
-def test_the_block_is_fresh() -> None:
-    assert sizing.refreshed(README, RESULTS) == README, "run: python -m tests.benchmarks.sizing --report"
 
 
 def test_what_is_shipped_was_measured() -> None:

@@ -68,7 +68,7 @@ def test_of_torch_only_what_runs_is_kept(name: str, tmp_path: Path) -> None:
 
 def test_the_docker_that_the_health_check_needs_is_named() -> None:
     assert "--start-interval=" in (SERVICE.last("HEALTHCHECK") or "")
-    for place in ("docker/service.Dockerfile", "docker-compose.yml", "README.md"):
+    for place in ("docker/service.Dockerfile", "docker-compose.yml", "k8s/README.md"):
         assert "Docker 25 or later" in (ROOT / place).read_text(), place
 
 

@@ -40,7 +40,7 @@ def test_every_alert_does_what_its_test_says() -> None:
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
 def test_every_alert_is_tested_and_explained(rule: dict[str, Any]) -> None:
     assert rule["alert"] in TESTS.read_text()
-    assert f"| `{rule['alert']}` |" in (ROOT / "README.md").read_text()
+    assert f"| `{rule['alert']}` |" in (ROOT / "k8s" / "README.md").read_text()
     assert rule["labels"]["severity"] in {"warning", "critical"}
     assert rule["annotations"].keys() == {"summary", "description"}
     assert re.fullmatch(r"\d+m", rule["for"])

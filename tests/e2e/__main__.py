@@ -1,8 +1,7 @@
-"""`python -m tests.e2e MODEL TABLE`: inject every fault for longer, soak, write the figures and refresh the README.
+"""`python -m tests.e2e MODEL TABLE`: inject every fault for longer, soak, write the figures and refresh their page.
 
 MODEL is an artefact of the size that is served, TABLE one whose token table is contracted. `--minutes` is how long
-the soak lasts, `--only` names the scenarios to measure again, `--report` only writes the README anew. `make soak`
-builds both and runs this.
+the soak lasts, `--only` names the scenarios to measure again. `make soak` builds both and runs this.
 """
 
 import argparse
@@ -13,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from compressor.pages import refresh
 from tests.benchmarks.machine import describe
 from tests.e2e import hostile, pressure, report
 from tests.e2e.redis_faults import redis_faults
 from tests.e2e.soak import soak
 
-ROOT = Path(__file__).parents[2]
 SETTLE_SECONDS = 120.0
 LARGEST_SLOPE = 1.0  # 10^6 bytes a minute
 
@@ -43,17 +42,14 @@ SCENARIOS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
 def main() -> None:
     """Run everything; an assertion that does not hold ends it."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e", description=__doc__)
-    parser.add_argument("model", type=Path, nargs="?")
-    parser.add_argument("table", type=Path, nargs="?")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("table", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
-    if not options.report:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(options, Path(folder))
-    readme = ROOT / "README.md"
-    readme.write_text(report.refreshed(readme.read_text(), report.read()))
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options, Path(folder))
+    refresh(report.BLOCKS)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:

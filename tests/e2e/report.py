@@ -1,13 +1,14 @@
-"""The figures of the long fault suite as the README shows them. Nothing here measures."""
+"""The figures of the long fault suite as the page of the service shows them. Nothing here measures."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from compressor.experiments.tables import with_block
+from compressor.pages import Block, table
 
 FAULTS = Path(__file__).parent / "results" / "faults.json"
 Figures = dict[str, Any]
+ROW_RESULTS = ("hit", "miss", "error", "bypass")
 
 
 def read() -> Figures | None:
@@ -22,18 +23,12 @@ def write(figures: Figures) -> None:
     FAULTS.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def refreshed(readme: str, figures: Figures | None) -> str:
-    """Return the README with the block made anew.
-
-    Raises:
-        ValueError: if there is no such block.
-    """
-    return with_block(readme, "faults", "Not measured yet." if figures is None else table(figures))
-
-
-def table(figures: Figures) -> str:
+def block() -> str:
     """Return all figures, in Markdown."""
-    rows = [
+    figures = read()
+    if figures is None:
+        return "Not measured yet."
+    told = [
         _overload(figures["overload"]),
         _hang_ups(figures["hang_ups"]),
         _killed(figures["killed"]),
@@ -42,16 +37,15 @@ def table(figures: Figures) -> str:
         _scoring(figures["scoring"]),
         _half_sent(figures["half_sent"]),
         _redis(figures["redis"]),
-        *_redis_phases(figures["redis"]),
         _soak(figures["soak"]),
     ]
     where = (
         f"On {figures['machine']['cores']} cores with a load average of {figures['load_average']:g} before; "
         f"`{figures['model']}`, for Redis `{figures['table']}`:"
     )
-    return "\n".join(
-        [where, "", "| fault | what happened |", "| --- | --- |", *(f"| {name} | {told} |" for name, told in rows)]
-    )
+    head = ["fault of Redis", "requests/s", "Redis asked", *(f"rows: {result}" for result in ROW_RESULTS)]
+    phases = [_phase(name, phase) for name, phase in figures["redis"]["faults"].items()]
+    return "\n".join([where, "", *(f"- **{name}**: {what}" for name, what in told), "", table(head, phases)])
 
 
 def _overload(f: Figures) -> tuple[str, str]:
@@ -109,19 +103,15 @@ def _room(f: Figures) -> str:
 
 
 def _redis(f: Figures) -> tuple[str, str]:
-    return "Redis: all faults below", (
+    return "Redis, all faults below", (
         f"{f['requests']:,} requests, {f['failed']} failed, {f['different_answers']} answered differently than without "
         f"a cache; latency {f['latency_p50_ms']:g} ms (median), {f['latency_p99_ms']:g} ms (99th percentile)"
     )
 
 
-def _redis_phases(f: Figures) -> list[tuple[str, str]]:
-    return [(f"Redis: {name}", _phase(phase)) for name, phase in f["faults"].items()]
-
-
-def _phase(phase: Figures) -> str:
-    rows = ", ".join(f"{phase[f'rows_{r}']:,.0f} {r}" for r in ("hit", "miss", "error", "bypass"))
-    return f"{phase['requests_per_second']:g} requests/s, Redis asked {phase['asked']:,.0f} times; rows: {rows}"
+def _phase(name: str, phase: Figures) -> list[str]:
+    rows = [f"{phase[f'rows_{result}']:,.0f}" for result in ROW_RESULTS]
+    return [name, f"{phase['requests_per_second']:g}", f"{phase['asked']:,.0f}", *rows]
 
 
 def _soak(f: Figures) -> tuple[str, str]:
@@ -130,3 +120,6 @@ def _soak(f: Figures) -> tuple[str, str]:
         f"{f['rss_mb_settled']:g} MB after two minutes, {f['rss_mb_end']:g} MB at the end, "
         f"{f['rss_mb_per_minute']:+.2f} MB/min"
     )
+
+
+BLOCKS = (Block("faults", "service/README.md", block),)

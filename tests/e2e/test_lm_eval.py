@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     find_spec("lm_eval") is None or find_spec("accelerate") is None,
     reason="lm-eval is not installed (half a gigabyte): pip install 'ttgpt[eval]'",
 )
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "compressor" / "README.md").read_text()
 COMMAND = next(line for line in README.splitlines() if line.startswith("lm_eval "))
 TOKENIZER = Tokenizer.from_file(str(huggingface.EMBEDDED_FOLDER / "tokenizer.json"))
 

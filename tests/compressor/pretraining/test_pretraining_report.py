@@ -1,4 +1,4 @@
-"""The README's section on pre-training is made of committed results, and its example is legal."""
+"""The page on pre-training is made of committed results, and its example is legal."""
 
 import json
 import re
@@ -17,17 +17,16 @@ from compressor.pretraining.text import Corpus
 from compressor.runtime.evaluate import Text
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / report.PAGE).read_text()
 
 
 def test_the_plot_is_fresh_and_shown() -> None:
-    assert report.results_sha256() in report.PLOT.read_text(), "run: ttgpt compare"
-    assert str(report.PLOT.relative_to(ROOT)) in README
+    assert report.results_sha256() in report.PLOT.read_text(), "run: make pages"
+    assert f"(results/{report.PLOT.name})" in README
 
 
 def test_the_readmes_config_is_legal() -> None:
-    section = README.partition("## Pre-training")[2]
-    example = re.search(r"```json\n(.*?)```", section, re.DOTALL)
+    example = re.search(r"```json\n(.*?)```", README, re.DOTALL)
     assert example is not None
     assert parse_config(json.loads(example[1])).steps > 0
 

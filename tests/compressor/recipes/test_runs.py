@@ -142,14 +142,8 @@ def test_a_picture_needs_a_place_before_the_service_is_asked(
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_experiments_need_a_readme_and_their_books_before_they_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "plain.md").write_text("# nothing generated")
-    assert "readme: cannot read" in _refusal(["compare", "--readme", tmp_path / "no.md"], capsys)
-    assert "readme: has no block" in _refusal(["compare", "--readme", tmp_path / "plain.md"], capsys)
-    readme = ["compare", "--readme", ROOT / "README.md", "--rerun"]
-    assert "books: cannot read" in _refusal([*readme, "--books", tmp_path], capsys)
+def test_experiments_need_their_books_before_they_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "books: cannot read" in _refusal(["compare", "--rerun", "--books", tmp_path], capsys)
 
 
 @pytest.mark.parametrize("command", ["compress", "export", "vocab set", "vocab add", "lm-eval-task"])

@@ -1,0 +1,24 @@
+"""All generated blocks of all pages: `python -m tests.pages` makes them and the plots anew from committed results."""
+
+from compressor.experiments import tables
+from compressor.pages import refresh
+from compressor.pretraining import report as pretraining
+from tests.benchmarks import cache_report, sizing
+from tests.benchmarks import report as speed
+from tests.e2e import answer
+from tests.e2e import report as faults
+
+BLOCKS = (*tables.BLOCKS, *answer.BLOCKS, *speed.BLOCKS, *sizing.BLOCKS, *cache_report.BLOCKS, *faults.BLOCKS)
+
+
+def main() -> None:
+    """Write what is stale, and the rest once more."""
+    refresh(BLOCKS)
+    tables.draw_plots()
+    pretraining.draw()
+    if (results := speed.read()) is not None:
+        speed.draw(results, speed.PLOT)
+
+
+if __name__ == "__main__":
+    main()
