@@ -1,8 +1,8 @@
 """All generated blocks of all pages: `python -m tests.pages` makes them and the plots anew from committed results."""
 
+from compressor.experiments import pretraining_tables as pretraining
 from compressor.experiments import tables
 from compressor.pages import refresh
-from compressor.pretraining import report as pretraining
 from tests.benchmarks import cache_report, sizing
 from tests.benchmarks import report as speed
 from tests.e2e import answer

@@ -67,6 +67,14 @@ def test_arrows_between_rooms_point_one_way(path: Path) -> None:
     assert _units(_imports(path), package) <= allowed
 
 
+@pytest.mark.parametrize("path", _modules("service/http"), ids=str)
+def test_the_twins_know_what_they_share_and_nothing_of_each_other(path: Path) -> None:
+    twins = {"openai", "tgi"}
+    inside = path.relative_to(ROOT / "service/http").parts[0]
+    known = {name.split(".")[2] for name in _imports(path) if name.startswith("service.http.")} & twins
+    assert known <= ({inside} if inside in twins else twins if inside == "app.py" else set())
+
+
 def test_the_compressor_never_imports_the_service() -> None:
     assert not [path for path in _modules("compressor") if any(n.startswith("service") for n in _imports(path))]
 

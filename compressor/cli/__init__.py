@@ -313,11 +313,14 @@ def compare(
     workers: Workers = None,
 ) -> None:
     """Run the experiments that have no result yet and refresh the pages that show them."""
-    from compressor.experiments.tables import check_run, refresh_pages, run_missing
+    from compressor.experiments.runner import check_books, run_missing
+    from compressor.experiments.tables import BLOCKS, refresh_pages
+    from compressor.pages import check
     from compressor.process.memory import keep_freed_memory
 
     tasks = Executor(kind=executor, workers=workers)
-    check_run(books)
+    check(BLOCKS)
+    check_books(books)
     keep_freed_memory()
     for name in run_missing(books=books, rerun=rerun, executor=tasks, progress=bar):
         print(f"ran {name}")

@@ -1,9 +1,9 @@
-"""`python -m compressor.experiments`, see `speed`."""
+"""`python -m compressor.experiments`, see `costs`."""
 
 from compressor.process.threads import wait_briefly
 
 if __name__ == "__main__":
     wait_briefly()
-    from compressor.experiments.speed import main  # brings torch, whose threads read the environment once
+    from compressor.experiments.costs import main  # brings torch, whose threads read the environment once
 
     main()

@@ -2,21 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import astuple
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from compressor.experiments.runner import RESULTS, TRAIN, VALID, Experiment, Workbench, experiments, result_of
+from compressor.experiments import pretraining_tables as pretraining
+from compressor.experiments.compression import Compression, compressions
+from compressor.experiments.experiment import RESULTS
 from compressor.figures import figure
-from compressor.pages import Block, check, refresh, table
+from compressor.pages import Block, refresh, table
 from compressor.plot import Point, draw, frontier
-from compressor.pretraining import report as pretraining
-from compressor.progress import Progress, silent
-from compressor.recipes.executor import IN_PROCESS, Executor
-from compressor.storage import durable
-from compressor.storage.run_folder import require_files
 
 PLOTS = {"whole model": RESULTS / "footprint.svg", "embedding": RESULTS / "footprint-embedding.svg"}  # by panel
 DECODING = RESULTS / "decoding.json"
@@ -25,49 +20,10 @@ TENSORGPT_RANKS = (1, 2, 3, 4)
 WHOLE = ("all", "none")  # targets of experiments that are about the whole model
 
 
-def run_missing(
-    *, books: Path | None = None, rerun: bool = False, executor: Executor = IN_PROCESS, progress: Progress = silent
-) -> Iterator[str]:
-    """Run what has no result yet, writing each as it comes; yield the names.
-
-    Args:
-        books: folder with train.txt.xz and valid.txt.xz; experiments on books are run only where it is given.
-        rerun: run all, and heal all anew.
-        executor: where they run; each experiment is one task.
-        progress: progress callback of this process.
-    """
-    chosen = [experiment for experiment in experiments() if books or not experiment.books]
-    missing = [experiment for experiment in chosen if rerun or not _is_whole(experiment)]
-    bench = Workbench(books, executor, progress, anew=rerun)
-    if not executor.in_process:
-        bench.prepare(missing)
-        bench.progress = silent
-    RESULTS.mkdir(exist_ok=True)
-    for experiment, result in zip(missing, executor.map(bench.run, missing), strict=True):
-        written = json.dumps(result, indent=2, sort_keys=True) + "\n"
-        durable.write(RESULTS / f"{experiment.name}.json", written.encode())
-        yield experiment.name
-
-
-def check_run(books: Path | None) -> None:
-    """Refuse at once what would fail when all experiments have run; raises ValueError."""
-    check(BLOCKS)
-    if books is not None:
-        require_files("books", [books / TRAIN, books / VALID])
-    elif late := [e.name for e in experiments() if e.books and result_of(e) is None]:
-        raise ValueError(f"books: experiment {late[0]} has no up-to-date result and needs them (--books DIR)")
-
-
-def _is_whole(experiment: Experiment) -> bool:
-    """Return whether there is an up-to-date result, judged on every text that it should be."""
-    result = result_of(experiment)
-    return result is not None and (not experiment.books or "valid" in result)
-
-
-def frontier_experiments() -> list[Experiment]:
+def frontier_experiments() -> list[Compression]:
     """Return the dense model and, largest first, the whole models that no other beats in both bytes and perplexity."""
     whole = [
-        (experiment, _size_and_ratio(_fresh(experiment))) for experiment in experiments() if experiment.target in WHOLE
+        (experiment, _size_and_ratio(_fresh(experiment))) for experiment in compressions() if experiment.target in WHOLE
     ]
     best = frontier([point for _, point in whole])
     unbeaten = sorted(((e, point) for e, point in whole if point in best), key=lambda pair: -pair[1][0])
@@ -100,7 +56,7 @@ def frontier_table() -> str:
             ]
         )
     head = ["method", "disk, MB", "resident, MB", "times smaller", "perplexity / dense", "tokens/s"]
-    published = next(_fresh(experiment) for experiment in experiments() if experiment.name == "tensorgpt-r4")
+    published = next(_fresh(experiment) for experiment in compressions() if experiment.name == "tensorgpt-r4")
     size, ratio = _size_and_ratio(published)
     notes = (
         f"TensorGPT as published (R=4) reaches {ratio:.1f} times the dense perplexity at {size / 1e6:.2f} MB.\n"
@@ -118,7 +74,7 @@ def methods_table(targets: tuple[str, ...]) -> str:
     """
     head = ["method", "disk, MB", "resident, MB", "x fp32", "perplexity", "/ dense", "KL, nats", "top-1"]
     head += ["last word", "1 of 4"]
-    plain = [e for e in experiments() if not (e.books or e.heal_tokens or e.untied) and e.target in targets]
+    plain = [e for e in compressions() if not (e.books or e.heal_tokens or e.untied) and e.target in targets]
     measured = [(experiment, _fresh(experiment)) for experiment in plain]
     rows = []
     for experiment, result in sorted(measured, key=lambda pair: -total_bytes(pair[1], "disk")):
@@ -148,7 +104,7 @@ def books_table(target: str) -> str:
     """
     head = ["model" if target == "all" else "embedding and head", "disk, MB", "x fp32", "healed, tokens"]
     head += ["/ dense, books", "KL, nats", "top-1", "/ dense, story"]
-    chosen = [experiment for experiment in experiments() if experiment.books and experiment.target == target]
+    chosen = [experiment for experiment in compressions() if experiment.books and experiment.target == target]
     measured = [(experiment, _fresh(experiment)) for experiment in chosen]
     rows = []
     for experiment, result in sorted(measured, key=lambda pair: (-_target_bytes(*pair)[0], pair[0].name)):
@@ -178,10 +134,10 @@ def tensorgpt_table() -> str:
     """
     head = ["R", "table, MB", "x fp32", "tied", "tied, healed", "input only", "input only, healed"]
     head += ["best budget of no more bytes"]
-    results = {experiment.name: _fresh(experiment) for experiment in experiments()}
+    results = {experiment.name: _fresh(experiment) for experiment in compressions()}
     ours = [
         (results[experiment.name]["target_bytes"]["disk"], results[experiment.name]["quality"]["perplexity_ratio"])
-        for experiment in experiments()
+        for experiment in compressions()
         if experiment.books and experiment.target == "embedding" and not experiment.heal_tokens
     ]
     rows = []
@@ -202,7 +158,7 @@ def tensorgpt_table() -> str:
     return table(head, rows)
 
 
-def _target_bytes(experiment: Experiment, result: dict[str, Any]) -> tuple[int, int]:
+def _target_bytes(experiment: Compression, result: dict[str, Any]) -> tuple[int, int]:
     """Return what an experiment's target occupies, and in fp32; biases and norms belong to the whole model."""
     if experiment.target == "all":
         return total_bytes(result, "disk"), total_bytes(result, "dense_fp32")
@@ -242,7 +198,7 @@ def results_sha256() -> str:
 def points() -> list[Point]:
     """Return every experiment as a point of the plot: the whole model, and the embedding where only that changed."""
     found = []
-    for experiment in experiments():
+    for experiment in compressions():
         result, plan = _fresh(experiment), experiment.plan
         healed = ", healed" if "heal" in result else ""
         rest = f", rest {plan.rest}" if plan.rest not in (None, "fp32") else ""
@@ -259,8 +215,8 @@ def points() -> list[Point]:
     return found
 
 
-def _fresh(experiment: Experiment) -> dict[str, Any]:
-    result = result_of(experiment)
+def _fresh(experiment: Compression) -> dict[str, Any]:
+    result = experiment.result()
     if result is None:
         raise ValueError(f"experiment {experiment.name} has no up-to-date result; run: ttgpt compare")
     return result

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from compressor import huggingface
-from compressor.experiments.runner import SAMPLE_TOKENS, sample
+from compressor.experiments.compression import SAMPLE_TOKENS, sample
 from compressor.pages import ROOT
 from compressor.recipes.build import build
 from compressor.recipes.context import Context

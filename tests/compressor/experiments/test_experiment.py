@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor import huggingface
-from compressor.experiments.runner import Experiment, Workbench, experiments, healing_folder
+from compressor.experiments.compression import Compression, compressions
+from compressor.experiments.runner import experiments
 from compressor.experiments.tables import points
+from compressor.experiments.workbench import Workbench
 from compressor.huggingface import Checkpoint
 from compressor.plot import Point, draw, frontier
 from compressor.progress import silent
@@ -23,7 +25,7 @@ from tests.conftest import tiny_model
 
 T = TypeVar("T")
 TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
-PLAIN = Experiment(name="a", label="a", plan=Recipe(method="svd", options={"rank": 8}))
+PLAIN = Compression(name="a", label="a", plan=Recipe(method="svd", options={"rank": 8}))
 sizes = st.lists(st.tuples(st.floats(0.1, 100), st.floats(1, 1000)), min_size=1, max_size=20)
 
 
@@ -49,9 +51,10 @@ def test_a_label_changes_nothing() -> None:
 
 
 def test_experiments_on_books_ask_for_them() -> None:
-    on_books = next(experiment for experiment in experiments() if experiment.books)
-    with pytest.raises(ValueError, match=r"books: give the folder with train.txt.xz and valid.txt.xz"):
-        Workbench().run(on_books)
+    for kind in ("compression", "pretraining"):
+        on_books = next(e for e in experiments() if e.kind == kind and e.books)
+        with pytest.raises(ValueError, match=r"books: give the folder with train.txt.xz and valid.txt.xz"):
+            Workbench(anew=True).run(on_books)
 
 
 @pytest.mark.parametrize("anew", [True, False])
@@ -82,7 +85,7 @@ def test_a_rerun_heals_anew_and_an_interrupted_run_is_resumed(
         assert len(steps) == healed
     bench.progress = silent
     bench.run(experiment)
-    assert not healing_folder(experiment).exists()  # a finished run leaves nothing to resume
+    assert not list(tmp_path.glob("build/healing/*"))  # a finished run leaves nothing to resume
 
 
 @given(sizes)
@@ -107,5 +110,5 @@ def test_the_same_points_give_the_same_picture(tmp_path: Path) -> None:
 
 def test_every_result_is_a_point_that_says_whether_it_is_healed() -> None:
     healed = [point for point in points() if point.curve.endswith(", healed")]
-    assert len(points()) == len(experiments())
-    assert len(healed) == sum(experiment.heal_tokens > 0 for experiment in experiments())
+    assert len(points()) == len(compressions())
+    assert len(healed) == sum(experiment.heal_tokens > 0 for experiment in compressions())

@@ -15,7 +15,7 @@ CODE = "import sys; from {0} import {1}; sys.argv[0] = 'ttgpt'; {1}()"
 STARTS = {
     "ttgpt": ["-c", CODE.format(*SCRIPT.split(":")), "--version"],
     "python -m compressor": ["-m", "compressor", "--version"],
-    "python -m compressor.pretraining": ["-m", "compressor.pretraining", "--help"],
+    "python -m compressor.experiments": ["-m", "compressor.experiments", "--help"],
 }
 
 

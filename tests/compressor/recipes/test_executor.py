@@ -11,7 +11,8 @@ import ray
 import torch
 
 from compressor import huggingface
-from compressor.experiments.runner import Experiment, Workbench
+from compressor.experiments.compression import Compression
+from compressor.experiments.workbench import Workbench
 from compressor.huggingface import Checkpoint
 from compressor.recipes.context import Context
 from compressor.recipes.executor import Executor
@@ -53,7 +54,7 @@ def test_a_budget_buys_the_same_model(elsewhere: Executor) -> None:
     assert all(torch.equal(bought[name], tensor) for name, tensor in expected.items())
 
 
-EXPERIMENT = Experiment(name="svd", label="SVD", plan=Recipe(method="svd", options={"rank": 4}, rest="int8"))
+EXPERIMENT = Compression(name="svd", label="SVD", plan=Recipe(method="svd", options={"rank": 4}, rest="int8"))
 CHECKPOINT = Checkpoint(tiny_model(), TOKENIZER, Source(id="tiny", sha256="0" * 64))
 
 

@@ -16,8 +16,8 @@ from typing import IO, Any, cast
 
 import torch
 
+from compressor.experiments.pretraining import pretrainings
 from compressor.pretraining.config import SHIPPED, Config, read_config
-from compressor.pretraining.experiment import VARIANTS, config_of
 from compressor.pretraining.model import quantized
 from compressor.pretraining.text import Corpus, batch_of_step
 from compressor.pretraining.training import Training
@@ -29,6 +29,7 @@ from compressor.runtime.gpt2 import GPT2
 
 REFERENCE = "gpt2-mini"  # the shipped recipe, beside the experiment's variants
 BASE = "dense"
+EXPERIMENTS = {experiment.name: experiment for experiment in pretrainings()}
 GROUP = 3  # variants whose processes are there at the same time, beside the base's
 ROUNDS = 4
 DECODED = 64  # tokens after a prompt of one
@@ -39,7 +40,7 @@ def measured(threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
 
     Groups of variants take turns with the base, which so is measured once per group.
     """
-    others = [REFERENCE, *(name for name in VARIANTS if name != BASE)]
+    others = [REFERENCE, *(name for name in EXPERIMENTS if name != BASE)]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (BASE, *others)}
     for start in range(0, len(others), GROUP):
         with ExitStack() as stack:
@@ -71,7 +72,7 @@ def work(variant: str, threads: int) -> None:
 
 
 def _config(variant: str) -> Config:
-    return read_config(SHIPPED[REFERENCE]) if variant == REFERENCE else config_of(variant)
+    return read_config(SHIPPED[REFERENCE]) if variant == REFERENCE else EXPERIMENTS[variant].config()
 
 
 def _turn(worker: "subprocess.Popen[str]") -> dict[str, float]:
@@ -113,7 +114,7 @@ def _summary(config: Config, turns: list[dict[str, float]]) -> dict[str, float]:
 
 @contextmanager
 def _worker(variant: str, threads: int) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "compressor.pretraining", "worker", variant, str(threads)]
+    command = [sys.executable, "-m", "compressor.experiments", "worker", variant, str(threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
         yield child
         cast("IO[str]", child.stdin).close()

@@ -2,27 +2,33 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from compressor.experiments import pretraining_tables as tables
+from compressor.experiments import ttm_cost
+from compressor.experiments.experiment import RESULTS
+from compressor.experiments.pretraining import Pretraining, pretrainings
 from compressor.huggingface import EMBEDDED_FOLDER
-from compressor.pretraining import experiment, report, ttm_cost
 from compressor.pretraining.config import parse_config
 from compressor.pretraining.layers import TTMLayer
 from compressor.pretraining.model import initialised, parameter_count
 from compressor.pretraining.text import Corpus
 from compressor.runtime.evaluate import Text
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
-README = (ROOT / report.PAGE).read_text()
+README = (ROOT / tables.PAGE).read_text()
 
 
 def test_the_plot_is_fresh_and_shown() -> None:
-    assert report.results_sha256() in report.PLOT.read_text(), "run: make pages"
-    assert f"(results/{report.PLOT.name})" in README
+    assert tables.results_sha256() in tables.PLOT.read_text(), "run: make pages"
+    assert f"(../experiments/results/{tables.PLOT.name})" in README
 
 
 def test_the_readmes_config_is_legal() -> None:
@@ -32,8 +38,7 @@ def test_the_readmes_config_is_legal() -> None:
 
 
 def test_all_variants_see_the_same_and_are_compared_at_equal_cuts() -> None:
-    configs = {name: experiment.config_of(name) for name in experiment.VARIANTS}
-    assert {name for name, _ in experiment.runs()} == report.LABELS.keys()
+    configs = {experiment.name: experiment.config() for experiment in pretrainings()}
     assert all(config.steps * config.batch_tokens >= 1_500_000 for config in configs.values())
     forms = {"attention", "mlp"}
     assert len({config.model_dump_json(exclude=forms) for config in configs.values()}) == 1
@@ -47,31 +52,31 @@ def test_all_variants_see_the_same_and_are_compared_at_equal_cuts() -> None:
     )
 
 
-@pytest.mark.parametrize("name", experiment.VARIANTS)
-def test_results_are_of_the_present_config(name: str) -> None:
-    path = experiment.RESULTS / f"{name}.json"
-    if path.is_file():
-        assert experiment.result_of(name)["runs"], "run: python -m compressor.pretraining run"
-
-
-def test_a_run_is_trained_judged_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_trained_judged_and_found_again(tmp_path: Path) -> None:
     tiny = {"vocab_size": 16384, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    small = {"model": tiny, "tokens": 128, "batch_tokens": 32, "phases": [{"until": 1.0, "context": 16}]}
-    monkeypatch.setitem(experiment._RAW, "config", small | {"tokenizer": "gpt2-mini", "validate_every": 2})
-    monkeypatch.setitem(experiment.VARIANTS, "tiny", {"mlp": {"kind": "ttm", "rank": 4}})
-    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+    common = {"model": tiny, "tokens": 128, "batch_tokens": 32, "phases": [{"until": 1.0, "context": 16}]}
+    common |= {"tokenizer": "gpt2-mini", "validate_every": 2}
+    differences = {"mlp": {"kind": "ttm", "rank": 4}}
+    experiment = Pretraining(name="tiny", label="tiny", differences=differences, common=common, seeds=(0, 1))
     ids = torch.arange(500)
     tokenizer = Tokenizer.from_file(str(EMBEDDED_FOLDER / "tokenizer.json"))
     corpus = Corpus(tokenizer, ids, Text("some", "0" * 64, 1000, ids), "0" * 64)
-    said: list[str] = []
-    for _ in range(2):  # the second time there is nothing to do
-        experiment.train(corpus, tmp_path, [("tiny", 1)], said.append)
-        experiment.judge(tmp_path, corpus.validation, [("tiny", 0), ("tiny", 1)], said.append)
-    result = experiment.result_of("tiny")
-    assert list(result["runs"]) == ["1"]
-    assert [point[0] for point in result["runs"]["1"]["curve"]] == [0, 64, 128]
-    assert result["parameters"]["all"] > result["parameters"]["mlp"] > 0
-    assert sum("perplexity" in line for line in said) == 1
+    steps: list[float] = []
+
+    def counted(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+        for item in items:
+            steps.append(1)
+            yield item
+
+    first, again = (experiment.run_once(1, corpus, tmp_path, counted) for _ in range(2))
+    assert len(steps) == 4  # the second time there is nothing to do
+    assert first == again
+    run, sizes = first
+    assert [point[0] for point in run["curve"]] == [0, 64, 128]
+    assert sizes["parameters"]["all"] > sizes["parameters"]["mlp"] > 0
+    result = {"inputs": experiment.inputs(), "runs": {"1": run}}
+    assert not experiment.is_whole(result)
+    assert experiment.is_whole(result | {"runs": {"0": run, "1": run}})
 
 
 @pytest.mark.parametrize("rank", [4, 16])
@@ -87,7 +92,7 @@ def test_the_ways_beside_ours_are_the_same_product_and_keep_more(rank: int) -> N
 
 
 def test_the_committed_layer_keeps_x_and_the_cores_and_nothing_else() -> None:
-    rows = json.loads((experiment.RESULTS / "ttm-layer.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "ttm-layer.json").read_text())["rows"]
     assert {row["rank"] for row in rows} == set(ttm_cost.RANKS)
     for row in rows:
         assert row["tokens"] == ttm_cost.TOKENS

@@ -6,24 +6,15 @@ from math import exp
 from statistics import mean
 from typing import Any
 
+from compressor.experiments.experiment import RESULTS
+from compressor.experiments.pretraining import pretrainings
 from compressor.pages import Block, table
-from compressor.pretraining.experiment import RESULTS, VARIANTS, result_of
 
 PLOT = RESULTS / "learning-curves.svg"
 PAGE = "compressor/pretraining/README.md"
 MISSING = "Not measured yet."
+EXPERIMENTS = {experiment.name: experiment for experiment in pretrainings()}
 COMPARABLE = 18.08 / 17.55  # TTM-64 against dense, WikiText-103 (arXiv 2306.02697): what its authors call so
-LABELS = {
-    "dense": "dense",
-    "ttm-r16": "TTM in the MLP, rank 16",
-    "ttm-r32": "TTM in the MLP, rank 32",
-    "ttm-r48": "TTM in the MLP, rank 48",
-    "lpa-r64": "LPA, rank 64",
-    "lpa-r96": "LPA, rank 96",
-    "lpa-r64-gpt2": "LPA, rank 64, started like GPT-2",
-    "low-rank-mlp": "low rank in the MLP, rank 102",
-    "low-rank-all": "low rank everywhere, 64 and 102",
-}
 WAYS = {
     "ours": "the custom backward pass",
     "chain": "autograd, core by core",
@@ -36,14 +27,14 @@ def runs_table() -> str:
     head = ["model", "seeds", "all, M", "attn, M", "MLP, M", "MB", "perplexity", "/ dense"]
     head += ["train, tok/s", "decode, tok/s", "peak, MB"]
     costs, rows = _costs(), []
-    for name, label in LABELS.items():
-        result = result_of(name)
+    for name, experiment in EXPERIMENTS.items():
+        result = _result(name)
         if not result["runs"]:
             continue
         counts, cost, ratio = result["parameters"], costs.get(name), _ratio(name)
         rows.append(
             [
-                label,
+                experiment.label,
                 str(len(result["runs"])),
                 *(f"{counts[part] / 1e6:.2f}" for part in ("all", "attention", "mlp")),
                 f"{result['bytes'] / 1e6:.2f}",
@@ -68,7 +59,7 @@ def claims_table() -> str:
             rows.append([claim, found, _comparable(ratio)])
     for name in ("lpa-r64", "lpa-r96", "lpa-r64-gpt2"):
         if (ratio := _ratio(name)) is not None:
-            which = LABELS[name].removeprefix("LPA, ")
+            which = EXPERIMENTS[name].label.removeprefix("LPA, ")
             rows.append(["LPA: about 5 % better perplexity", f"{which}: {_percent(ratio)}", _better(ratio)])
             if (speed := _speed(name)) is not None:
                 verdict = "held in sign" if speed < 1 else "did not hold"
@@ -115,7 +106,9 @@ def draw() -> None:
     for name, curve in _curves().items():
         tokens, losses = zip(*curve[1:], strict=True)
         style = "--" if name.startswith("low-rank") else ":" if name.startswith("ttm") else "-"
-        axes.plot([t / 1e6 for t in tokens], [exp(loss) for loss in losses], linestyle=style, label=LABELS[name])
+        axes.plot(
+            [t / 1e6 for t in tokens], [exp(loss) for loss in losses], linestyle=style, label=EXPERIMENTS[name].label
+        )
     axes.set(xlabel="tokens trained on, millions", ylabel="perplexity on held-out books", yscale="log")
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -129,27 +122,31 @@ def draw() -> None:
 def _curves() -> dict[str, list[tuple[int, float]]]:
     """Return the validation curve of every variant, the mean over its seeds: (tokens, nats per token)."""
     curves = {}
-    for name in LABELS:
-        runs = list(result_of(name)["runs"].values())
+    for name in EXPERIMENTS:
+        runs = list(_result(name)["runs"].values())
         points = zip(*(run["curve"] for run in runs), strict=True)
         curves[name] = [(group[0][0], round(mean(loss for _, loss in group), 5)) for group in points]
     return {name: curve for name, curve in curves.items() if curve}
 
 
+def _result(name: str) -> dict[str, Any]:
+    return EXPERIMENTS[name].result() or {"runs": {}}
+
+
 def _perplexities(name: str) -> list[float]:
-    return [run["perplexity"] for run in result_of(name)["runs"].values()]
+    return [run["perplexity"] for run in _result(name)["runs"].values()]
 
 
 def _ratio(name: str) -> float | None:
     """Return the perplexity against dense, a mean over the seeds that both have, or None where there are none."""
-    ours, dense = (result_of(which)["runs"] for which in (name, "dense"))
+    ours, dense = (_result(which)["runs"] for which in (name, "dense"))
     shared = ours.keys() & dense.keys()
     return mean(ours[seed]["perplexity"] / dense[seed]["perplexity"] for seed in shared) if shared else None
 
 
 def _noise() -> float | None:
     """Return the largest relative spread between seeds of one variant, or None with one seed each."""
-    found = [_perplexities(name) for name in VARIANTS]
+    found = [_perplexities(name) for name in EXPERIMENTS]
     spreads = [max(values) / min(values) - 1 for values in found if len(values) > 1]
     return max(spreads, default=None)
 
@@ -174,7 +171,7 @@ def _sided(gain: float, yes: str, no: str) -> str:
 
 
 def _fewer(name: str) -> float:
-    return float(result_of(name)["parameters"]["all"] / result_of("dense")["parameters"]["all"])
+    return float(_result(name)["parameters"]["all"] / _result("dense")["parameters"]["all"])
 
 
 def _speed(name: str) -> float | None:
@@ -185,7 +182,7 @@ def _speed(name: str) -> float | None:
 
 
 def _costs() -> dict[str, dict[str, Any]]:
-    path = RESULTS / "cost.json"
+    path = RESULTS / "pretraining-cost.json"
     return json.loads(path.read_text())["variants"] if path.is_file() else {}
 
 
