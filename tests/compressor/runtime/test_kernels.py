@@ -122,6 +122,8 @@ def test_the_vectors_around_a_matrix_are_refused_likewise() -> None:
     _refused(r"bias must have shape \[5\], not \[6\]", _matrix().with_bias, _floats(N + 1))
     _refused("bias must be C-contiguous", _matrix().with_bias, _every_second(_floats(N)))
     _refused("bias must be float32, not of format 'd'", _matrix().with_bias, _floats(N).astype(np.float64))
+    x, out, short = _floats(ROWS, K), _floats(ROWS, N), _norm(K - 16)
+    _refused(r"the weight of norm must have shape \[64\], not \[48\]", _matrix().linear, x, out, norm=short)
     good: dict[str, Any] = {"weight": _floats(K), "bias": _floats(K), "epsilon": 1e-5}
     for changes, message in (
         ({"bias": _floats(K - 1)}, r"bias must have shape \[64\], not \[63\]"),
@@ -154,7 +156,6 @@ OUT = _floats(ROWS, N)
         ({"out": None}, "out must be a buffer"),
         ({"out": OUT, "residual": OUT}, "out must not overlap residual"),
         ({"residual": _floats(N)}, r"residual must have shape \[3, 5\], not \[5\]"),
-        ({"norm": _norm(K - 16)}, r"the weight of norm must have shape \[64\], not \[48\]"),
         ({"norm": (1, 2)}, "norm must be a Norm or None, not <class 'tuple'>"),
         ({"activation": "gelu"}, r"activation must be one of \('relu', 'gelu_new'\) or None, not 'gelu'"),
         ({"activation": 1}, "activation must be one of .* not 1"),
