@@ -120,7 +120,7 @@ class Workbench:
     Attributes:
         books: folder with train.txt.xz and valid.txt.xz, or None.
         executor: where candidates are measured.
-        progress: told of every long step.
+        progress: progress callback.
         checkpoint: what is compressed; by default the embedded model.
         anew: whether healing that was interrupted begins anew.
     """
