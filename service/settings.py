@@ -33,11 +33,11 @@ class Settings(BaseSettings):
         request_seconds: how long a request may take before it is given up with 504.
         heartbeat_seconds: how long one round of the engine may last before /livez says that it hangs.
         api_key_hashes: SHA-256 of the keys that clients may use, in hexadecimal, in the environment separated by
-            commas; without any, everybody may do everything.
+            commas; without any, no key is asked for.
         cors_origins: web pages that may call the service, in the environment separated by commas; "*" for all.
         prefill_chunk: tokens of prompts that are read, or scored, in one step, which all running requests wait for.
         reproducible: give the same seed the same text in any batch, also where that costs speed.
-        kv_dtype: numbers of the KV cache.
+        kv_dtype: of the KV cache.
         kv_bytes: the most that all KV caches may occupy; half the memory limit by default.
         max_body_bytes: longest request body.
         bodies_bytes: of all request bodies that are received or worked on, the first 8 KiB of each not counted; more
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         body_seconds: from there to the end of its body; and how long a client may not read its answer.
         keep_alive_seconds: how long a connection may be idle between requests.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
-        cache: of contracted cores: "auto" passes a tier by where contracting is faster, "always" never does; or "off".
+        cache: of contracted cores: "auto" bypasses a tier where contracting is faster, "always" never does; or "off".
         cache_bytes: what it may occupy in this process.
         cache_answers: remember whole answers, too, if they are greedy or seeded; they stand in Redis as plain text.
         redis_url: of the tier that replicas share; none by default.

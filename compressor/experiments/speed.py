@@ -51,8 +51,8 @@ def _made(bench: Workbench, experiment: Compression) -> GPT2:
     return artifact.read(out).model.prepared()
 
 
-def decoding(model: GPT2) -> float:
-    """Return tokens per second of a prepared model that continues one text."""
+def decoding(model: GPT2, tokens: int = DECODED) -> float:
+    """Return tokens per second of a prepared model that continues one text by so many."""
     started = time.perf_counter()
-    generate(model, torch.tensor([[1]]), DECODED, temperature=0.0)
-    return DECODED / (time.perf_counter() - started)
+    generate(model, torch.tensor([[1]]), tokens, temperature=0.0)
+    return tokens / (time.perf_counter() - started)

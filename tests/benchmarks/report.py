@@ -186,7 +186,7 @@ def _absent(results: Results) -> str:
 
 
 def _http_table(results: Results) -> str:
-    head = ["weights", "clients", "in process", "whole", "", "streamed", ""]
+    head = ["weights", "clients", "in process", "whole", "share", "streamed", "share"]
     head += ["first token p50, ms", "p95", "next p50, ms", "p95"]
     rows = []
     for name, result in results["http"].items():
