@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compressor.errors import CheckpointError
+from compressor.huggingface import registration
 from compressor.huggingface import tokenizer as checkpoint_tokenizer
 from compressor.huggingface.config import CheckpointConfig, read_config
 from compressor.huggingface.files import check_readable, read_json
@@ -37,6 +38,8 @@ WRAPPERS = {"module", "_orig_mod"}  # parts of names: DataParallel and torch.com
 HEADS = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head\.summary|v_head\.summary)\.(weight|bias)")
 # And names that older checkpoints carry and that hold nothing: causal masks.
 LEFT_OUT = re.compile(rf"h\.\d+\.attn\.(bias|masked_bias)|{HEADS.pattern}")
+
+registration.register()
 
 
 @dataclass(frozen=True)
