@@ -156,7 +156,7 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        cache: TTGPTCache | None = None,
+        cache: transformers.Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -168,20 +168,24 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         Args:
             input_ids: new tokens [B, T].
             attention_mask: 0 for padding, on whatever side, of all tokens so far [B, cached + T]; it has no position.
-            cache: what came before; a cache of transformers is taken for an empty one.
+            cache: what came before, as it was returned, or an empty cache of transformers; also as past_key_values.
             labels: what should have been predicted [B, T], one place behind; -100 counts for nothing.
             use_cache: whether to return a cache.
             logits_to_keep: of how many last tokens, or of which, logits are made; 0 for all.
             return_dict: False for a tuple.
-            **options: others of transformers, which must be unset, because they would change nothing here.
+            **options: others of transformers, which must be unset, because they would change nothing here;
+                position_ids may be those that the attention mask gives.
 
         Raises:
             ValueError: if an option is set that has no meaning here, or the texts outgrow the context.
         """
-        cache = options.pop("past_key_values", None) if cache is None else cache
+        older, position_ids = options.pop("past_key_values", None), options.pop("position_ids", None)
+        cache = older if cache is None else cache
         _check_unset(options)
         past = self._past(cache, len(input_ids)) if use_cache or cache is not None else None
-        hidden = self._hidden(input_ids, _new_tokens(input_ids, attention_mask, past), past)
+        real = _new_tokens(input_ids, attention_mask, past)
+        _check_positions(position_ids, real, past)
+        hidden = self._hidden(input_ids, real, past)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.decoder.logits(hidden[:, kept])  # [B, kept, V]
         loss = None
@@ -223,10 +227,17 @@ def _new_tokens(ids: Tensor, mask: Tensor | None, past: TTGPTCache | None) -> Te
     return mask[:, cached:].bool()
 
 
+def _check_positions(positions: Tensor | None, real: Tensor, past: TTGPTCache | None) -> None:
+    """Refuse positions other than how many tokens came before."""
+    before = 0 if past is None else past.kv.lengths.unsqueeze(1)  # [B, 1]
+    expected = before + real.cumsum(1) - 1  # [B, T]
+    if positions is not None and not torch.equal(positions.expand_as(expected)[real], expected[real]):
+        raise ValueError("position_ids must be those that attention_mask gives; leave them out")
+
+
 def _check_unset(options: dict[str, Any]) -> None:
-    """Refuse an option of `forward` that would be passed over; positions follow from the attention mask."""
-    ignored = {"position_ids", "num_items_in_batch"}
-    if wrong := [name for name, value in options.items() if name not in ignored and value not in (None, False)]:
+    """Refuse an option of `forward` that would be passed over."""
+    if wrong := [name for name, value in options.items() if value is not None and value is not False]:
         raise ValueError(f"{wrong[0]} has no meaning for an artefact's model; leave it out")
 
 
