@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def read_gguf(file: Path) -> tuple[CheckpointConfig, bytes, Weights]:
     check_readable(file)
     if find_spec("gguf") is None:
         raise CheckpointError(f"{file.name}: is read with the package gguf; pip install 'ttgpt[gguf]'")
-    with _silent(), _named(file):
+    with redirect_stderr(StringIO()), _named(file):  # progress bars: ours are drawn by whoever runs this
         described = checkpoint_config(_raw_config(file), file.name)
         tokenizer_json = _tokenizer_json(file)
         tensors = _tensors(file, described)
@@ -73,20 +74,6 @@ def _tensors(file: Path, described: CheckpointConfig) -> dict[str, torch.Tensor]
         peer = GPT2LMHeadModel(GPT2Config(n_layer=described.gpt2.n_layer, n_embd=described.gpt2.n_embd, n_head=1))
     found = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=peer, torch_dtype=torch.float32)
     return {own_name(name): tensor for name, tensor in found["tensors"].items()}
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No progress bars: ours are drawn by whoever runs this."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager
