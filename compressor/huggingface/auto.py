@@ -7,7 +7,7 @@ comes out of the artefact's folder, and its matrices stay as they are stored: wh
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -35,10 +35,10 @@ class TTGPTConfig(PeerConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.bos_token_id = self.pad_token_id = self.eos_token_id  # type: ignore[assignment]
         self.tie_word_embeddings = False  # the decoder ties its own, which transformers need not do again
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
-class TTGPTCache(transformers.Cache):  # type: ignore[misc]
+class TTGPTCache(transformers.Cache):
     """The decoder's KV cache as transformers handles it: positions are those of a batch whose rows are padded.
 
     Attributes:
@@ -79,9 +79,7 @@ class TTGPTCache(transformers.Cache):  # type: ignore[misc]
     def batch_select_indices(self, indices: Tensor) -> None:
         old, used = self.kv, int(self.kv.lengths.max())
         layers, _, heads, capacity, size = old.keys.shape
-        self.kv = KVCache(
-            layers=layers, slots=len(indices), heads=heads, capacity=capacity, size=size, dtype=old.dtype
-        )
+        self.kv = KVCache(layers=layers, slots=len(indices), heads=heads, capacity=capacity, size=size, dtype=old.dtype)
         self.kv.keys[:, :, :, :used] = old.keys[:, indices, :, :used]
         self.kv.values[:, :, :, :used] = old.values[:, indices, :, :used]
         self._keep(self.real[indices])
@@ -91,7 +89,7 @@ class TTGPTCache(transformers.Cache):  # type: ignore[misc]
         self.kv.lengths[:] = real.sum(1)
 
 
-class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
     """The decoder of an artefact, for reading: its numbers are codes, which no optimiser changes.
 
     Attributes:
@@ -101,14 +99,13 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     config_class = TTGPTConfig
     base_model_prefix = "decoder"
     main_input_name = "input_ids"
-    _no_split_modules: ClassVar[list[str]] = ["GPT2"]
 
     def __init__(self, config: TTGPTConfig, decoder: GPT2 | None = None) -> None:
         if decoder is None:
             raise ValueError("an artefact's model is read by from_pretrained; ttgpt compress makes one")
         super().__init__(config)
         self.decoder = decoder
-        self.eval()
+        self.eval()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

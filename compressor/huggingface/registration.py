@@ -16,9 +16,7 @@ TRANSFORMERS = "transformers"
 class _AfterImport(MetaPathFinder):
     """Finds transformers as the other finders do, and has the classes registered once its code has run."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != TRANSFORMERS:
             return None
         others = [finder for finder in sys.meta_path if finder is not self]

@@ -69,7 +69,9 @@ def _made_of_vocab(folder: Path) -> bytes:
     ids = _ids(folder, settings)
     check_readable(folder / MERGES)
     named = dict.fromkeys(NAMES, END_OF_TEXT) | {key: _content(value) for key, value in (settings | special).items()}
-    given = {key: named[key] if named[key] in ids else None for key in NAMES}  # None, or it would be added
+    given: dict[str, Any] = {
+        key: named[key] if named[key] in ids else None for key in NAMES
+    }  # None, or it would be added
     try:
         made = GPT2Tokenizer.from_pretrained(folder, local_files_only=True, **given)
         raw = json.loads(made.backend_tokenizer.to_str())

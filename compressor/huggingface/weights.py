@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint, under GPT-2's own names: of safetensors, or of PyTorch's files, which transformers opens.
+"""The tensors of a checkpoint under GPT-2's own names: of safetensors, or of PyTorch's files through transformers.
 
-safetensors are read directly, each tensor once into memory of its own. A file of PyTorch's is a pickle: it is opened for
-tensors alone, and whatever else it would run is refused.
+safetensors are read directly, each tensor once into memory of its own. A file of PyTorch's is a pickle: it is opened
+for tensors alone, and whatever else it would run is refused.
 """
 
 import hashlib

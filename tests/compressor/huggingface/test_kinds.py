@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import GPT2LMHeadModel
 
 from compressor import huggingface
 from compressor.errors import CheckpointError
+from compressor.runtime.tokenizer import read_tokenizer
 from tests.benchmarks.gguf_export import export as write_gguf
 from tests.conftest import TINY, tiny_model
 from tests.tolerances import PARITY
@@ -175,7 +177,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "sparse": ({"wte.weight": torch.eye(4).to_sparse()}, "wte.weight must be a dense tensor"),
     "larger than its file": ({"wte.weight": torch.ones(1).expand(2**40)}, "no larger than its file"),
     "empty": ({}, "wte.weight is missing"),
-    "whole numbers": ({"wte.weight": torch.ones(4, dtype=torch.int8)}, "wte.weight must be one of float32, .*, not int8"),
+    "whole numbers": (
+        {"wte.weight": torch.ones(4, dtype=torch.int8)},
+        "wte.weight must be one of float32, .*, not int8",
+    ),
     "another's": ({"model.embed_tokens.weight": torch.ones(4)}, "wte.weight is missing"),
     "misshapen": ({"wte.weight": torch.ones(4, 4)}, r"wte.weight must have shape \[16384, 32\], not \[4, 4\]"),
 }
@@ -221,7 +226,9 @@ def test_safetensors_are_read_where_a_pickle_is_beside_them(folder: Path) -> Non
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_code_in_a_checkpoint_is_not_run(pickled: bool, folder: Path, tmp_path: Path) -> None:
-    _edit(folder, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": "evil.T"})
+    _edit(
+        folder, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": "evil.T"}
+    )
     (folder / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'touched')!r}).touch()")
     model = json.loads(TOKENIZER)["model"]
     (folder / "tokenizer.json").unlink()  # so that transformers is asked for a tokenizer, too
@@ -242,13 +249,11 @@ GGUF_STEP = {"F16": 2**-11, "Q8_0": 2**-7, "Q4_0": 2**-2}
 def test_a_gguf_file_is_read(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, file = tiny_model(), tmp_path / f"{kind}.gguf"
     write_gguf(model, json.loads(TOKENIZER), file, kind)
-    found = [huggingface.load(str(path)) for path in (file, tmp_path)]
-    assert [checkpoint.source for checkpoint in found][0].id == file.name
-    checkpoint = found[1]
-    assert checkpoint.model.config == model.config.__class__(
-        **(vars(model.config) | {"layer_norm_epsilon": checkpoint.model.config.layer_norm_epsilon})
-    )
-    assert checkpoint.model.config.layer_norm_epsilon == pytest.approx(model.config.layer_norm_epsilon, rel=1e-7)
+    assert huggingface.load(str(file)).source.id == file.name
+    checkpoint = huggingface.load(str(tmp_path))
+    epsilon = checkpoint.model.config.layer_norm_epsilon
+    assert checkpoint.model.config == replace(model.config, layer_norm_epsilon=epsilon)
+    assert epsilon == pytest.approx(model.config.layer_norm_epsilon, rel=1e-7)  # GGUF keeps it in fp32
     for name, form in model.matrices().items():
         blocks = form.dense().reshape(-1, 32)
         off = (checkpoint.model.matrices()[name].dense().reshape(-1, 32) - blocks).abs().amax(1)
@@ -256,7 +261,7 @@ def test_a_gguf_file_is_read(kind: str, tmp_path: Path, capfd: pytest.CaptureFix
     for name, vector in model.vectors().items():
         assert torch.equal(checkpoint.model.vectors()[name], vector)
     text = "It was the old man's boat -- \N{SNOWMAN}<|endoftext|>"
-    tokens = [huggingface.read_tokenizer(data).encode(text).ids for data in (checkpoint.tokenizer_json, TOKENIZER)]
+    tokens = [read_tokenizer(data).encode(text).ids for data in (checkpoint.tokenizer_json, TOKENIZER)]
     assert tokens[0] == tokens[1]
     assert checkpoint.end_of_text == "<|endoftext|>"
     assert capfd.readouterr() == ("", "")
@@ -310,7 +315,9 @@ def test_of_several_gguf_files_one_must_be_named(tmp_path: Path) -> None:
 def test_without_the_package_a_gguf_file_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tiny_model(), json.loads(TOKENIZER), tmp_path / "tiny.gguf", "F16")
     monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
-    with pytest.raises(CheckpointError, match=r"^tiny\.gguf: is read with the package gguf; pip install 'ttgpt\[gguf\]'"):
+    with pytest.raises(
+        CheckpointError, match=r"^tiny\.gguf: is read with the package gguf; pip install 'ttgpt\[gguf\]'"
+    ):
         huggingface.load(str(tmp_path))
 
 
