@@ -22,6 +22,7 @@ from compressor.runtime.gpt2 import GPT2, GPT2Config
 from compressor.runtime.kv_cache import KVCache
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+FILES = [*artifact.SEALED, artifact.TOKENIZER_CONFIG, artifact.MANIFEST]
 CPU = (None, "auto", "cpu", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")})
 FP32 = (None, "auto", "float32", torch.float32)
 
@@ -90,7 +91,7 @@ class TTGPTCache(transformers.Cache):
 
 
 class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
-    """The decoder of an artefact, for reading: its numbers are codes, which no optimiser changes.
+    """The decoder of an artefact, not for training: its values are codes.
 
     Attributes:
         decoder: as a server has it in memory.
@@ -121,7 +122,7 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path: the artefact's folder, or its id on the hub.
             *args: none.
             config: what config.json says.
-            **options: of transformers; those of the hub are obeyed, those that would change the numbers refused.
+            **options: of transformers; those of the hub are obeyed, those that would change the values refused.
 
         Raises:
             ArtifactError: naming the file and the field that is missing, damaged, unknown or misshapen.
@@ -131,7 +132,9 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             given = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
-            folder = Path(huggingface_hub.snapshot_download(str(pretrained_model_name_or_path), **given))
+            name = str(pretrained_model_name_or_path)
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, **given))
+        folder = folder / (options.get("subfolder") or "")
         decoder = artifact.read(folder).model
         config = TTGPTConfig.from_pretrained(folder) if config is None else config
         for field in fields(GPT2Config):
@@ -141,7 +144,7 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return cls(config, decoder.prepared())
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **options: Any) -> None:
-        """Refuse: what is in memory is no longer what is stored and sealed; raises ValueError."""
+        """Refuse: what is in memory may be decoded, and has no checksums; raises ValueError."""
         raise ValueError(
             f"save_directory: an artefact is not saved from memory to {save_directory}; copy its folder, or write a "
             "dense checkpoint by ttgpt export"
@@ -208,9 +211,11 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
             past.real = torch.cat([past.real, real], dim=1)
         if real.all():
             return self.decoder(ids, kv)  # type: ignore[no-any-return]
-        order = real.logical_not().byte().argsort(dim=1, stable=True)  # [B, T]
-        hidden = self.decoder(ids.gather(1, order), kv, None if kv is None else real.sum(1))
-        return torch.empty_like(hidden).scatter_(1, order.unsqueeze(-1).expand_as(hidden), hidden)
+        counts = real.sum(1)
+        order = real.logical_not().byte().argsort(dim=1, stable=True)[:, : int(counts.max())]  # [B, longest]
+        hidden = self.decoder(ids.gather(1, order), kv, None if kv is None else counts)
+        every = torch.zeros(*ids.shape, hidden.shape[-1])  # [B, T, D]
+        return every.scatter_(1, order.unsqueeze(-1).expand_as(hidden), hidden)
 
 
 def _new_tokens(ids: Tensor, mask: Tensor | None, past: TTGPTCache | None) -> Tensor:
@@ -239,7 +244,7 @@ def _check_unset(options: dict[str, Any]) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Refuse an option of `from_pretrained` that would make other numbers of the artefact's."""
+    """Refuse an option of `from_pretrained` that would change the artefact's values."""
     for name in ("dtype", "torch_dtype"):
         if (dtype := options.get(name)) not in FP32:
             raise ValueError(f"{name} must be float32 or auto, not {dtype}: an artefact's matrices have codecs")
@@ -247,7 +252,7 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"device_map must be cpu or auto, not {device!r}: an artefact runs on the CPU")
     for name in ("quantization_config", "state_dict", "gguf_file"):
         if options.get(name) is not None:
-            raise ValueError(f"{name} must be left out: an artefact's numbers are its own")
+            raise ValueError(f"{name} must be left out: an artefact's values are its own")
 
 
 def register() -> None:

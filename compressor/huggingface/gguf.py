@@ -16,6 +16,7 @@ from compressor.huggingface.files import check_readable
 from compressor.huggingface.weights import Weights, own_name
 
 SUFFIX = ".gguf"
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def find_gguf(path: Path) -> Path | None:
@@ -53,7 +54,7 @@ def read_gguf(file: Path) -> tuple[CheckpointConfig, bytes, Weights]:
 def _raw_config(file: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    raw: dict[str, Any] = AutoConfig.from_pretrained(file.parent, gguf_file=file.name).to_dict()
+    raw: dict[str, Any] = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, **LOCAL).to_dict()
     # transformers keeps these two under llama.cpp's names, where its own model does not look for them.
     return raw | {"n_positions": raw.get("n_ctx"), "n_inner": raw.get("feed_forward_length")}
 
@@ -61,7 +62,7 @@ def _raw_config(file: Path) -> dict[str, Any]:
 def _tokenizer_json(file: Path) -> bytes:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **LOCAL)
     text: str = tokenizer.backend_tokenizer.to_str(pretty=True)
     return text.encode()
 

@@ -56,7 +56,9 @@ def read_weights(folder: Path) -> Weights:
         if whole.is_file() or index.is_file():
             files = [whole] if whole.is_file() else _shards(index)
             return _joined(name, files, load)
-    raise CheckpointError(f"{SAFETENSORS}: is missing in {folder}, and so are {PICKLE} and a GGUF file")
+    raise CheckpointError(
+        f"{SAFETENSORS}: is missing in {folder}, and so is {PICKLE}; a GGUF file is given by its own path"
+    )
 
 
 def _joined(name: str, files: list[Path], load: Callable[[Path], tuple[dict[str, Tensor], str]]) -> Weights:

@@ -234,7 +234,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_would_change_the_numbers_is_refused(message: str, folder: Path) -> None:
+def test_what_would_change_the_values_is_refused(message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
         AutoModelForCausalLM.from_pretrained(folder, **REFUSED[message])
 

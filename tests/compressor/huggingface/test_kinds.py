@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -267,6 +269,16 @@ def test_a_gguf_file_is_read(kind: str, tmp_path: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")
 
 
+def test_code_beside_a_gguf_file_is_not_run(tmp_path: Path) -> None:
+    write_gguf(tiny_model(), json.loads(TOKENIZER), tmp_path / "tiny.gguf", "F16")
+    classes = {"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.T", "evil.T"]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps({"auto_map": classes, "tokenizer_class": "T"}))
+    (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'touched')!r}).touch()")
+    assert huggingface.load(str(tmp_path / "tiny.gguf")).model.config.n_layer == TINY.n_layer
+    assert not (tmp_path / "touched").exists()
+
+
 def _foreign(path: Path) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
@@ -292,7 +304,6 @@ BROKEN_GGUF: dict[str, Callable[[Path], object]] = {
     "half a header": lambda path: _cut(path, 1000),
     "half its tensors": lambda path: _cut(path, 600_000),
     "a pointer": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
-    "a folder": Path.mkdir,
 }
 
 
@@ -303,6 +314,26 @@ def test_a_damaged_gguf_file_is_refused_in_one_line(case: str, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"^broken\.gguf: ") as caught:
         huggingface.load(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickled", "GGUF"])
+def test_a_checkpoint_of_the_hub_is_read_whatever_its_kind(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "pickled":
+        _pickled(folder)
+    elif kind == "GGUF":
+        shutil.rmtree(folder)
+        folder.mkdir()
+        write_gguf(tiny_model(), json.loads(TOKENIZER), folder / "tiny.gguf", "F16")
+    kept = tmp_path / "models--someone--tiny"  # as downloaded before
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    shutil.move(folder, kept / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    checkpoint = huggingface.load("someone/tiny")
+    assert checkpoint.source.id == "someone/tiny"
+    assert (checkpoint.model.wte.dense() - tiny_model().wte.dense()).abs().max() <= GGUF_STEP["F16"] * 2
 
 
 def test_of_several_gguf_files_one_must_be_named(tmp_path: Path) -> None:
