@@ -251,8 +251,8 @@ GGUF_STEP = {"F16": 2**-11, "Q8_0": 2**-7, "Q4_0": 2**-2}
 def test_a_gguf_file_is_read(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, file = tiny_model(), tmp_path / f"{kind}.gguf"
     write_gguf(model, json.loads(TOKENIZER), file, kind)
-    assert huggingface.load(str(file)).source.id == file.name
-    checkpoint = huggingface.load(str(tmp_path))
+    checkpoint = huggingface.load(str(file))
+    assert checkpoint.source.id == file.name
     epsilon = checkpoint.model.config.layer_norm_epsilon
     assert checkpoint.model.config == replace(model.config, layer_norm_epsilon=epsilon)
     assert epsilon == pytest.approx(model.config.layer_norm_epsilon, rel=1e-7)  # GGUF keeps it in fp32
