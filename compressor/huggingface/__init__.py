@@ -1,7 +1,8 @@
-"""Read any GPT-2-architecture checkpoint in Hugging Face's layout, and write dense ones back.
+"""Read any checkpoint of a GPT-2 that transformers reads, write dense ones back, and make artefacts its models.
 
-Only safetensors are read: no pickle, no remote code. Works without `transformers`, whose
-GPT2LMHeadModel is the reference in the tests.
+safetensors are read directly, with as little memory as time; everything else comes through transformers, which is
+imported for that alone. No pickle and no code of a checkpoint is run. Once this is imported, AutoModelForCausalLM and
+its like open an artefact.
 """
 
 import hashlib
@@ -17,27 +18,36 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compressor.errors import CheckpointError
+from compressor.huggingface import registration
 from compressor.huggingface import tokenizer as checkpoint_tokenizer
 from compressor.huggingface.config import CheckpointConfig, read_config
-from compressor.huggingface.files import check_readable, read_json
-from compressor.huggingface.tokenizer import read_checkpoint_tokenizer
+from compressor.huggingface.gguf import SUFFIX as GGUF
+from compressor.huggingface.gguf import find_gguf, read_gguf
+from compressor.huggingface.tokenizer import checked_tokenizer, read_checkpoint_tokenizer
+from compressor.huggingface.weights import HEADS, PATTERNS, Weights, read_weights
 from compressor.runtime.artifact import Source
 from compressor.runtime.codecs import float_codec
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2, encoded
 from compressor.runtime.tokenizer import end_of_text, read_tokenizer, tokenizer_config
-from compressor.storage import durable, tensor_file
+from compressor.storage import durable
 
 EMBEDDED = "gpt2-mini"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "reference"
-INDEX = "model.safetensors.index.json"
-DOWNLOADS = ["config.json", "model*.safetensors", INDEX, *checkpoint_tokenizer.FILES]
-READ_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-WRAPPERS = {"module", "_orig_mod"}  # parts of names: DataParallel and torch.compile, in any order and place
-# What transformers' classes and trl have beside the language model.
-HEADS = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head\.summary|v_head\.summary)\.(weight|bias)")
-# And names that older checkpoints carry and that hold nothing: causal masks.
+DESCRIPTIONS = ["config.json", *checkpoint_tokenizer.FILES]
+# Every dtype that is read, and the one that it is kept in.
+READ_DTYPES = {
+    torch.float32: torch.float32,
+    torch.float16: torch.float16,
+    torch.bfloat16: torch.bfloat16,
+    torch.float64: torch.float32,
+    torch.float8_e4m3fn: torch.float16,  # which has every value of it
+    torch.float8_e5m2: torch.float16,
+}
+# Beside the heads, names that older checkpoints carry and that hold nothing: causal masks.
 LEFT_OUT = re.compile(rf"h\.\d+\.attn\.(bias|masked_bias)|{HEADS.pattern}")
+
+registration.register()
 
 
 @dataclass(frozen=True)
@@ -68,23 +78,24 @@ class Checkpoint:
 
 
 def load(model: str) -> Checkpoint:
-    """Return the checkpoint called `model`: "gpt2-mini" (embedded), a folder, or a hub id.
+    """Return the checkpoint called `model`: "gpt2-mini" (embedded), a folder, a GGUF file, or a hub id.
 
     Raises:
-        CheckpointError: if there is none, or it is not a GPT-2 in safetensors.
+        CheckpointError: if there is none, or it is not a GPT-2 that can be read.
     """
-    folder = _locate(model)
-    described = read_config(folder)
-    config = described.gpt2
-    tokenizer_json = read_checkpoint_tokenizer(folder, config.vocab_size, config.eos_token_id)
-    tensors, sha256 = _read_tensors(folder)
-    notes = described.notes
-    if heads := sorted(name for name in tensors if HEADS.fullmatch(name)):
-        notes += (f"model.safetensors: left out {', '.join(heads)}, which the language model does not use",)
-    decoder = _build(described, tensors)
+    path = _locate(model)
+    if gguf := find_gguf(path):
+        described, tokenizer_json, weights = read_gguf(gguf)
+        tokenizer_json = checked_tokenizer(tokenizer_json, gguf.name, described.gpt2)
+    else:
+        described = read_config(path)
+        tokenizer_json = read_checkpoint_tokenizer(path, described.gpt2)
+        weights = read_weights(path)
+    decoder = _build(described, weights)
     name = EMBEDDED if model == EMBEDDED else model.rstrip("/")
-    name = Path(name).resolve().name if Path(name).is_dir() else name
-    return Checkpoint(decoder, tokenizer_json, Source(id=name, sha256=sha256), notes)
+    name = Path(name).resolve().name if Path(name).exists() else name
+    source = Source(id=name, sha256=weights.sha256)
+    return Checkpoint(decoder, tokenizer_json, source, described.notes + weights.notes)
 
 
 def embedded_sha256() -> str:
@@ -131,14 +142,17 @@ def refuse_existing(folder: Path) -> None:
 
 
 def _locate(model: str) -> Path:
+    """Return the folder or the GGUF file that is called `model`."""
     if model == EMBEDDED:
         return EMBEDDED_FOLDER
-    if Path(model).is_dir():
+    if Path(model).is_dir() or (model.endswith(GGUF) and Path(model).exists()):
         return Path(model)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
-        raise CheckpointError(f"model: there is no folder {model!r}; give {EMBEDDED!r}, a folder or a hub id")
+        raise CheckpointError(
+            f"model: there is no folder {model!r}; give {EMBEDDED!r}, a folder, a {GGUF} file or a hub id"
+        )
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=DOWNLOADS))
+        return _downloaded(model)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -146,102 +160,64 @@ def _locate(model: str) -> Path:
         ) from error
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str | dict[str, str]]:
-    """Return all tensors, without the prefixes of wrappers and of `transformer.`, and the sha256 of their file.
-
-    Of several files, it is by name.
-    """
-    index, whole = folder / INDEX, folder / "model.safetensors"
-    if whole.is_file():
-        files = [whole]
-    elif index.is_file():
-        files = _shards(index)
-    else:
-        raise CheckpointError(
-            f"model.safetensors: is missing in {folder}; pickled weights are not read, convert them first with "
-            "transformers: GPT2LMHeadModel.from_pretrained(...).save_pretrained(...)"
-        )
-    tensors: dict[str, Tensor] = {}
-    checksums = {}
-    for file in files:
-        loaded = _load_shard(file)
-        checksums[file.name] = loaded.sha256
-        for name, tensor in loaded.tensors.items():
-            if (own := _own_name(name)) in tensors:
-                raise CheckpointError(f"{file.name}: {own} is there twice")
-            tensors[own] = tensor
-    return tensors, checksums[whole.name] if whole in files else checksums
+def _downloaded(model: str) -> Path:
+    """Return the folder of a checkpoint of the hub: its safetensors, or, without any, the first kind that it has."""
+    for pattern in (*PATTERNS.values(), f"*{GGUF}"):
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=[*DESCRIPTIONS, pattern]))
+        if any(folder.glob(pattern)):
+            break
+    return folder
 
 
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
-        raise CheckpointError(f"{index.name}: weight_map must be an object that names the file of every tensor")
-    files = [index.parent / Path(name).name for name in sorted(set(weight_map.values()))]
-    if missing := [file.name for file in files if not file.exists()]:
-        raise CheckpointError(f"{missing[0]}: is missing in {index.parent}, though {index.name} names it")
-    return files
-
-
-def _load_shard(file: Path) -> tensor_file.TensorFile:
-    check_readable(file)
-    try:
-        return tensor_file.read(file)
-    except OSError as error:
-        raise CheckpointError(f"{file.name}: cannot be read in {file.parent}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file.name}: is not a safetensors file: {error}") from error
-
-
-def _own_name(name: str) -> str:
-    """Return a tensor's name without what torch.compile, DDP and transformers' classes put before it."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("transformer.")
-
-
-def _build(described: CheckpointConfig, tensors: dict[str, Tensor]) -> GPT2:
+def _build(described: CheckpointConfig, weights: Weights) -> GPT2:
     """Return the model, its vectors as they are or, where their dtypes differ, in fp32."""
-    config = described.gpt2
-    tensors = {name: _as_stored(name, tensor) for name, tensor in tensors.items() if not LEFT_OUT.fullmatch(name)}
+    config, tensors = described.gpt2, _Tensors(weights)
     if described.tied and "wte.weight" not in tensors and "lm_head.weight" in tensors:
         tensors["wte.weight"] = tensors.pop("lm_head.weight")  # of two names for one tensor, safetensors keeps one
     matrices, vectors = {}, {}
     for name, (out_features, in_features) in config.matrix_shapes().items():
         is_conv1d = name.startswith("h.")  # Conv1D keeps [in, out]
         shape = (in_features, out_features) if is_conv1d else (out_features, in_features)
-        tensor = _take(tensors, f"{name}.weight", shape)
+        tensor = tensors.take(f"{name}.weight", shape)
         matrix = tensor.T.contiguous() if is_conv1d else tensor
         matrices[name] = Dense.of(matrix, float_codec(tensor.dtype).name)
     for name, vector_shape in config.vector_shapes().items():
-        vectors[name] = _take(tensors, name, vector_shape)
+        vectors[name] = tensors.take(name, vector_shape)
     if "lm_head.weight" in tensors:
-        head = _take(tensors, "lm_head.weight", (config.vocab_size, config.n_embd))
+        head = tensors.take("lm_head.weight", (config.vocab_size, config.n_embd))
         if not torch.equal(head, matrices["wte"].matrix.parts()["values"]):
             matrices["lm_head"] = Dense.of(head, float_codec(head.dtype).name)
     elif not described.tied:
         raise CheckpointError(
-            "model.safetensors: lm_head.weight is missing, though tie_word_embeddings is false in config.json"
+            f"{tensors.file}: lm_head.weight is missing, though tie_word_embeddings is false in config.json"
         )
     if tensors:
-        raise CheckpointError(f"model.safetensors: {min(tensors)} is not a tensor of a GPT-2")
+        raise CheckpointError(f"{tensors.file}: {min(tensors)} is not a tensor of a GPT-2")
     dtypes = {vector.dtype for vector in vectors.values()}
     codec = float_codec(dtypes.pop() if len(dtypes) == 1 else torch.float32)
     return GPT2(config, matrices, encoded(vectors, codec.name))
 
 
-def _as_stored(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype not in READ_DTYPES:
-        legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in READ_DTYPES)
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise CheckpointError(f"model.safetensors: {name} must be one of {legal}, not {kind}; convert it first")
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+class _Tensors(dict[str, Tensor]):
+    """Tensors to be taken one by one, each checked, in the dtype that it is kept in."""
 
+    def __init__(self, weights: Weights) -> None:
+        self.file = weights.file
+        super().__init__({n: self._as_kept(n, t) for n, t in weights.tensors.items() if not LEFT_OUT.fullmatch(n)})
 
-def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in tensors:
-        raise CheckpointError(f"model.safetensors: {name} is missing")
-    tensor = tensors.pop(name)
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"model.safetensors: {name} must have shape {list(shape)}, not {list(tensor.shape)}")
-    if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"model.safetensors: {name} must be finite and within the range of fp32")
-    return tensor
+    def _as_kept(self, name: str, tensor: Tensor) -> Tensor:
+        if tensor.dtype not in READ_DTYPES:
+            legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in READ_DTYPES)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.file}: {name} must be one of {legal}, not {kind}; convert it first")
+        return tensor.to(READ_DTYPES[tensor.dtype])
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self:
+            raise CheckpointError(f"{self.file}: {name} is missing")
+        tensor = self.pop(name)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{self.file}: {name} must have shape {list(shape)}, not {list(tensor.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{self.file}: {name} must be finite and within the range of fp32")
+        return tensor

@@ -42,13 +42,17 @@ def read_config(folder: Path) -> CheckpointConfig:
     Raises:
         CheckpointError: naming the key, its value and the legal range.
     """
-    raw = read_json(folder / CONFIG)
+    return checkpoint_config(read_json(folder / CONFIG), CONFIG)
+
+
+def checkpoint_config(raw: dict[str, Any], file: str) -> CheckpointConfig:
+    """Return what the keys of a config.json say, which stand in `file`; raises CheckpointError as `read_config`."""
     try:
         return _config(raw)
     except KeyError as error:
-        raise CheckpointError(f"{CONFIG}: {error.args[0]} is missing") from error
+        raise CheckpointError(f"{file}: {error.args[0]} is missing") from error
     except ValueError as error:
-        raise CheckpointError(f"{CONFIG}: {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _config(raw: dict[str, Any]) -> CheckpointConfig:

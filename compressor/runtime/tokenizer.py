@@ -67,7 +67,7 @@ def tokenizer_config(tokenizer: Tokenizer, token_id: int, context: int) -> bytes
         context: longest text in tokens.
     """
     end = end_of_text(tokenizer, token_id)
-    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), end)
     values = {"clean_up_tokenization_spaces": False, "model_max_length": context, **names}
-    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    values |= {"padding_side": "left", "tokenizer_class": "PreTrainedTokenizerFast"}  # new tokens go to the right
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

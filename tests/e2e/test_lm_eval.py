@@ -1,4 +1,7 @@
-"""The README's lm-eval command, run as it stands on an export: somebody else's code finds our figures."""
+"""lm-eval on an export and on the artefact itself: somebody else's code finds our figures.
+
+On an export it is the README's command as it stands, on an artefact the same one with the classes that open it.
+"""
 
 import json
 import math
@@ -6,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,9 @@ from compressor.evaluation import questions as tasks
 from compressor.progress import silent
 from compressor.recipes.build import VALIDATION_TEXT
 from compressor.runtime.evaluate import Text, evaluate
-from tests.conftest import TINY, tiny_model
+from compressor.runtime.formats import Dense
+from compressor.runtime.gpt2 import GPT2
+from tests.conftest import TINY, tiny_model, write_artifact
 from tests.tolerances import HARNESS
 
 pytestmark = pytest.mark.skipif(
@@ -29,6 +35,7 @@ pytestmark = pytest.mark.skipif(
 )
 README = (Path(__file__).parents[2] / "compressor" / "README.md").read_text()
 COMMAND = next(line for line in README.splitlines() if line.startswith("lm_eval "))
+WITH_CLASSES = ["-c", "import compressor.huggingface, lm_eval.__main__ as harness; harness.cli_evaluate()"]
 TOKENIZER = Tokenizer.from_file(str(huggingface.EMBEDDED_FOLDER / "tokenizer.json"))
 
 
@@ -42,14 +49,39 @@ def _whole_windows() -> list[int]:
     return ids
 
 
+def _compressed() -> GPT2:
+    model = tiny_model()
+    return model.with_matrices({name: Dense.of(form.dense(), "int8") for name, form in model.matrices().items()})
+
+
+MODELS: dict[str, Callable[[], GPT2]] = {"export": tiny_model, "artefact": _compressed}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the command in the README finds, with its tasks made of a shorter text."""
+def ours(kind: str) -> GPT2:
+    """The model as a server has it."""
+    return MODELS[kind]().prepared()
+
+
+@pytest.fixture(scope="module")
+def results(kind: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What lm-eval finds, with the tasks of the README's command made of a shorter text."""
     folder = tmp_path_factory.mktemp("lm_eval")
-    huggingface.export(tiny_model(), TOKENIZER.to_str().encode(), folder / "exported")
+    model, arguments = MODELS[kind](), shlex.split(COMMAND)
+    if kind == "export":
+        huggingface.export(model, TOKENIZER.to_str().encode(), folder / "exported")
+        command = ["-m", *arguments]
+    else:
+        write_artifact(folder / "exported", model)
+        command = [*WITH_CLASSES, *arguments[1:]]
     (folder / "text.txt").write_text(TOKENIZER.decode(_whole_windows()))
     lm_eval_tasks.write(folder / "text.txt", folder / "tasks")
-    command = [sys.executable, "-m", *shlex.split(COMMAND), "--output_path", "results.json"]
+    command = [sys.executable, *command, "--output_path", "results.json"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     run = subprocess.run(
         command, cwd=folder, env=os.environ | offline, capture_output=True, text=True, check=False, timeout=600
@@ -65,17 +97,17 @@ def test_the_tool_prints_the_command_of_the_readme(tmp_path: Path, monkeypatch: 
     assert lm_eval_tasks.write(VALIDATION_TEXT, Path("tasks")).replace("DIR", "exported") == COMMAND
 
 
-def test_bits_per_byte_are_ours(results: dict[str, Any]) -> None:
+def test_bits_per_byte_are_ours(results: dict[str, Any], ours: GPT2) -> None:
     ids = _whole_windows()
     text = Text("text.txt", "", len(TOKENIZER.decode(ids).encode()), torch.tensor([TINY.eos_token_id, *ids]))
     found = results[lm_eval_tasks.TEXT]
-    assert found["bits_per_byte,none"] == pytest.approx(evaluate(tiny_model(), None, text).bits_per_byte, rel=HARNESS)
+    assert found["bits_per_byte,none"] == pytest.approx(evaluate(ours, None, text).bits_per_byte, rel=HARNESS)
     assert math.log2(found["byte_perplexity,none"]) == pytest.approx(found["bits_per_byte,none"], rel=HARNESS)
 
 
-def test_last_words_are_scored_alike(results: dict[str, Any]) -> None:
+def test_last_words_are_scored_alike(results: dict[str, Any], ours: GPT2) -> None:
     questions = tasks.last_words(TOKENIZER.decode(_whole_windows()), TOKENIZER)
-    scores = [score for (score,) in tasks._scores(tiny_model(), questions, silent)]
+    scores = [score for (score,) in tasks._scores(ours, questions, silent)]
     found = results[lm_eval_tasks.LAST_WORD]
     assert found["acc,none"] == sum(all_likeliest for _, all_likeliest in scores) / len(scores)
     mean = sum(score for score, _ in scores) / len(scores)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +148,7 @@ def test_values_that_overflow_name_the_tensor(folder: Path, tmp_path: Path) -> N
         huggingface.load(str(folder))
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
 def test_other_dtypes_are_refused_by_name(folder: Path, dtype: torch.dtype) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"].to(dtype)
@@ -314,12 +313,6 @@ def test_every_accepted_kind_is_what_transformers_computes(kind: str, tmp_path: 
     again = GPT2LMHeadModel.from_pretrained(tmp_path / "export").eval()
     with torch.inference_mode():
         assert (again(ids).logits - expected).abs().max() <= PARITY
-
-
-def test_pickled_weights_are_not_read(folder: Path) -> None:
-    shutil.move(folder / "model.safetensors", folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickled weights are not read"):
-        huggingface.load(str(folder))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "no where", "somebody/no-such-model"])
