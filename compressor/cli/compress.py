@@ -121,7 +121,7 @@ class Run:
 
 
 def _compress(
-    model: Annotated[str, typer.Argument(help="gpt2-mini (embedded), a folder, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="gpt2-mini (embedded), a folder, a .gguf file, or a hub id.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The artefact's folder.")],
     wanted: Wanted,
     healed: Healed,
