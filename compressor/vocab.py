@@ -26,11 +26,12 @@ from torch import Tensor
 from compressor.errors import ArtifactError
 from compressor.methods.tensorgpt import tt_svd
 from compressor.runtime import artifact
-from compressor.runtime.artifact import Artifact, Manifest
+from compressor.runtime.artifact import Artifact
 from compressor.runtime.codecs import Coded
 from compressor.runtime.evaluate import golden
 from compressor.runtime.formats import Format
 from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.manifest import Manifest
 from compressor.runtime.tokenizer import read_tokenizer
 
 TABLES = {"wte", "lm_head"}

@@ -9,9 +9,10 @@ from hypothesis import settings
 
 from compressor import huggingface
 from compressor.runtime import artifact
-from compressor.runtime.artifact import Golden, Provenance, Quality, Source
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
+from compressor.runtime.gpt2 import GPT2, encoded
+from compressor.runtime.gpt2_config import GPT2Config
+from compressor.runtime.manifest import Golden, Provenance, Quality, Source
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("ttgpt", deadline=None)

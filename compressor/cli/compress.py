@@ -23,7 +23,7 @@ from compressor.storage.run_folder import claimed, require_files, require_writab
 if TYPE_CHECKING:
     from compressor.recipes.healing import Healing
     from compressor.recipes.plans import Plan
-    from compressor.runtime.artifact import Manifest
+    from compressor.runtime.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

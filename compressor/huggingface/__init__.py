@@ -25,10 +25,10 @@ from compressor.huggingface.gguf import SUFFIX as GGUF
 from compressor.huggingface.gguf import find_gguf, read_gguf
 from compressor.huggingface.tokenizer import checked_tokenizer, read_checkpoint_tokenizer
 from compressor.huggingface.weights import HEADS, PATTERNS, Weights, read_weights
-from compressor.runtime.artifact import Source
 from compressor.runtime.codecs import float_codec
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2, encoded
+from compressor.runtime.manifest import Source
 from compressor.runtime.tokenizer import end_of_text, read_tokenizer, tokenizer_config
 from compressor.storage import durable
 

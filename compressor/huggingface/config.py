@@ -6,7 +6,7 @@ from typing import Any
 
 from compressor.errors import CheckpointError
 from compressor.huggingface.files import read_json
-from compressor.runtime.gpt2 import GPT2Config
+from compressor.runtime.gpt2_config import GPT2Config
 
 CONFIG = "config.json"
 DEFAULT_END_OF_TEXT = 50256  # where the file names none, as in transformers

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from compressor.errors import CheckpointError
 from compressor.huggingface.files import check_readable, read_bytes, read_json
-from compressor.runtime.gpt2 import GPT2Config
+from compressor.runtime.gpt2_config import GPT2Config
 from compressor.runtime.tokenizer import END_OF_TEXT, check_size, end_of_text, read_tokenizer
 
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"

@@ -11,7 +11,7 @@ from compressor.errors import check_range
 from compressor.progress import Progress
 from compressor.runtime.codecs import codec_named
 from compressor.runtime.formats import Format
-from compressor.runtime.gpt2 import component_of
+from compressor.runtime.gpt2_config import component_of
 
 Target = Literal["none", "embedding", "qkv", "attn", "mlp", "linears", "all"]
 

@@ -12,8 +12,8 @@ from compressor.pretraining.training import CHECKPOINT, CHECKPOINT_BYTES, Traini
 from compressor.progress import Echo, Progress, silent
 from compressor.recipes import checkpoint, paths
 from compressor.runtime import artifact
-from compressor.runtime.artifact import Manifest, Provenance, Source
 from compressor.runtime.evaluate import evaluate, golden
+from compressor.runtime.manifest import Manifest, Provenance, Source
 from compressor.storage.run_folder import claimed, require_space
 
 METHOD = "pretrain"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from compressor.errors import check_range
 from compressor.runtime.codecs import codec_named
-from compressor.runtime.gpt2 import Activation, GPT2Config
+from compressor.runtime.gpt2_config import Activation, GPT2Config
 from compressor.runtime.shapes import balanced_modes, max_tt_rank, ttm_modes
 
 FOLDER = Path(__file__).parent

@@ -15,10 +15,10 @@ from compressor.recipes.healing import NO_HEALING, Healing
 from compressor.recipes.journal import Journal
 from compressor.recipes.plans import CompressedModel, Plan
 from compressor.runtime import artifact
-from compressor.runtime.artifact import Manifest, Provenance, Quality
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
 from compressor.runtime.finite import check_logits
 from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.manifest import Manifest, Provenance, Quality
 from compressor.runtime.tokenizer import read_tokenizer
 from compressor.storage.run_folder import require_space
 

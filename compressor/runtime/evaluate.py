@@ -13,11 +13,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor.progress import Progress, silent
-from compressor.runtime.artifact import Golden, Quality
 from compressor.runtime.finite import check_logits
 from compressor.runtime.formats.base import blocks
 from compressor.runtime.generate import generate
 from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.manifest import Golden, Quality
 
 HEAD_ROWS = 256  # positions whose logits exist at a time: 51 MB at V = 50257
 XZ_MAGIC = b"\xfd7zXZ\x00"

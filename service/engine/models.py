@@ -10,8 +10,9 @@ import torch
 from tokenizers import Tokenizer
 
 from compressor.errors import ArtifactError
-from compressor.runtime.artifact import MANIFEST, Golden, Manifest, read
+from compressor.runtime.artifact import MANIFEST, read
 from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.manifest import Golden, Manifest
 from service.engine.streaming import Vocabulary, vocabulary
 from service.errors import UnknownModelError
 from service.metrics import Metrics

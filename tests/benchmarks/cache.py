@@ -20,7 +20,8 @@ import torch
 
 from compressor.pages import refresh
 from compressor.runtime.formats import Dense, Format, TokenMPS, TTMatrix
-from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
+from compressor.runtime.gpt2 import GPT2, encoded
+from compressor.runtime.gpt2_config import GPT2Config
 from compressor.runtime.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
 from service.cache.contractions import ContractionCache
 from service.cache.local_tier import LocalTier

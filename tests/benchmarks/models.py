@@ -20,7 +20,8 @@ from compressor.recipes.build import build
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
+from compressor.runtime.gpt2 import GPT2, encoded
+from compressor.runtime.gpt2_config import GPT2Config
 from tests.benchmarks.plan import GPT2_124M, PROMPT, SEED
 
 ROOT = Path(__file__).parents[2]

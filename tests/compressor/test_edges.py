@@ -19,7 +19,8 @@ from compressor.progress import silent
 from compressor.recipes import budget
 from compressor.recipes.calibrate import collect
 from compressor.runtime import artifact
-from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2_config import GPT2Config
 from tests.conftest import tiny_model, write_artifact
 
 SHAPE = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)

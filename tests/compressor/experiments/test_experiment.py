@@ -20,7 +20,7 @@ from compressor.huggingface import Checkpoint
 from compressor.plot import Point, draw, frontier
 from compressor.progress import silent
 from compressor.recipes.plans import Budget, Recipe
-from compressor.runtime.artifact import Source
+from compressor.runtime.manifest import Source
 from tests.conftest import tiny_model
 
 T = TypeVar("T")

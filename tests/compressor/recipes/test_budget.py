@@ -18,7 +18,7 @@ from compressor.recipes.budget import Choice, Piece
 from compressor.recipes.calibrate import collect
 from compressor.recipes.journal import Journal
 from compressor.runtime.formats import Dense, Format
-from compressor.runtime.gpt2 import GPT2Config
+from compressor.runtime.gpt2_config import GPT2Config
 from tests.conftest import tiny_model
 
 T = TypeVar("T")

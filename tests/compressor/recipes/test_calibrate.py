@@ -16,7 +16,8 @@ from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
 from compressor.runtime.evaluate import read_text
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, Block, GPT2Config
+from compressor.runtime.gpt2 import GPT2, Block
+from compressor.runtime.gpt2_config import GPT2Config
 from tests.conftest import tiny_model
 from tests.tolerances import EXACT
 

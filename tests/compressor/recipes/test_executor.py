@@ -17,8 +17,8 @@ from compressor.huggingface import Checkpoint
 from compressor.recipes.context import Context
 from compressor.recipes.executor import Executor
 from compressor.recipes.plans import Budget, CompressedModel, Recipe
-from compressor.runtime.artifact import Source
-from compressor.runtime.gpt2 import GPT2Config
+from compressor.runtime.gpt2_config import GPT2Config
+from compressor.runtime.manifest import Source
 from tests.conftest import tiny_model
 
 SMALL = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)

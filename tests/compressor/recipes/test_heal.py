@@ -15,7 +15,8 @@ from compressor.progress import Progress
 from compressor.recipes import heal
 from compressor.runtime.codecs import Coded, Latent, codec_named
 from compressor.runtime.formats import Dense, Format, LowRank
-from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2_config import GPT2Config
 from tests.cases import FORMAT_CASES
 from tests.compressor.storage.test_durable import files_of_at_most
 from tests.conftest import tiny_model

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from compressor.errors import ArtifactError
 from compressor.methods import svd, tensorgpt
 from compressor.runtime import artifact
+from compressor.runtime.manifest import Manifest
 from tests.conftest import tiny_model, write_artifact
 
 FILES = (*artifact.CHECKED, artifact.TOKENIZER_CONFIG)
@@ -31,7 +32,7 @@ def folder(tiny_artifact: Path, tmp_path: Path) -> Path:
 def _reseal(folder: Path) -> None:
     """Make the checksums match whatever the files are now."""
     path = folder / artifact.MANIFEST
-    manifest = artifact.Manifest.model_validate_json(path.read_bytes())
+    manifest = Manifest.model_validate_json(path.read_bytes())
     files = {name: artifact._sha256(folder / name) for name in FILES if (folder / name).exists()}
     manifest = manifest.model_copy(update={"files": files, "digest": artifact._digest(files)})
     manifest = manifest.model_copy(update={"seal": artifact._seal(manifest.model_dump())})

@@ -23,7 +23,8 @@ from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
 from compressor.runtime.codecs import Coded, codec_named
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, GPT2Config
+from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2_config import GPT2Config
 from service.engine.models import check_golden, load
 from tests.cases import statistics
 from tests.conftest import TINY, tiny_model

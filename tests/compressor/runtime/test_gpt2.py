@@ -10,7 +10,8 @@ from transformers import GPT2LMHeadModel
 
 from compressor import huggingface
 from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2, GPT2Config, encoded
+from compressor.runtime.gpt2 import GPT2, encoded
+from compressor.runtime.gpt2_config import GPT2Config
 from tests.conftest import TINY, tiny_model
 from tests.tolerances import EXACT, PARITY
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compressor.runtime.formats import Dense, Format
-from compressor.runtime.gpt2 import GPT2Config
+from compressor.runtime.gpt2_config import GPT2Config
 from service.engine.batch import head_cost
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2Config
+from compressor.runtime.gpt2_config import GPT2Config
 from service.engine.engine import Engine
 from service.engine.jobs import Request
 from service.engine.models import LoadedModel
