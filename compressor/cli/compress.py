@@ -89,14 +89,13 @@ class Healed:
 
     def healing(self, preset: str | None) -> "Healing":
         """Return how long to heal, which a preset may say, too; raises ValueError."""
-        from compressor.recipes import heal
         from compressor.recipes.healing import Healing
 
         minutes = self.heal_minutes
         if preset is not None and self.heal_tokens is None and minutes is None:
             minutes = PRESETS[preset].minutes
         check_range("heal_tokens", self.heal_tokens or 0, 0, 10**12)
-        healing = Healing(config=heal.Config(tokens=self.heal_tokens or 0), minutes=minutes, folder=self.heal_folder)
+        healing = Healing(tokens=self.heal_tokens or 0, minutes=minutes, folder=self.heal_folder)
         if self.heal_folder is not None:
             if not healing.is_wanted and preset is None:
                 raise ValueError("heal_folder does not go without heal_tokens or heal_minutes")

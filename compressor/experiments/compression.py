@@ -104,8 +104,7 @@ class Compression(Experiment[Workbench]):
     def _healed(self, compressed: CompressedModel, bench: Workbench) -> CompressedModel:
         if not self.heal_tokens:
             return compressed
-        config = heal.Config(tokens=self.heal_tokens, precision="fp32")  # the same on every CPU
-        healing = Healing(config=config, folder=self._healing_folder)
+        healing = Healing(tokens=self.heal_tokens, precision="fp32", folder=self._healing_folder)  # on every CPU alike
         if not self.books:
             healing = replace(healing, text=bench.sampled_to_heal)
         else:

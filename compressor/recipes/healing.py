@@ -20,15 +20,17 @@ class Healing:
     """How long to heal; nothing by default.
 
     Attributes:
-        config: of `compressor.recipes.heal`; its `tokens` count unless `minutes` is set.
+        tokens: to heal on, unless `minutes` is set.
         minutes: to heal for on this machine, translated to tokens by timing a few steps.
+        precision: of the products, see `heal.Config`.
         folder: for checkpoints.
         text: tokens to heal on [rows, T]; by default the context's.
         held_back: tokens [T] that select the state; by default the last of the text.
     """
 
-    config: heal.Config = heal.Config(tokens=0)  # noqa: RUF009  # frozen
+    tokens: int = 0
     minutes: float | None = None
+    precision: str = "auto"
     folder: Path | None = None
     text: Tensor | None = None
     held_back: Tensor | None = None
@@ -40,11 +42,12 @@ class Healing:
     @property
     def is_wanted(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.minutes) or self.config.tokens > 0
+        return bool(self.minutes) or self.tokens > 0
 
     def config_for(self, model: GPT2) -> heal.Config:
-        """Return the config for a model whose context may be shorter."""
-        return replace(self.config, context=min(self.config.context, model.config.n_positions))
+        """Return the config for a model, whose context may be short; raises ValueError."""
+        context = min(heal.Config.context, model.config.n_positions)
+        return heal.Config(tokens=self.tokens, context=context, precision=self.precision)
 
     def check(self, plan: Plan, context: Context) -> None:
         """Refuse at once what would fail after hours; raises ValueError."""

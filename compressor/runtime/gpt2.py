@@ -270,9 +270,11 @@ class GPT2(native.Accelerated):
         return GPT2(self.config, self.matrices() | dict(matrices), self.vectors())
 
     def with_vectors(self, codec: str) -> "GPT2":
-        """Return the same model, whose vectors are stored by `codec`."""
-        vectors = {name: vector.recoded(codec_named(codec)) for name, vector in self._vectors.items()}
-        return GPT2(self.config, self.matrices(), vectors)
+        """Return the same model, whose vectors are stored by `codec`; raises ValueError, naming one that it cannot."""
+        if codec == self.vector_codec:
+            return self
+        vectors = {name: vector.decode() for name, vector in self._vectors.items()}
+        return GPT2(self.config, self.matrices(), encoded(vectors, codec))
 
     def with_row_lookup(self, rows: RowLookup) -> "GPT2":
         """Return the same model, which looks the vectors of its tokens up by `rows` instead of `wte.rows`."""
@@ -287,8 +289,7 @@ class GPT2(native.Accelerated):
             path: how every matrix is multiplied; None as each says itself.
         """
         forms = {name: form if path is None else form.with_path(path) for name, form in self.matrices().items()}
-        vectors = {name: vector.recoded(codec_named("fp32")) for name, vector in self._vectors.items()}
-        return GPT2(self.config, {name: prepared(form) for name, form in forms.items()}, vectors)
+        return self.with_vectors("fp32").with_matrices({name: prepared(form) for name, form in forms.items()})
 
     def trainable(self) -> "GPT2":
         """Return a copy whose matrices and vectors are all float parameters."""
