@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
-from compressor.cli import main
 from compressor.methods import METHODS
 from compressor.runtime import artifact
+from tests.compressor.command import refused
 from tests.conftest import tiny_model
 
 TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
@@ -151,7 +151,7 @@ MISTAKES = {
         "executor must be one of local, ray, not 'dask'",
     ),
     "no workers": (
-        ["compare", "--readme", "{new}", "--workers", "0"],
+        ["compare", "--workers", "0"],
         "workers must be between 1 and 256, not 0",
     ),
     "workers without a budget": (
@@ -210,13 +210,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     arguments, message = MISTAKES[case]
     places = {"checkpoint": checkpoint, "compressed": compressed, "new": tmp_path / "new"}
-    with pytest.raises(SystemExit) as exit_code:
-        main([argument.format(**places) for argument in arguments])
-    printed = capsys.readouterr()
-    assert exit_code.value.code == 2
-    assert printed.out == ""
-    assert message.format(**places) in printed.err
-    assert len(printed.err.splitlines()) == 1
+    assert message.format(**places) in refused([argument.format(**places) for argument in arguments], capsys)
     assert not (tmp_path / "new").exists()
 
 

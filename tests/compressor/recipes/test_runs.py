@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
-from compressor.cli import main
 from compressor.display import bar, left
 from compressor.runtime import artifact
 from compressor.storage.run_folder import claimed, require_space, run_folder
+from tests.compressor.command import refused
 from tests.compressor.storage.test_durable import files_of_at_most
 from tests.conftest import tiny_model, write_artifact
 
@@ -34,16 +34,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("words") / "words.txt"
     path.write_text("The tide was out, and the boats leaned upon the hard; nobody had painted them. " * 200)
     return path
-
-
-def _refusal(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line that a command refuses with, by the exit code 2."""
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert (exit_.value.code, printed.out) == (2, "")
-    assert len(printed.err.splitlines()) == 1, printed.err
-    return printed.err
 
 
 # What can be known before there is a model; each is tried with one that does not exist.
@@ -87,7 +77,7 @@ def test_what_needs_no_model_is_refused_before_it_is_loaded(
     places["file"].write_text("words")
     arguments = [option.format(**places) for option in options]
     out = [] if "--out" in options else ["--out", str(tmp_path / "a" / "b" / "new")]
-    assert message.format(**places) in _refusal(["compress", "./nowhere", *out, *arguments], capsys)
+    assert message.format(**places) in refused(["compress", "./nowhere", *out, *arguments], capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
@@ -124,7 +114,7 @@ def test_what_the_model_decides_about_is_refused_before_the_first_long_step(
     places["short"].write_text("The tide was out. " * 20)
     places["empty"].touch()
     arguments = [option.format(**places) for option in options]
-    refusal = _refusal(["compress", checkpoint, "--out", tmp_path / "new", *arguments], capsys)
+    refusal = refused(["compress", checkpoint, "--out", tmp_path / "new", *arguments], capsys)
     assert message in refusal
     assert not any(step in refusal for step in LONG_STEPS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "short.txt"]
@@ -135,15 +125,15 @@ def test_a_picture_needs_a_place_before_the_service_is_asked(
 ) -> None:
     (tmp_path / "file").touch()
     for png in (tmp_path / "missing" / "a.png", tmp_path / "file" / "a.png", Path("/proc/a.png")):
-        refusal = _refusal(["dashboard", "--png", png, "--url", "http://127.0.0.1:1/metrics"], capsys)
+        refusal = refused(["dashboard", "--png", png, "--url", "http://127.0.0.1:1/metrics"], capsys)
         assert f"png: cannot write to {png.parent}: " in refusal
-    refusal = _refusal(["dashboard", "--png", tmp_path, "--url", "http://127.0.0.1:1/metrics", "--force"], capsys)
+    refusal = refused(["dashboard", "--png", tmp_path, "--url", "http://127.0.0.1:1/metrics", "--force"], capsys)
     assert "is a folder" in refusal
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_experiments_need_their_books_before_they_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "books: cannot read" in _refusal(["compare", "--rerun", "--books", tmp_path], capsys)
+    assert "books: cannot read" in refused(["compare", "--rerun", "--books", tmp_path], capsys)
 
 
 @pytest.mark.parametrize("command", ["compress", "export", "vocab set", "vocab add", "lm-eval-task"])
@@ -161,7 +151,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
         "lm-eval-task": ["lm-eval-task", *new],
     }
     with files_of_at_most(20_000):
-        refusal = _refusal(arguments[command], capsys)
+        refusal = refused(arguments[command], capsys)
     place = made if command.startswith("vocab") else tmp_path / "new"
     assert refusal == f"error: {place}: File too large\n"
     assert os.listdir(tmp_path) == ["made"]
@@ -198,7 +188,7 @@ def test_a_killed_budget_is_resumed_bit_for_bit_and_meanwhile_has_its_folder_for
         while len(_measured(killed)) < 2:
             assert run.poll() is None
             time.sleep(0.005)
-        refusal = _refusal(["compress", checkpoint, "--method", "dense", "--text", words, "--out", killed], capsys)
+        refusal = refused(["compress", checkpoint, "--method", "dense", "--text", words, "--out", killed], capsys)
         assert f"out: another run is writing {killed}; wait for it or choose another folder" in refusal
         run.send_signal(signal.SIGKILL)
     kept = _measured(killed)
@@ -249,7 +239,7 @@ def test_a_dead_run_holds_nothing(number: int, tmp_path: Path) -> None:
 def test_vocabularies_are_edited_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = write_artifact(tmp_path / "made", tiny_model())
     with claimed(made):
-        refusal = _refusal(["vocab", "set", made, "--token", " sea", "--like", " the"], capsys)
+        refusal = refused(["vocab", "set", made, "--token", " sea", "--like", " the"], capsys)
     assert f"folder: another run is writing {made}" in refusal
 
 
