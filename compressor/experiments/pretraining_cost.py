@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 import torch
 
 from compressor.experiments.pretraining import pretrainings
+from compressor.experiments.speed import decoding
 from compressor.pretraining.config import SHIPPED, Config, read_config
 from compressor.pretraining.model import quantized
 from compressor.pretraining.text import Corpus, batch_of_step
@@ -24,15 +25,12 @@ from compressor.pretraining.training import Training
 from compressor.process.memory import keep_freed_memory
 from compressor.recipes import paths
 from compressor.runtime.evaluate import Text
-from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2
 
 REFERENCE = "gpt2-mini"  # the shipped recipe, beside the experiment's variants
 BASE = "dense"
 EXPERIMENTS = {experiment.name: experiment for experiment in pretrainings()}
 GROUP = 3  # variants whose processes are there at the same time, beside the base's
 ROUNDS = 4
-DECODED = 64  # tokens after a prompt of one
 
 
 def measured(threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def work(variant: str, threads: int) -> None:
     for _ in sys.stdin:
         turn = {str(phase.context): _step_seconds(training, k) for k, phase in enumerate(config.phases)}
         turn["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        turn["decode"] = _decode_seconds(stored)
+        turn["decode"] = decoding(stored)
         print(json.dumps(turn), flush=True)
 
 
@@ -93,13 +91,6 @@ def _step_seconds(training: Training, phase: int) -> float:
     return time.perf_counter() - started
 
 
-def _decode_seconds(stored: GPT2) -> float:
-    """Return how long a token takes when the model as it is stored continues one text."""
-    started = time.perf_counter()
-    generate(stored, torch.tensor([[1]]), DECODED, temperature=0.0)
-    return (time.perf_counter() - started) / DECODED
-
-
 def _summary(config: Config, turns: list[dict[str, float]]) -> dict[str, float]:
     seconds, begin = 0.0, 0.0
     for phase in config.phases:  # as long as each phase is
@@ -107,7 +98,7 @@ def _summary(config: Config, turns: list[dict[str, float]]) -> dict[str, float]:
         begin = phase.until
     return {
         "train_tokens_per_second": round(config.batch_tokens / seconds),
-        "decode_tokens_per_second": round(1 / statistics.median(turn["decode"] for turn in turns)),
+        "decode_tokens_per_second": round(statistics.median(turn["decode"] for turn in turns)),
         "peak_mb": round(max(turn["peak_mb"] for turn in turns)),
     }
 
