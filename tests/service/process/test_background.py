@@ -16,7 +16,7 @@ from service.settings import Settings
 
 SERVICE = Path(background.__file__).parents[1]
 # What is started there is awaited or cancelled by the request, or the server's life, that started it.
-AWAITED = {"background.py", "answers.py", "completions.py", "front.py"}
+AWAITED = {"background.py", "streams.py", "completions.py", "front.py"}
 
 
 class Panic(BaseException):
