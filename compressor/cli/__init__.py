@@ -58,7 +58,7 @@ def _ttgpt(
     """Compress GPT-2; serve it."""
 
 
-app.command()(compress)
+app.command("compress")(compress)
 
 
 @app.command()

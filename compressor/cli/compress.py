@@ -169,7 +169,6 @@ def _method_options() -> dict[str, Any]:
 
 
 compress = spread(_compress, _method_options())
-compress.__name__ = "compress"
 
 
 def refuse_beside(chosen: str, others: dict[str, Any]) -> None:

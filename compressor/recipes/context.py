@@ -82,7 +82,9 @@ class Context:
         dense, wanted = self.checkpoint.dense, partial(is_target, target=target)
         if (minutes := budget.predicted_seconds(dense, wanted) / 60) > TOLD_MINUTES:
             self.echo(f"measuring the candidates will take some {minutes:.0f} minutes or more")
-        identity = budget.identity(dense, self.calibration)
+        journal = None
+        if self.run is not None:
+            journal = Journal(self.run, budget.identity(dense, self.calibration), self.echo)
         return budget.measure(
             dense,
             self.statistics,
@@ -90,5 +92,5 @@ class Context:
             only=wanted,
             executor=self.executor,
             progress=self.progress,
-            journal=None if self.run is None else Journal(self.run, identity, self.echo),
+            journal=journal,
         )

@@ -12,7 +12,6 @@ from compressor import huggingface
 from compressor.methods import METHODS
 from compressor.runtime import artifact
 from tests.compressor.command import refused
-from tests.conftest import tiny_model
 
 TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 
@@ -23,13 +22,6 @@ def ttgpt(*arguments: object) -> subprocess.CompletedProcess[str]:
     told = [line for line in run.stderr.splitlines(keepends=True) if line.endswith(" to go\n")]  # by a slow machine
     run.stderr = "".join(line for line in run.stderr.splitlines(keepends=True) if line not in told)
     return run
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "tiny"
-    huggingface.export(tiny_model(), TOKENIZER, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

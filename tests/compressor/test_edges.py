@@ -88,13 +88,6 @@ def test_a_ratio_and_the_equal_budget_buy_the_same(dense: GPT2, measured: Measur
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("edges") / "tiny"
-    huggingface.export(tiny_model(), TOKENIZER, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("edges") / "text.txt"
     path.write_text(TEXT * 100)

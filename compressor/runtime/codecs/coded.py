@@ -76,7 +76,7 @@ class Coded(native.Accelerated):
 
     def runnable(self) -> "Coded":
         """Return itself, or its values in fp32 where only a kernel that is not here would multiply by it."""
-        lacks = self.kernel is None and self.codec.needs_kernel(self.shape[-1])
+        lacks = self.codec.needs_kernel(self.shape[-1]) and self.kernel is None
         return Coded.encode(codec_named("fp32"), self.decode()) if lacks else self
 
     def trainable(self) -> "Coded":

@@ -23,13 +23,6 @@ LONG_STEPS = ("Sampling", "Collecting", "Measuring", "Healing", "Evaluating")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    huggingface.export(tiny_model(), TOKENIZER, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("words") / "words.txt"
     path.write_text("The tide was out, and the boats leaned upon the hard; nobody had painted them. " * 200)
