@@ -18,22 +18,11 @@ from compressor.recipes.build import build
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
 from compressor.runtime import artifact
+from tests.compressor.huggingface.conftest import edit
 from tests.conftest import tiny_model
 from tests.tolerances import PARITY
 
 TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A dense checkpoint in Hugging Face's layout."""
-    huggingface.export(tiny_model(), TOKENIZER, tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-def _edit(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_an_export_is_what_transformers_computes(folder: Path) -> None:
@@ -97,7 +86,7 @@ def test_a_tokenizer_is_made_of_vocab_and_merges(folder: Path) -> None:
     ],
 )
 def test_another_architecture_is_refused_by_name(folder: Path, changes: dict[str, object], message: str) -> None:
-    _edit(folder, **changes)
+    edit(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         huggingface.load(str(folder))
 
@@ -233,7 +222,7 @@ def test_a_head_beside_the_language_model_is_left_out_with_a_line(folder: Path, 
 
 
 def test_an_untied_head_that_is_missing_is_refused(folder: Path) -> None:
-    _edit(folder, tie_word_embeddings=False)
+    edit(folder, tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing, though tie_word_embeddings is false"):
         huggingface.load(str(folder))
 
@@ -252,7 +241,7 @@ def test_the_dense_size_of_an_untied_model_counts_its_head(folder: Path, tmp_pat
     path = folder / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].flip(0).contiguous()}, path)
-    _edit(folder, tie_word_embeddings=False)
+    edit(folder, tie_word_embeddings=False)
     text = tmp_path / "story.txt"
     text.write_text("The tide was out.")
     checkpoint = huggingface.load(str(folder))
@@ -267,11 +256,11 @@ def test_the_dense_size_of_an_untied_model_counts_its_head(folder: Path, tmp_pat
 
 
 def test_several_ends_of_text_are_read_as_the_first_with_a_line(folder: Path) -> None:
-    _edit(folder, eos_token_id=[7, 5])
+    edit(folder, eos_token_id=[7, 5])
     checkpoint = huggingface.load(str(folder))
     assert checkpoint.model.config.eos_token_id == 7
     assert "eos_token_id has 2 tokens, of which only the first, 7" in checkpoint.notes[0]
-    _edit(folder, eos_token_id=[7])
+    edit(folder, eos_token_id=[7])
     assert huggingface.load(str(folder)).notes == ()
 
 

@@ -22,24 +22,13 @@ from compressor import huggingface
 from compressor.errors import CheckpointError
 from compressor.runtime.tokenizer import read_tokenizer
 from tests.benchmarks.gguf_export import export as write_gguf
+from tests.compressor.huggingface.conftest import edit
 from tests.conftest import TINY, tiny_model
 from tests.tolerances import PARITY
 
 TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 PICKLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 IDS = torch.randint(TINY.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A dense checkpoint in Hugging Face's layout."""
-    huggingface.export(tiny_model(), TOKENIZER, tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-def _edit(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def _taken(folder: Path) -> dict[str, Tensor]:
@@ -79,7 +68,7 @@ def _untied(folder: Path) -> None:
     tensors = _taken(folder)
     head = tensors["transformer.wte.weight"].flip(0).contiguous()
     _save_pickled(folder, tensors | {"lm_head.weight": head})
-    _edit(folder, tie_word_embeddings=False)
+    edit(folder, tie_word_embeddings=False)
 
 
 def _resized(folder: Path) -> None:
@@ -104,7 +93,7 @@ def _in(dtype: torch.dtype, *, pickled: bool) -> Callable[[Path], None]:
             _save_pickled(folder, tensors)
         else:
             save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        _edit(folder, torch_dtype=str(dtype).removeprefix("torch."))
+        edit(folder, torch_dtype=str(dtype).removeprefix("torch."))
 
     return change
 
@@ -228,7 +217,7 @@ def test_safetensors_are_read_where_a_pickle_is_beside_them(folder: Path) -> Non
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_code_in_a_checkpoint_is_not_run(pickled: bool, folder: Path, tmp_path: Path) -> None:
-    _edit(
+    edit(
         folder, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": "evil.T"}
     )
     (folder / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'touched')!r}).touch()")
