@@ -1,5 +1,5 @@
 /* Checks of what Python passes: after them no kernel reads or writes outside of a buffer. */
-#include "boundary.h"
+#include "buffers.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -15,6 +15,7 @@ static const struct {
     { INT8, 1, "b", "int8" },
     { UINT8, 1, "B", "uint8" },
     { INT64, 8, "lq", "int64" },
+    { INT32, 4, "il", "int32" },
 };
 enum { DTYPE_COUNT = sizeof DTYPES / sizeof *DTYPES };
 

@@ -1,0 +1,611 @@
+/* The kernels of one set of instructions; the file that includes this has chosen it and says its NAME. */
+#include "simd.h"
+
+
+/* Products of rows of x ------------------------------------------------------------------------------------------ */
+
+/* sums[r] = codes [vectors][16 rows][4 columns] times x, of which R rows lie `stride` apart; modulo 2^32, as all sums of
+ * these integers are: only the difference to the sum of x times the centre has to fit. */
+#if defined(AVX512)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+{
+    __m512i high[8], low[8];
+    for (int r = 0; r < R; r++)
+        high[r] = low[r] = _mm512_setzero_si512();
+    for (int64_t v = 0; v < vectors; v++) {
+        const __m512i w = _mm512_loadu_si512(codes + v * 64);
+        for (int r = 0; r < R; r++) { /* the high and low bytes of 4 columns, see `arrange` */
+            int32_t pair[2];
+            memcpy(pair, x + r * stride + v * VECTOR, sizeof pair);
+            high[r] = _mm512_dpbusd_epi32(high[r], w, _mm512_set1_epi32(pair[0]));
+            low[r] = _mm512_dpbusd_epi32(low[r], w, _mm512_set1_epi32(pair[1]));
+        }
+    }
+    for (int r = 0; r < R; r++)
+        sums[r] = (Ints)_mm512_add_epi32(_mm512_slli_epi32(high[r], 8), low[r]);
+}
+
+/* Put the high bytes of 4 columns before their low ones; both signed. */
+INLINE void arrange(int16_t *four)
+{
+    int8_t bytes[8];
+    for (int i = 0; i < VECTOR; i++) {
+        bytes[i] = (int8_t)((four[i] + 128) >> 8);
+        bytes[VECTOR + i] = (int8_t)(four[i] - 256 * bytes[i]);
+    }
+    memcpy(four, bytes, sizeof bytes);
+}
+#elif defined(AVX2)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+{
+    for (int first = 0; first < R; first += 2) { /* two rows of x fill the registers */
+        __m256i part[2][4];
+        for (int r = 0; r < 2; r++)
+            for (int q = 0; q < 4; q++)
+                part[r][q] = _mm256_setzero_si256();
+        for (int64_t v = 0; v < vectors; v++) {
+            __m256i four[2];
+            for (int r = 0; r < 2 && first + r < R; r++) {
+                int64_t columns;
+                memcpy(&columns, x + (first + r) * stride + v * VECTOR, sizeof columns);
+                four[r] = _mm256_set1_epi64x(columns);
+            }
+            for (int q = 0; q < 4; q++) {
+                const __m256i w = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(codes + v * 64) + q));
+                for (int r = 0; r < 2 && first + r < R; r++)
+                    part[r][q] = _mm256_add_epi32(part[r][q], _mm256_madd_epi16(w, four[r]));
+            }
+        }
+        for (int r = 0; r < 2 && first + r < R; r++) {
+            __m256i eight[2];
+            for (int i = 0; i < 2; i++)
+                eight[i] = _mm256_permute4x64_epi64(_mm256_hadd_epi32(part[r][2 * i], part[r][2 * i + 1]), 0xd8);
+            memcpy(&sums[first + r], eight, sizeof eight);
+        }
+    }
+}
+
+INLINE void arrange(int16_t *four) { (void)four; }
+#else
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+{
+    for (int r = 0; r < R; r++) {
+        uint32_t lane[LANES] = { 0 };
+        for (int64_t v = 0; v < vectors; v++)
+            for (int i = 0; i < LANES; i++)
+                for (int c = 0; c < VECTOR; c++)
+                    lane[i] += (uint32_t)((int32_t)codes[v * 64 + i * VECTOR + c] * x[r * stride + v * VECTOR + c]);
+        memcpy(&sums[r], lane, sizeof lane);
+    }
+}
+
+INLINE void arrange(int16_t *four) { (void)four; }
+#endif
+
+/* 8 vectors of codes from their bit fields: byte j of each 64 holds code j of vector i in field i. */
+INLINE void unpack_unit(const uint8_t *packed, uint8_t *codes, const Element element)
+{
+    typedef uint8_t Bytes __attribute__((vector_size(64)));
+    typedef uint16_t Pairs __attribute__((vector_size(64))); /* CPUs shift no single bytes; masks cut off the neighbours */
+    Bytes block[2], field;
+    if (element == CODES4) {
+        for (int b = 0; b < 4; b++) {
+            memcpy(block, packed + 64 * b, 64);
+            field = block[0] & 15;
+            memcpy(codes + 64 * b, &field, 64);
+            field = (Bytes)((Pairs)block[0] >> 4) & 15;
+            memcpy(codes + 64 * (b + 4), &field, 64);
+        }
+        return;
+    }
+    Bytes ones = { 0 };
+    if (element == CODES3)
+        memcpy(&ones, packed + 128, 64);
+    for (int b = 0; b < 2; b++) {
+        memcpy(block, packed + 64 * b, 64);
+        for (int i = 0; i < 4; i++) {
+            field = (Bytes)((Pairs)block[0] >> (2 * i)) & 3;
+            if (element == CODES3) /* the third bit of vector v is bit v */
+                field |= (Bytes)((Pairs)(i + 4 * b >= 2 ? (Pairs)ones >> (i + 4 * b - 2) : (Pairs)ones << (2 - i - 4 * b))) & 4;
+            memcpy(codes + 64 * (i + 4 * b), &field, 64);
+        }
+    }
+}
+
+/* Codes of the vectors from .. from + count - 1 of a panel; `from` begins a unit. Returns where they are. */
+INLINE const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, uint8_t *to)
+{
+    const uint8_t *packed = leaf->codes + panel * leaf->panel_bytes;
+    const int64_t unit_bytes = leaf->element == CODES4 ? 256 : leaf->element == CODES3 ? 192 : 128;
+    if (leaf->element == CODES8)
+        return packed + from * 64;
+    packed += from / UNIT * unit_bytes;
+    for (int64_t v = 0; v < count; v += UNIT, packed += unit_bytes, to += 64 * UNIT)
+        switch (leaf->element) {
+        case CODES4: unpack_unit(packed, to, CODES4); break;
+        case CODES3: unpack_unit(packed, to, CODES3); break;
+        default: unpack_unit(packed, to, CODES2); break;
+        }
+    return to - padded(count, UNIT) * 64;
+}
+
+/* acc[r] [16] += the part of segment s that lies in vectors from .. to - 1, scaled; R rows of x from `row` on. */
+INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, const Segment *s, int64_t index,
+                        const uint8_t *codes, const int R, Floats *acc)
+{
+    Ints sums[8];
+    const int64_t stride = leaf->vectors * VECTOR, at = (panel * leaf->groups + s->group) * LANES;
+    dot(codes, x->codes + row * stride + s->vector * VECTOR, stride, s->vectors, R, sums);
+    const Floats scale = load_bf16(leaf->scale + at);
+    for (int r = 0; r < R; r++) {
+        const int32_t sum = x->sums[(row + r) * leaf->segment_count + index];
+        /* Where codes lie around half a one, x is even: half its sum is an integer. */
+        const uint32_t origin = leaf->centre % 2 ? (uint32_t)(sum / 2) * (uint32_t)leaf->centre
+                                                 : (uint32_t)sum * (uint32_t)(leaf->centre / 2);
+        acc[r] = fma_lanes(floats_of((Ints)((Words)sums[r] - origin)), scale, acc[r]);
+        if (leaf->zero)
+            acc[r] = fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc[r]);
+    }
+}
+
+INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, int64_t first, int64_t last,
+                     int64_t from, const uint8_t *codes, const int R, float *sums)
+{
+    Floats acc[8];
+    for (int r = 0; r < R; r++)
+        acc[r] = load(sums + r * LANES);
+    for (int64_t s = first; s < last; s++)
+        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R, acc);
+    for (int r = 0; r < R; r++)
+        store(sums + r * LANES, acc[r]);
+}
+
+#define FOR_ROWS(CALL8, CALL1) /* rows in blocks of 8, 4, 2 and 1, so that each has its own registers */ \
+    for (; row + 8 <= rows; row += 8) { enum { R = 8 }; CALL8; }                                          \
+    if (row + 4 <= rows) { enum { R = 4 }; CALL8; row += 4; }                                             \
+    if (row + 2 <= rows) { enum { R = 2 }; CALL8; row += 2; }                                             \
+    if (row < rows) { enum { R = 1 }; CALL1; }
+
+/* sums [rows][16] of one panel times rows `start` on of x. */
+static void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel, float *sums,
+                          uint8_t *scratch)
+{
+    memset(sums, 0, (size_t)rows * LANES * sizeof *sums);
+    for (int64_t first = 0, last; first < leaf->segment_count; first = last) {
+        const int64_t from = leaf->segments[first].vector / UNIT * UNIT;
+        for (last = first + 1; last < leaf->segment_count; last++)
+            if (leaf->segments[last].vector + leaf->segments[last].vectors - from > COLUMNS / VECTOR)
+                break;
+        const int64_t end = leaf->segments[last - 1].vector + leaf->segments[last - 1].vectors;
+        const uint8_t *codes = unpacked(leaf, panel, from, end - from, scratch);
+        int64_t row = 0;
+        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES),
+                 add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES))
+    }
+}
+
+/* sums [R][2][16] += weights [columns][16] times x: even and odd columns apart, so that no sum waits for itself. */
+INLINE void add_floats(const float *weights, const float *x, int64_t stride, int64_t columns, const int R, float *sums)
+{
+    Floats even[8], odd[8];
+    for (int r = 0; r < R; r++)
+        even[r] = load(sums + 2 * r * LANES), odd[r] = load(sums + (2 * r + 1) * LANES);
+    int64_t c = 0;
+    for (; c + 2 <= columns; c += 2) {
+        const Floats a = load(weights + c * LANES), b = load(weights + (c + 1) * LANES);
+        for (int r = 0; r < R; r++) {
+            even[r] = fma_lanes(a, each(x[r * stride + c]), even[r]);
+            odd[r] = fma_lanes(b, each(x[r * stride + c + 1]), odd[r]);
+        }
+    }
+    if (c < columns)
+        for (int r = 0; r < R; r++)
+            even[r] = fma_lanes(load(weights + c * LANES), each(x[r * stride + c]), even[r]);
+    for (int r = 0; r < R; r++)
+        store(sums + 2 * r * LANES, even[r]), store(sums + (2 * r + 1) * LANES, odd[r]);
+}
+
+/* Columns from .. from + count - 1 of a panel of floats in fp32 [count][16]. */
+INLINE const float *widened(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, float *to)
+{
+    const void *stored = leaf->codes + panel * leaf->panel_bytes;
+    if (leaf->element == FP32)
+        return (const float *)stored + from * LANES;
+    for (int64_t c = 0; c < count; c++)
+        store(to + c * LANES, leaf->element == FP16 ? load_element(stored, (from + c) * LANES, FP16)
+                                                    : load_element(stored, (from + c) * LANES, BF16));
+    return to;
+}
+
+static void float_panel(const Leaf *leaf, const float *x, int64_t rows, int64_t panel, float *sums, float *scratch)
+{
+    memset(sums, 0, (size_t)rows * 2 * LANES * sizeof *sums);
+    for (int64_t from = 0; from < leaf->k; from += FLOAT_COLUMNS) {
+        const int64_t count = least(FLOAT_COLUMNS, leaf->k - from);
+        const float *weights = widened(leaf, panel, from, count, scratch);
+        int64_t row = 0;
+        FOR_ROWS(add_floats(weights, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES),
+                 add_floats(weights, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES))
+    }
+    for (int64_t row = 0; row < rows; row++)
+        store(sums + row * LANES, load(sums + 2 * row * LANES) + load(sums + (2 * row + 1) * LANES));
+}
+
+/* What follows a product ----------------------------------------------------------------------------------------- */
+
+/* tanh x = 1 - 2 / (1 + e^2x) */
+INLINE Floats hyperbolic(Floats x) { return each(1) - each(2) / (each(1) + exponential(each(2) * x)); }
+
+INLINE Floats activated(Floats v, Activation activation)
+{
+    switch (activation) {
+    case RELU: return larger(v, zeros());
+    case GELU_NEW: { /* x / (1 + e^(-2 u)) = x / 2 (1 + tanh u) */
+        const Floats cubic = fma_lanes(v * v * each(0.044715f), v, v);
+        return v / (each(1) + exponential(cubic * each(-2 * 0.7978845608f)));
+    }
+    case SILU: return v / (each(1) + exponential(-v));
+    case QUICK_GELU: return v / (each(1) + exponential(each(-1.702f) * v));
+    case TANH: return hyperbolic(v);
+    case GELU:
+        for (int i = 0; i < LANES; i++)
+            v[i] = v[i] * 0.5f * (1 + erff(v[i] * 0.70710678f));
+        return v;
+    default: return v;
+    }
+}
+
+/* Write lanes n .. n + 15 of a row. */
+INLINE void finish_lanes(const Product *p, int64_t n_all, int64_t row, int64_t n, Floats v)
+{
+    float *out = p->out + row * p->out_stride + n;
+    const int64_t count = least(LANES, n_all - n);
+    if (p->add)
+        v += load_some(out, count);
+    if (p->bias)
+        v += load_some(p->bias + n, count);
+    v = activated(v, p->activation);
+    if (p->residual)
+        v += load_some(p->residual + row * p->out_stride + n, count);
+    store_some(out, v, count);
+}
+
+/* Bias, activation and residual of a row that is there already. */
+static void finish(const Product *p, int64_t row, int64_t n)
+{
+    Product own = *p;
+    own.add = 0;
+    for (int64_t at = 0; at < n; at += LANES)
+        finish_lanes(&own, n, row, at, load_some(p->out + row * p->out_stride + at, least(LANES, n - at)));
+}
+
+static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
+{
+    const int integers = leaf->element >= CODES8;
+    float *sums = (float *)memory;
+    void *scratch = memory + (size_t)least(p->rows, ROWS) * 2 * LANES * sizeof(float);
+    for (int64_t start = 0; start < p->rows; start += ROWS) {
+        const int64_t rows = least(ROWS, p->rows - start);
+        for (int64_t panel = from; panel < to; panel++) {
+            if (integers)
+                integer_panel(leaf, x, start, rows, panel, sums, scratch);
+            else
+                float_panel(leaf, p->x + start * leaf->k, rows, panel, sums, scratch);
+            for (int64_t row = 0; row < rows; row++) {
+                const Floats v = load(sums + row * LANES);
+                finish_lanes(p, leaf->n, start + row, panel * LANES, integers ? v * each(x->steps[start + row]) : v);
+            }
+        }
+    }
+}
+
+/* Rows of x ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    Floats mean, inverse;
+} Moments;
+
+INLINE Moments moments(const float *x, int64_t k, float epsilon)
+{
+    Floats sum = zeros(), squares = zeros();
+    for (int64_t i = 0; i < k; i += LANES)
+        sum += load_some(x + i, least(LANES, k - i));
+    const Floats mean = each(total(sum) / (float)k);
+    for (int64_t i = 0; i < k; i += LANES) {
+        const Floats v = load_some(x + i, least(LANES, k - i)) - mean;
+        const Ints real = (Ints){ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 } < (Ints){ 0 } + (int32_t)least(LANES, k - i);
+        squares = choose(real, fma_lanes(v, v, squares), squares);
+    }
+    return (Moments){ mean, each(1 / sqrtf(total(squares) / (float)k + epsilon)) };
+}
+
+INLINE Floats normalised(const Norm *norm, Moments m, const float *x, int64_t i, int64_t count)
+{
+    const Floats v = load_some(x + i, count);
+    if (!norm)
+        return v;
+    return fma_lanes((v - m.mean) * m.inverse, load_some(norm->weight + i, count), load_some(norm->bias + i, count));
+}
+
+static void normalise(const Norm *norm, const float *x, float *out, int64_t k)
+{
+    const Moments m = moments(x, k, norm->epsilon);
+    for (int64_t i = 0; i < k; i += LANES)
+        store_some(out + i, normalised(norm, m, x, i, least(LANES, k - i)), least(LANES, k - i));
+}
+
+/* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. */
+static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+{
+    const int64_t k = leaf->k;
+    const float *from = x + row * k;
+    const Moments m = norm ? moments(from, k, norm->epsilon) : (Moments){ zeros(), zeros() };
+    Floats most = zeros();
+    for (int64_t i = 0; i < k; i += LANES)
+        most = larger(magnitude(normalised(norm, m, from, i, least(LANES, k - i))), most);
+    /* Codes around half a one need even activations, so that the product is an integer. */
+    const int even = leaf->centre % 2;
+    const float step = largest(most) / (even ? LARGEST / 2 : LARGEST);
+    const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
+    int16_t *codes = to->codes + row * leaf->vectors * VECTOR;
+    to->steps[row] = even ? step / 2 : step;
+    memset(codes, 0, (size_t)leaf->vectors * VECTOR * sizeof *codes);
+    for (int64_t s = 0; s < leaf->segment_count; s++) {
+        const Segment *segment = &leaf->segments[s];
+        int16_t *own = codes + segment->vector * VECTOR;
+        Ints sum = { 0 };
+        for (int64_t i = 0; i < segment->columns; i += LANES) {
+            const int64_t count = least(LANES, segment->columns - i);
+            const Floats v = rounded(normalised(norm, m, from, segment->column + i, count) * per_step);
+            Ints integers = __builtin_convertvector(v, Ints);
+            integers = even ? integers + integers : integers;
+            const Halves halves = __builtin_convertvector(integers, Halves);
+            if (count == LANES)
+                sum += integers;
+            else
+                for (int64_t j = 0; j < count; j++)
+                    sum[0] += integers[j];
+            memcpy(own + i, &halves, (size_t)count * sizeof *own);
+        }
+        int32_t all = 0;
+        for (int i = 0; i < LANES; i++)
+            all += sum[i];
+        to->sums[row * leaf->segment_count + s] = all;
+    }
+    for (int64_t v = 0; v < leaf->vectors; v++)
+        arrange(codes + v * VECTOR);
+}
+
+/* Formats -------------------------------------------------------------------------------------------------------- */
+
+/* A panel in fp32 [k][16], whatever its element. */
+static void decode_panel(const Leaf *leaf, int64_t panel, float *out, uint8_t *scratch)
+{
+    if (leaf->element < CODES8) {
+        const float *all = widened(leaf, panel, 0, leaf->k, out);
+        if (all != out)
+            memcpy(out, all, (size_t)leaf->k * LANES * sizeof *out);
+        return;
+    }
+    const Floats half = each((float)leaf->centre / 2);
+    for (int64_t s = 0; s < leaf->segment_count; s++) {
+        const Segment *segment = &leaf->segments[s];
+        const int64_t at = (panel * leaf->groups + segment->group) * LANES;
+        const int64_t from = segment->vector / UNIT * UNIT;
+        const Floats scale = load_bf16(leaf->scale + at);
+        const uint8_t *codes = unpacked(leaf, panel, from, segment->vector + segment->vectors - from, scratch);
+        codes += (segment->vector - from) * 64;
+        for (int64_t c = 0; c < segment->columns; c++) {
+            Floats v = zeros();
+            for (int i = 0; i < LANES; i++)
+                v[i] = codes[c / VECTOR * 64 + i * VECTOR + c % VECTOR];
+            v = (v - half) * scale;
+            if (leaf->zero)
+                v += load_bf16(leaf->zero + at);
+            store(out + (segment->column + c) * LANES, v);
+        }
+    }
+}
+
+static void sparse(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory)
+{
+    const int64_t kept = m->leaf.k;
+    float *values = (float *)memory;
+    uint8_t *scratch = (uint8_t *)(values + kept * LANES);
+    for (int64_t panel = from; panel < to; panel++) {
+        const int32_t *columns = m->columns + panel * kept * LANES;
+        decode_panel(&m->leaf, panel, values, scratch);
+        for (int64_t row = 0; row < p->rows; row++) {
+            const float *x = p->x + row * m->k;
+            Floats sum = zeros();
+            for (int64_t j = 0; j < kept; j++) {
+#if defined(AVX512)
+                const Floats found = (Floats)_mm512_i32gather_ps(_mm512_loadu_si512(columns + j * LANES), x, 4);
+#else
+                Floats found;
+                for (int i = 0; i < LANES; i++)
+                    found[i] = x[columns[j * LANES + i]];
+#endif
+                sum = fma_lanes(load(values + j * LANES), found, sum);
+            }
+            finish_lanes(p, m->n, row, panel * LANES, sum);
+        }
+    }
+}
+
+/* halves[a][s] of 16 trains: the product of their cores from .. to - 1, [a, s] from the left or [s, a] from the right. */
+static int64_t half_trains(const Matrix *m, const float *cores, int64_t from, int64_t to, float *half, float *other)
+{
+    int64_t outer = 1; /* the modes so far */
+    store(half, each(1));
+    for (int64_t c = from; c < to; c++) {
+        const int64_t r = m->ranks[c], n = m->modes[c], s = m->ranks[c + 1];
+        for (int64_t a = 0; a < outer; a++)
+            for (int64_t ns = 0; ns < n * s; ns++) {
+                Floats sum = zeros();
+                for (int64_t i = 0; i < r; i++)
+                    sum = fma_lanes(load(half + (a * r + i) * LANES), load(cores + (i * n * s + ns) * LANES), sum);
+                store(other + (a * n * s + ns) * LANES, sum);
+            }
+        outer *= n;
+        cores += r * n * s * LANES;
+        memcpy(half, other, (size_t)(outer * s * LANES) * sizeof *half);
+    }
+    return outer;
+}
+
+static int64_t right_trains(const Matrix *m, const float *cores, int64_t from, float *half, float *other)
+{
+    int64_t inner = 1; /* half is [r][inner] */
+    store(half, each(1));
+    for (int64_t c = m->count - 1; c >= from; c--) {
+        const int64_t r = m->ranks[c], n = m->modes[c], s = m->ranks[c + 1];
+        cores -= r * n * s * LANES;
+        for (int64_t rn = 0; rn < r * n; rn++)
+            for (int64_t b = 0; b < inner; b++) {
+                Floats sum = zeros();
+                for (int64_t i = 0; i < s; i++)
+                    sum = fma_lanes(load(cores + (rn * s + i) * LANES), load(half + (i * inner + b) * LANES), sum);
+                store(other + (rn * inner + b) * LANES, sum);
+            }
+        inner *= n;
+        memcpy(half, other, (size_t)(r * inner * LANES) * sizeof *half);
+    }
+    return inner;
+}
+
+/* 16 trains times x: W[(a, b)] = left[a] . right[b], so that x [a, b] meets the right half first. */
+INLINE Floats train_dot(const float *left, const float *right, const float *x, int64_t outer, int64_t inner, int64_t rank)
+{
+    Floats sum[4] = { zeros(), zeros(), zeros(), zeros() };
+    int64_t a = 0;
+    for (; a + 4 <= outer; a += 4)
+        for (int64_t s = 0; s < rank; s++) {
+            Floats part[4] = { zeros(), zeros(), zeros(), zeros() };
+            for (int64_t b = 0; b < inner; b++) {
+                const Floats w = load(right + (s * inner + b) * LANES);
+                for (int i = 0; i < 4; i++)
+                    part[i] = fma_lanes(w, each(x[(a + i) * inner + b]), part[i]);
+            }
+            for (int i = 0; i < 4; i++)
+                sum[i] = fma_lanes(load(left + ((a + i) * rank + s) * LANES), part[i], sum[i]);
+        }
+    for (; a < outer; a++)
+        for (int64_t s = 0; s < rank; s++) {
+            Floats part = zeros();
+            for (int64_t b = 0; b < inner; b++)
+                part = fma_lanes(load(right + (s * inner + b) * LANES), each(x[a * inner + b]), part);
+            sum[0] = fma_lanes(load(left + (a * rank + s) * LANES), part, sum[0]);
+        }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+static void trains(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory)
+{
+    const int64_t values = m->leaf.k, rank = m->ranks[m->split];
+    int64_t outer = 1, inner = 1, most = 1;
+    for (int64_t c = 0; c < m->count; c++) {
+        *(c < m->split ? &outer : &inner) *= m->modes[c];
+        most = m->ranks[c] > most ? m->ranks[c] : most;
+    }
+    float *cores = (float *)memory, *left = cores + values * LANES, *right = left + outer * most * LANES;
+    float *other = right + inner * most * LANES, *wide = other + (outer > inner ? outer : inner) * most * LANES;
+    uint8_t *scratch = (uint8_t *)(wide + outer * inner);
+    for (int64_t panel = from; panel < to; panel++) {
+        decode_panel(&m->leaf, panel, cores, scratch);
+        half_trains(m, cores, 0, m->split, left, other);
+        right_trains(m, cores + values * LANES, m->split, right, other);
+        for (int64_t row = 0; row < p->rows; row++) {
+            const float *x = p->x + row * m->k;
+            if (outer * inner > m->k) {
+                memcpy(wide, x, (size_t)m->k * sizeof *x);
+                memset(wide + m->k, 0, (size_t)(outer * inner - m->k) * sizeof *x);
+                x = wide;
+            }
+            finish_lanes(p, m->n, row, panel * LANES, train_dot(left, right, x, outer, inner, rank));
+        }
+    }
+}
+
+/* Attention ------------------------------------------------------------------------------------------------------ */
+
+INLINE int64_t place(const Attention *a, int64_t row, int64_t head)
+{
+    const int64_t size = padded(a->size, LANES);
+    return (a->slots[row] * a->heads + head) * a->capacity * size;
+}
+
+INLINE void append_as(const Attention *a, int64_t row, const Element element)
+{
+    const int64_t width = a->heads * a->size, size = padded(a->size, LANES);
+    for (int64_t head = 0; head < a->heads; head++) {
+        const float *key = a->qkv + row * 3 * width + width + head * a->size, *value = key + width;
+        const int64_t at = place(a, row, head) + a->positions[row] * size;
+        for (int64_t i = 0; i < a->size; i += LANES) {
+            store_element(a->keys, at + i, load_some(key + i, least(LANES, a->size - i)), element);
+            store_element(a->values, at + i, load_some(value + i, least(LANES, a->size - i)), element);
+        }
+    }
+}
+
+static void append(const Attention *a, int64_t row)
+{
+    switch (a->element) {
+    case FP32: append_as(a, row, FP32); break;
+    case FP16: append_as(a, row, FP16); break;
+    default: append_as(a, row, BF16); break;
+    }
+}
+
+/* Memory: scores of `capacity`, rounded up to 16, then q of a padded head. */
+INLINE void attend_as(const Attention *a, int64_t row, int64_t head, float *memory, const Element element)
+{
+    const int64_t width = a->heads * a->size, size = padded(a->size, LANES), used = a->positions[row] + 1;
+    const int64_t at = place(a, row, head);
+    float *scores = memory, *q = memory + padded(a->capacity, LANES);
+    for (int64_t i = 0; i < size; i += LANES)
+        store(q + i, load_some(a->qkv + row * 3 * width + head * a->size + i, least(LANES, a->size - i)));
+    Floats most = each(-INFINITY);
+    for (int64_t t = 0; t < used; t++) {
+        Floats sum = zeros();
+        for (int64_t i = 0; i < size; i += LANES)
+            sum = fma_lanes(load(q + i), load_element(a->keys, at + t * size + i, element), sum);
+        scores[t] = a->scale * total(sum);
+    }
+    for (int64_t t = used; t % LANES; t++)
+        scores[t] = -INFINITY;
+    for (int64_t t = 0; t < used; t += LANES)
+        most = larger(load(scores + t), most);
+    const Floats highest = each(largest(most));
+    Floats sum = zeros();
+    for (int64_t t = 0; t < used; t += LANES) {
+        const Floats e = exponential(load(scores + t) - highest);
+        store(scores + t, e);
+        sum += e;
+    }
+    const Floats share = each(1 / total(sum));
+    float *out = a->out + row * width + head * a->size;
+    for (int64_t i = 0; i < size; i += LANES) {
+        Floats part[4] = { zeros(), zeros(), zeros(), zeros() };
+        int64_t t = 0;
+        for (; t + 4 <= used; t += 4)
+            for (int j = 0; j < 4; j++)
+                part[j] = fma_lanes(each(scores[t + j]), load_element(a->values, at + (t + j) * size + i, element), part[j]);
+        for (; t < used; t++)
+            part[0] = fma_lanes(each(scores[t]), load_element(a->values, at + t * size + i, element), part[0]);
+        store_some(out + i, ((part[0] + part[1]) + (part[2] + part[3])) * share, least(LANES, a->size - i));
+    }
+}
+
+static void attend(const Attention *a, int64_t row, int64_t head, float *memory)
+{
+    switch (a->element) {
+    case FP32: attend_as(a, row, head, memory, FP32); break;
+    case FP16: attend_as(a, row, head, memory, FP16); break;
+    default: attend_as(a, row, head, memory, BF16); break;
+    }
+}
+
+const Instructions INSTRUCTIONS = {
+    NAME, supported, normalise, round_row, product, sparse, trains, append, attend, finish,
+};

@@ -1,0 +1,211 @@
+/* Coded values in panels: how they come there from the artefact's rows, and single rows of them. */
+#include "runtime.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Of one segment, so that the sum of (code - centre / 2) times x is below 2^31: 127 * 32639 * 512 for 8 bits, and
+ * 15 * 32639 * 1024 for 4 bits with zero points. */
+enum { INT8_COLUMNS = 512 };
+
+float half_to_float(uint16_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    union { uint32_t bits; float value; } number;
+    if (exponent == 0) {
+        number.value = (float)fraction * 0x1p-24f;
+        number.bits |= sign;
+    }
+    else
+        number.bits = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
+    return number.value;
+}
+
+uint16_t float_to_half(float value)
+{
+    union { float value; uint32_t bits; } number = { value };
+    const uint16_t sign = (uint16_t)(number.bits >> 16 & 0x8000);
+    number.bits &= 0x7fffffff;
+    if (number.value < 0x1p-14f) { /* the fractions of denormals end where fp32's end next to 1/2 */
+        number.value += 0.5f;
+        return (uint16_t)(sign | (number.bits - 0x3f000000));
+    }
+    const uint32_t rounded = number.bits + 0xfff + (number.bits >> 13 & 1);
+    return (uint16_t)(sign | (rounded - (112u << 23)) >> 13);
+}
+
+float bf16_to_float(uint16_t bits)
+{
+    union { uint32_t bits; float value; } number = { (uint32_t)bits << 16 };
+    return number.value;
+}
+
+static int bits_of(Element element)
+{
+    static const int bits[] = { 32, 16, 16, 8, 4, 3, 2 };
+    return bits[element];
+}
+
+static void *zeroed(int64_t bytes, int64_t *sum)
+{
+    const size_t size = (size_t)padded(bytes, 64);
+    void *memory = aligned_alloc(64, size);
+    if (memory)
+        memset(memory, 0, size);
+    *sum += (int64_t)size;
+    return memory;
+}
+
+void free_leaf(Leaf *leaf)
+{
+    free(leaf->codes);
+    free(leaf->segments);
+    free(leaf->scale);
+    free(leaf->zero);
+    memset(leaf, 0, sizeof *leaf);
+}
+
+int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *values)
+{
+    const int64_t size = element == FP32 ? 4 : 2, panels = padded(n, LANES) / LANES;
+    *leaf = (Leaf){ .n = n, .k = k, .panels = panels, .panel_bytes = k * LANES * size, .element = element };
+    leaf->codes = zeroed(panels * leaf->panel_bytes, &leaf->bytes);
+    if (!leaf->codes)
+        return 0;
+    for (int64_t row = 0; row < n; row++) {
+        uint8_t *to = leaf->codes + row / LANES * leaf->panel_bytes + row % LANES * size;
+        const uint8_t *from = (const uint8_t *)values + row * k * size;
+        if (size == 4)
+            for (int64_t c = 0; c < k; c++)
+                memcpy(to + c * LANES * 4, from + c * 4, 4);
+        else
+            for (int64_t c = 0; c < k; c++)
+                memcpy(to + c * LANES * 2, from + c * 2, 2);
+    }
+    return 1;
+}
+
+/* Cut columns into groups and these into segments, each of which begins a vector. */
+static int make_segments(Leaf *leaf, int64_t group)
+{
+    const int64_t most = leaf->element == CODES8 ? INT8_COLUMNS : COLUMNS;
+    int64_t vector = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        leaf->segment_count = vector = 0;
+        for (int64_t g = 0; g < leaf->groups; g++)
+            for (int64_t c = g * group, end = least(c + group, leaf->k); c < end; c += most) {
+                const int64_t columns = least(most, end - c), vectors = padded(columns, VECTOR) / VECTOR;
+                if (pass)
+                    leaf->segments[leaf->segment_count] = (Segment){ c, columns, vector, vectors, g };
+                leaf->segment_count++;
+                vector += vectors;
+            }
+        if (!pass && !(leaf->segments = malloc((size_t)leaf->segment_count * sizeof *leaf->segments)))
+            return 0;
+    }
+    leaf->bytes += leaf->segment_count * (int64_t)sizeof *leaf->segments;
+    leaf->vectors = vector;
+    return 1;
+}
+
+/* Put a code of lane `lane` into a panel, or take it from there. */
+static inline void put_code(const Leaf *leaf, uint8_t *panel, int64_t vector, int64_t byte, unsigned code)
+{
+    if (leaf->element == CODES8) {
+        panel[vector * 64 + byte] = (uint8_t)code;
+        return;
+    }
+    const int64_t v = vector % UNIT;
+    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(leaf->element) + byte;
+    if (leaf->element == CODES4)
+        unit[v % 4 * 64] |= (uint8_t)(code << (v / 4 * 4));
+    else {
+        unit[v / 4 * 64] |= (uint8_t)((code & 3) << (v % 4 * 2));
+        if (leaf->element == CODES3)
+            unit[128] |= (uint8_t)(code >> 2 << v);
+    }
+}
+
+static inline unsigned code_at(const Leaf *leaf, const uint8_t *panel, int64_t vector, int64_t byte)
+{
+    if (leaf->element == CODES8)
+        return panel[vector * 64 + byte];
+    const int64_t v = vector % UNIT;
+    const uint8_t *unit = panel + vector / UNIT * 64 * bits_of(leaf->element) + byte;
+    if (leaf->element == CODES4)
+        return unit[v % 4 * 64] >> (v / 4 * 4) & 15;
+    const unsigned low = unit[v / 4 * 64] >> (v % 4 * 2) & 3;
+    return leaf->element == CODES3 ? low | (unit[128] >> v & 1u) << 2 : low;
+}
+
+/* Code c of a row as the artefact stores it: int8, or packed, lowest bits first, 8 codes in as many bytes as bits. */
+static inline unsigned stored_code(const uint8_t *row, int64_t c, int bits)
+{
+    if (bits == 8)
+        return row[c] ^ 128u; /* from signed to unsigned, 128 being 0 */
+    const uint8_t *eight = row + c / 8 * bits;
+    uint32_t word = 0;
+    for (int i = 0; i < bits; i++)
+        word |= (uint32_t)eight[i] << (8 * i);
+    return word >> (c % 8 * bits) & ((1u << bits) - 1);
+}
+
+int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, const uint8_t *codes,
+                  const uint16_t *scale, const uint16_t *zero)
+{
+    const int bits = bits_of(element);
+    const int64_t panels = padded(n, LANES) / LANES, row_bytes = bits == 8 ? k : padded(k, 8) / 8 * bits;
+    *leaf = (Leaf){ .n = n, .k = k, .panels = panels, .groups = padded(k, group) / group, .element = element,
+                    .centre = zero ? 0 : bits == 8 ? 256 : (1 << bits) - 1 };
+    if (!make_segments(leaf, group))
+        return 0;
+    leaf->panel_bytes = bits == 8 ? leaf->vectors * 64 : padded(leaf->vectors, UNIT) / UNIT * 64 * bits;
+    leaf->codes = zeroed(panels * leaf->panel_bytes, &leaf->bytes);
+    leaf->scale = zeroed(panels * leaf->groups * LANES * 2, &leaf->bytes);
+    leaf->zero = zero ? zeroed(panels * leaf->groups * LANES * 2, &leaf->bytes) : NULL;
+    if (!leaf->codes || !leaf->scale || (zero && !leaf->zero)) {
+        free_leaf(leaf);
+        return 0;
+    }
+    for (int64_t row = 0; row < n; row++) {
+        uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
+        for (int64_t s = 0; s < leaf->segment_count; s++) {
+            const Segment *segment = &leaf->segments[s];
+            for (int64_t c = 0; c < segment->columns; c++)
+                put_code(leaf, panel, segment->vector + c / VECTOR, row % LANES * VECTOR + c % VECTOR,
+                         stored_code(codes + row * row_bytes, segment->column + c, bits));
+        }
+        for (int64_t g = 0; g < leaf->groups; g++) {
+            const int64_t at = (row / LANES * leaf->groups + g) * LANES + row % LANES;
+            leaf->scale[at] = scale[row * leaf->groups + g];
+            if (zero)
+                leaf->zero[at] = zero[row * leaf->groups + g];
+        }
+    }
+    return 1;
+}
+
+void leaf_row(const Leaf *leaf, int64_t row, float *out)
+{
+    const uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
+    const int64_t lane = row % LANES;
+    if (leaf->element == FP32)
+        for (int64_t c = 0; c < leaf->k; c++)
+            out[c] = ((const float *)panel)[c * LANES + lane];
+    else if (leaf->element < CODES8)
+        for (int64_t c = 0; c < leaf->k; c++) {
+            const uint16_t bits = ((const uint16_t *)panel)[c * LANES + lane];
+            out[c] = leaf->element == FP16 ? half_to_float(bits) : bf16_to_float(bits);
+        }
+    for (int64_t s = 0; s < leaf->segment_count; s++) {
+        const Segment *segment = &leaf->segments[s];
+        const int64_t at = (row / LANES * leaf->groups + segment->group) * LANES + lane;
+        const float scale = bf16_to_float(leaf->scale[at]), zero = leaf->zero ? bf16_to_float(leaf->zero[at]) : 0;
+        const float half = (float)leaf->centre / 2;
+        for (int64_t c = 0; c < segment->columns; c++) {
+            const unsigned code = code_at(leaf, panel, segment->vector + c / VECTOR, lane * VECTOR + c % VECTOR);
+            const float value = ((float)code - half) * scale;
+            out[segment->column + c] = leaf->zero ? value + zero : value;
+        }
+    }
+}

@@ -1,0 +1,125 @@
+/* The Python module compressor.runtime._decoder: see _decoder.pyi. */
+#include "types.h"
+
+#include <string.h>
+
+static const Instructions *const ALL[] = {
+    &portable_instructions,
+#if defined(__x86_64__)
+    &avx2_instructions, &avx512_instructions,
+#endif
+};
+enum { COUNT = sizeof ALL / sizeof *ALL };
+
+Types *types_of(PyTypeObject *type) { return PyType_GetModuleState(type); }
+
+void free_object(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type); /* an object holds the type that was made from a spec */
+}
+
+/* Names of the sets of instructions that this CPU has, the best one last. */
+static PyObject *instruction_names(void)
+{
+    PyObject *names = PyList_New(0), *tuple;
+    for (int i = 0; names && i < COUNT; i++) {
+        PyObject *name = ALL[i]->supported() ? PyUnicode_FromString(ALL[i]->name) : NULL;
+        if (name && PyList_Append(names, name))
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    tuple = names && !PyErr_Occurred() ? PyList_AsTuple(names) : NULL;
+    Py_XDECREF(names);
+    return tuple;
+}
+
+static const Instructions *read_instructions(PyObject *name)
+{
+    const Instructions *found = NULL;
+    const char *text = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, NULL) : NULL;
+    for (int i = 0; i < COUNT; i++)
+        if (ALL[i]->supported() && (!name || name == Py_None || (text && !strcmp(text, ALL[i]->name))))
+            found = ALL[i];
+    if (!found) {
+        PyObject *legal = instruction_names();
+        if (legal)
+            PyErr_Format(PyExc_ValueError, "instructions must be one of %R or None, not %R", legal, name);
+        Py_XDECREF(legal);
+    }
+    return found;
+}
+
+int open_engine(Engine *engine, PyObject *instructions, Py_ssize_t threads)
+{
+    *engine = (Engine){ .threads = 1 };
+    engine->instructions = read_instructions(instructions);
+    if (!engine->instructions || !check_threads(threads))
+        return 0;
+    if (threads > 1 && take_team())
+        engine->threads = prepare_team(threads);
+    return 1;
+}
+
+PyObject *close_engine(Engine *engine)
+{
+    const int failed = engine->arena.failed;
+    if (engine->threads > 1)
+        leave_team();
+    release(&engine->arena);
+    if (failed)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
+{
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *type ? PyModule_AddType(module, *type) : -1;
+}
+
+static int add_names(PyObject *module, const char *constant, PyObject *names)
+{
+    const int status = PyModule_AddObjectRef(module, constant, names); /* fails for NULL */
+    Py_XDECREF(names);
+    return status;
+}
+
+static int fill(PyObject *module)
+{
+    Types *types = PyModule_GetState(module);
+    PyObject *activations = PyTuple_New(ACTIVATION_COUNT - 1);
+    for (Py_ssize_t i = 1; activations && i < ACTIVATION_COUNT; i++)
+        if (PyTuple_SetItem(activations, i - 1, PyUnicode_FromString(ACTIVATION_NAMES[i])))
+            Py_CLEAR(activations);
+    return add_type(module, &matrix_spec, &types->matrix) || add_type(module, &decoder_spec, &types->decoder) ||
+                   add_names(module, "ACTIVATIONS", activations) || add_names(module, "INSTRUCTIONS", instruction_names()) ||
+                   PyModule_AddIntMacro(module, LANES) || PyModule_AddIntMacro(module, MAX_THREADS)
+               ? -1
+               : 0;
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Types *types = PyModule_GetState(module);
+    Py_VISIT(types->matrix);
+    Py_VISIT(types->decoder);
+    return 0;
+}
+
+static int clear(PyObject *module)
+{
+    Types *types = PyModule_GetState(module);
+    Py_CLEAR(types->matrix);
+    Py_CLEAR(types->decoder);
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = { { Py_mod_exec, fill }, { 0, NULL } };
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_decoder", NULL, sizeof(Types), NULL, slots, traverse, clear, NULL,
+};
+
+PyMODINIT_FUNC PyInit__decoder(void) { return PyModuleDef_Init(&definition); }

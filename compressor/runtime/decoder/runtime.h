@@ -1,0 +1,203 @@
+/* The runtime: matrices as they are stored, their products, and a decoder made of them.
+ *
+ * Laws: activations that meet integer codes are rounded to 16 bits with one step per row, integer sums are exact, sums in
+ * fp32 have a fixed order. So a row of a result is bitwise its own: whatever else is computed with it, with any number
+ * of threads, in any tiles and with any set of instructions.
+ */
+#ifndef TTGPT_RUNTIME_H
+#define TTGPT_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { LANES = 16 };         /* rows of a panel, which are multiplied side by side */
+enum { VECTOR = 4 };         /* columns of integer codes that are multiplied at a time */
+enum { UNIT = 8 };           /* vectors whose codes are packed together */
+enum { LARGEST = 32639 };    /* of a rounded activation: 127 * 256 + 127, so that both its bytes are signed */
+enum { MOST_DIMENSIONS = 64 };
+enum { COLUMNS = 1024 };     /* of integer codes that are unpacked at a time: 16 KB */
+enum { FLOAT_COLUMNS = 256 }; /* of floats */
+enum { ROWS = 128 };         /* of x, for which a panel is unpacked once */
+
+typedef enum { FP32, BF16, FP16, CODES8, CODES4, CODES3, CODES2, ELEMENT_COUNT } Element;
+typedef enum { CODED, LOW_RANK, STACKED, RESIDUAL, SPARSE, TT_MATRIX, TOKEN_MPS } Kind;
+typedef enum { NO_ACTIVATION, GELU_NEW, GELU, RELU, SILU, TANH, QUICK_GELU, ACTIVATION_COUNT } Activation;
+
+/* Columns whose products with one row of x are added up as integers, exactly, before they are scaled. */
+typedef struct {
+    int64_t column, columns, vector, vectors, group;
+} Segment;
+
+/* Coded values [n, k] in panels of 16 rows.
+ *
+ * Floats: [panels][k][16]. Integers: unsigned codes of [16 rows][4 columns] are a vector, and every group begins with a
+ * new one. 8 bits: [panels][vectors][64]. Fewer: per 8 vectors, bit fields of 64 bytes, see `unpack_unit`.
+ */
+typedef struct {
+    int64_t n, k, panels, panel_bytes, vectors, segment_count, groups;
+    Element element;
+    int centre;                /* twice the code that is 0; 0 where there are zero points */
+    uint8_t *codes;
+    Segment *segments;
+    uint16_t *scale, *zero;    /* bf16 [panels][groups][16]; zero is NULL without zero points */
+    int64_t bytes;
+} Leaf;
+
+/* One contraction of a tensor train with the state [M, in, tail] that x has become: W [out, in] makes it [M, out, tail]. */
+typedef struct {
+    const struct Matrix *weight;
+    int64_t in, out, tail, core;
+    int from_left;             /* whether W is [(o s), (r i)] of its core, or else [(r o), (i s)] */
+} TrainStep;
+
+typedef struct Matrix {
+    Kind kind;
+    int64_t n, k;
+    Leaf leaf;                        /* CODED; the values of SPARSE [n, kept]; the cores of TOKEN_MPS [n, values] */
+    int64_t count;                    /* of parts, or of cores */
+    int64_t part_count;
+    const struct Matrix **parts;      /* LOW_RANK: left, right; STACKED; RESIDUAL: base, correction; what `leaf` is of */
+    float *row_scale, *column_offset; /* LOW_RANK: [n] and [k], or NULL */
+    int32_t *columns;                 /* SPARSE [panels][kept][16] */
+    int64_t modes[MOST_DIMENSIONS], out_modes[MOST_DIMENSIONS], ranks[MOST_DIMENSIONS + 1];
+    TrainStep *steps;                 /* TT_MATRIX, in the cheapest order */
+    int64_t most_state;               /* values of the largest state of one row of x */
+    int32_t *places;                  /* TT_MATRIX: the train's row of every row, or NULL */
+    int64_t split;                    /* TOKEN_MPS: cores that make the left half of a row */
+    int64_t bytes;                    /* that it occupies, without its leaf and its parts */
+} Matrix;
+
+typedef struct {
+    const float *weight, *bias;       /* [k] */
+    float epsilon;
+} Norm;
+
+/* out [rows, n] = activation(norm(x) W^T + bias) + residual. */
+typedef struct {
+    const float *x;                   /* [rows, k], one behind another */
+    int64_t rows;
+    const Norm *norm;                 /* or NULL */
+    float *out;                       /* apart from x */
+    int64_t out_stride;               /* between rows of out and of residual */
+    const float *bias;                /* [n] or NULL */
+    Activation activation;
+    const float *residual;            /* or NULL; apart from out */
+    int add;                          /* to what out holds, before bias and activation */
+} Product;
+
+/* x rounded for a leaf: codes in the order of its vectors, and their sums per segment. */
+typedef struct {
+    int16_t *codes;                   /* [rows, 4 vectors] */
+    int32_t *sums;                    /* [rows, segments] */
+    float *steps;                     /* [rows] */
+} Rounded;
+
+typedef struct {
+    const float *qkv;                 /* [rows, 3, heads, size] */
+    void *keys, *values;              /* of one layer [slots, heads, capacity, padded size] */
+    const int64_t *slots, *positions; /* [rows]; those of one slot are consecutive */
+    float *out;                       /* [rows, heads, size] */
+    int64_t rows, heads, size, capacity;
+    Element element;
+    float scale;
+} Attention;
+
+/* One set of instructions: the same results, bit for bit, at different speeds. */
+typedef struct {
+    const char *name;
+    int (*supported)(void);
+    void (*normalise)(const Norm *norm, const float *x, float *out, int64_t k);
+    void (*round_row)(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to);
+    /* Panels from .. to - 1; memory of `product_bytes` is the caller's own. */
+    void (*product)(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory);
+    void (*sparse)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
+    void (*trains)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
+    void (*append)(const Attention *a, int64_t row);
+    void (*attend)(const Attention *a, int64_t row, int64_t head, float *memory);
+    void (*finish)(const Product *p, int64_t row, int64_t n);
+} Instructions;
+
+extern const Instructions avx512_instructions, avx2_instructions, portable_instructions;
+
+/* Bytes that these need for themselves. */
+size_t product_bytes(int64_t rows);
+size_t sparse_bytes(const Matrix *m);
+size_t trains_bytes(const Matrix *m);
+size_t attend_bytes(const Attention *a);
+
+/* Threads of this process that work on what is handed out in tiles. */
+typedef void (*Work)(void *task, int64_t tile, int64_t thread);
+void each_tile(int64_t threads, int64_t tiles, Work work, void *task);
+int64_t prepare_team(int64_t threads); /* returns how many there are, the caller included */
+int take_team(void);
+void leave_team(void);
+
+/* Memory of one call, given back as a whole, or what was taken since a mark. */
+typedef struct Chunk Chunk;
+typedef struct {
+    Chunk *chunks, *spare;
+    int failed;
+} Arena;
+typedef struct {
+    Chunk *chunk;
+    size_t used;
+} Mark;
+void *allocate(Arena *arena, size_t bytes); /* aligned to 64; NULL and `failed` if there is none */
+Mark mark(const Arena *arena);
+void rewind_to(Arena *arena, Mark mark);
+void release(Arena *arena);
+
+typedef struct {
+    const Instructions *instructions;
+    int64_t threads;
+    Arena arena;
+} Engine;
+
+void multiply(Engine *engine, const Matrix *m, const Product *p);
+/* out [count, k] = the rows `ids` of m, in [0, n). */
+void look_up(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *out);
+
+typedef struct {
+    Norm ln_1, ln_2;
+    const Matrix *c_attn, *c_proj, *c_fc, *mlp_c_proj;
+    const float *biases[4];           /* of these */
+    float scale;                      /* of the scores */
+} Block;
+
+typedef struct {
+    const Matrix *wte, *wpe, *head;
+    Norm ln_f;
+    Block *blocks;
+    int64_t layers, width, heads, inner, positions;
+    Activation activation;
+} Decoder;
+
+typedef struct {
+    const int64_t *tokens, *slots, *positions; /* [rows] */
+    const float *embedded;            /* rows of wte [rows, width], or NULL: look them up */
+    int64_t rows;
+    void *keys, *values;              /* [layers, slots, heads, capacity, padded size] */
+    int64_t slot_count, capacity;
+    Element element;
+    float *hidden;                    /* after the last norm [rows, width], or NULL */
+    const int64_t *wanted;            /* rows whose logits are wanted [wanted_count] */
+    int64_t wanted_count;
+    float *logits;                    /* [wanted_count, V] */
+} Step;
+
+void decode(Engine *engine, const Decoder *decoder, const Step *step);
+
+/* Leaves. `codes` etc. are as in the artefact; nothing of them is kept. Returns 0 if there is no memory. */
+int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *values);
+int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, const uint8_t *codes,
+                  const uint16_t *scale, const uint16_t *zero);
+void free_leaf(Leaf *leaf);
+void leaf_row(const Leaf *leaf, int64_t row, float *out);
+int plan_train(Matrix *m);            /* fill `steps` and `most_state`; weights are made by the caller */
+float half_to_float(uint16_t bits);
+uint16_t float_to_half(float value); /* to nearest, to even */
+float bf16_to_float(uint16_t bits);
+static inline int64_t padded(int64_t size, int64_t of) { return (size + of - 1) / of * of; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#endif

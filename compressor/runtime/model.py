@@ -1,0 +1,190 @@
+"""The decoder as it runs: GPT-2 made of stored matrices, and the keys and values of the texts it has read. No torch."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.runtime import matrices as of_matrices
+from compressor.runtime._decoder import LANES, MAX_THREADS, Decoder, Matrix
+
+if TYPE_CHECKING:
+    from compressor.runtime.gpt2_config import GPT2Config
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+KV_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # bf16 are their bits
+LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+class Cache:
+    """Keys and values of `slots` texts of up to `capacity` tokens.
+
+    Attributes:
+        keys, values: [layers, slots, heads, capacity, D / heads padded to a multiple of LANES].
+        lengths: tokens of each text, int64 [slots].
+    """
+
+    def __init__(self, config: "GPT2Config", slots: int, capacity: int, dtype: str = "fp32") -> None:
+        """Hold nothing yet.
+
+        Raises:
+            ValueError: if a number is out of range.
+        """
+        if dtype not in KV_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(KV_DTYPES)}, not {dtype!r}")
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, not {slots}")
+        if not 1 <= capacity <= config.n_positions:
+            raise ValueError(f"capacity must be between 1 and n_positions = {config.n_positions}, not {capacity}")
+        size = -(-config.n_embd // config.n_head // LANES) * LANES
+        shape = (config.n_layer, slots, config.n_head, capacity, size)
+        self.keys: NDArray[Any] = np.zeros(shape, KV_DTYPES[dtype])  # pages that are not written take no memory
+        self.values = np.zeros_like(self.keys)
+        self.lengths = np.zeros(slots, np.int64)
+
+    @property
+    def slots(self) -> int:
+        """Texts that it can hold."""
+        return int(self.keys.shape[1])
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a text can have."""
+        return int(self.keys.shape[3])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that full slots occupy."""
+        return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the keys and values held now."""
+        return int(self.lengths.sum()) * self.num_bytes // (self.slots * self.capacity)
+
+    def reset(self, slot: int) -> None:
+        """Empty a slot."""
+        self.lengths[slot] = 0
+
+
+class Read(NamedTuple):
+    """What was computed: logits [M, V] behind the tokens that were asked for, and hidden states [N, D]; or None."""
+
+    logits: Floats | None
+    hidden: Floats | None
+
+
+class Model:
+    """GPT-2, every matrix multiplied as it is stored.
+
+    Law: what a text gets is bitwise its own, whatever is read beside it, in whatever pieces, with any threads.
+
+    Attributes:
+        config: hyper-parameters.
+        matrices: by name.
+        head: [V, D], that hidden states are multiplied by.
+        threads: that compute.
+    """
+
+    def __init__(
+        self,
+        config: "GPT2Config",
+        matrices: Mapping[str, Matrix],
+        vectors: Mapping[str, Floats],
+        threads: int | None = None,
+    ) -> None:
+        """Assemble the model.
+
+        Args:
+            config: hyper-parameters.
+            matrices: every matrix of `config.matrix_shapes()`, and lm_head [V, D] unless the head is tied.
+            vectors: every vector of `config.vector_shapes()`, in fp32.
+            threads: that compute; all cores that the process may use by default.
+        """
+        self.config = config
+        self.matrices = dict(matrices)
+        self.head = self.matrices.get("lm_head", self.matrices["wte"])
+        self.threads = threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
+
+        def norm(name: str) -> tuple[Floats, Floats]:
+            return vectors[f"{name}.weight"], vectors[f"{name}.bias"]
+
+        def block(i: int) -> tuple[Any, ...]:
+            scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+            scale /= i + 1 if config.scale_attn_by_inverse_layer_idx else 1
+            linears = [(matrices[f"h.{i}.{name}"], vectors[f"h.{i}.{name}.bias"]) for name in LINEARS]
+            return norm(f"h.{i}.ln_1"), norm(f"h.{i}.ln_2"), *linears, scale
+
+        self._decoder = Decoder(
+            wte=matrices["wte"],
+            wpe=matrices["wpe"],
+            head=self.head,
+            blocks=[block(i) for i in range(config.n_layer)],
+            ln_f=norm("ln_f"),
+            heads=config.n_head,
+            inner=config.n_inner,
+            epsilon=config.layer_norm_epsilon,
+            activation=config.activation_function,
+        )
+
+    def read(
+        self,
+        tokens: Ids,
+        cache: Cache,
+        slots: Ids,
+        counts: Ids,
+        *,
+        wanted: Ids | None = None,
+        hidden: bool = False,
+        embedded: Floats | None = None,
+    ) -> Read:
+        """Read the next tokens of several texts, one text behind another.
+
+        Args:
+            tokens: [N], int64: counts[0] of the first text, counts[1] of the second and so on.
+            cache: what came before; the new keys and values are added to it.
+            slots: of each text in the cache [B], all different.
+            counts: tokens of each text [B]; their sum is N.
+            wanted: tokens behind which logits are wanted [M], counted from 0 in `tokens`.
+            hidden: whether the hidden states are.
+            embedded: rows of wte of the tokens [N, D], if these were looked up already.
+
+        Raises:
+            ValueError: if a text would outgrow the cache, or the arguments do not fit each other.
+            IndexError: if a token or a slot does not exist.
+        """
+        if len(np.unique(slots)) < len(slots):
+            raise ValueError(f"slots must be different, not {slots.tolist()}")
+        start = cache.lengths[slots]
+        used = start + counts
+        if (longest := int(used.max())) > cache.capacity:
+            raise ValueError(f"{longest} tokens exceed the capacity of {cache.capacity}")
+        first = start - (counts.cumsum() - counts)  # of each text, were all N tokens its own
+        positions = np.arange(len(tokens)) + first.repeat(counts)
+        logits = None if wanted is None else np.empty((len(wanted), self.config.vocab_size), np.float32)
+        states = np.empty((len(tokens), self.config.n_embd), np.float32) if hidden else None
+        self._decoder.step(
+            tokens,
+            slots.repeat(counts),
+            positions,
+            cache.keys,
+            cache.values,
+            embedded=embedded,
+            wanted=wanted,
+            logits=logits,
+            hidden=states,
+            threads=self.threads,
+        )
+        cache.lengths[slots] = used
+        return Read(logits, states)
+
+    def logits(self, hidden: Floats) -> Floats:
+        """Return the logits of the next token [..., V] for hidden states [..., D]."""
+        return of_matrices.matmul(self.head, hidden, self.threads)
+
+    def rows(self, ids: Ids) -> Floats:
+        """Return the vectors of tokens [*ids, D]."""
+        return of_matrices.rows(self.matrices["wte"], ids, self.threads)

@@ -1,0 +1,132 @@
+"""The runtime's matrices and torch's formats are the same matrices: every format by every codec on every CPU's path."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressor.runtime._decoder import INSTRUCTIONS, Matrix
+from compressor.runtime.codecs import codec_named
+from compressor.runtime.formats import Dense, Format
+from compressor.runtime.matrices import matmul, matrix_of, rows
+from tests.cases import FORMAT_CASES
+
+CODECS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int2", "int4-g8-zp", "int3-g10", "int2-row-zp", "int4-row"]
+STEP = 1 / 16319  # of a rounded activation, of the largest
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    found: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return found
+
+
+def runtime(form: Format) -> Matrix:
+    return matrix_of({name: array(tensor) for name, tensor in form.tensors().items()}, form.spec())
+
+
+def normal(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
+
+
+@pytest.fixture(params=list(itertools.product(FORMAT_CASES, CODECS)), ids="-".join)
+def form(request: pytest.FixtureRequest) -> Format:
+    name, codec = request.param
+    return FORMAT_CASES[name]().recoded(codec)
+
+
+def test_rows(form: Format) -> None:
+    dense = form.dense().numpy()
+    ids = np.array([[0, form.out_features - 1], [form.out_features // 2, 0]])
+    found = rows(runtime(form), ids)
+    if isinstance(form, Dense):
+        np.testing.assert_array_equal(found, dense[ids])
+    np.testing.assert_allclose(found, dense[ids], rtol=1e-4, atol=1e-5 * abs(dense).max())
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 21])
+def test_matmul(form: Format, count: int) -> None:
+    x = normal(count, form.in_features)
+    dense = form.dense().numpy().astype(np.float64)
+    found = matmul(runtime(form), x)
+    lost = 3 * STEP * abs(x).max(-1, keepdims=True) * np.linalg.norm(np.abs(dense).sum(-1)) / len(dense) ** 0.5
+    assert (abs(found - x @ dense.T) <= lost + 1e-5 * abs(x @ dense.T).max() + 1e-6).all()
+
+
+def test_a_row_is_its_own(form: Format) -> None:
+    """Bit for bit: whatever is beside it, with any number of threads and on every set of instructions."""
+    matrix, x = runtime(form), normal(19, form.in_features)
+    whole = matmul(matrix, x, threads=3)
+    for instructions in INSTRUCTIONS:
+        np.testing.assert_array_equal(matmul(matrix, x[5:9], instructions=instructions), whole[5:9])
+    np.testing.assert_array_equal(matmul(matrix, x[4]), whole[4])
+
+
+@given(
+    n=st.integers(1, 70),
+    k=st.integers(1, 1100),
+    codec=st.sampled_from(CODECS),
+    rows=st.integers(0, 12),
+    scale=st.sampled_from([1e-30, 1.0, 1e30]),
+)
+def test_any_shape(n: int, k: int, codec: str, rows: int, scale: float) -> None:
+    weight = torch.from_numpy(normal(n, k))
+    form = Dense.of(weight, codec)
+    x = normal(rows, k) * np.float32(scale)
+    found = [matmul(runtime(form), x, instructions=name) for name in INSTRUCTIONS]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+    expected = (x.astype(np.float64) @ form.dense().numpy().astype(np.float64).T) / scale
+    np.testing.assert_allclose(found[0] / np.float32(scale), expected, atol=5 * STEP * k, rtol=1e-4)
+
+
+def test_extremes_do_not_overflow() -> None:
+    """The largest codes and activations of either sign, in as many columns as there may be."""
+    for codec, k in itertools.product(["int8", "int4-row", "int3-row", "int2-row", "int4-row-zp"], [512, 1024, 5000]):
+        values = torch.where(torch.arange(k) % 7 == 0, -1.0, 1.0).expand(2, k)
+        form = Dense.of(values.contiguous() * torch.tensor([[1.0], [-1.0]]), codec)
+        x = np.sign(values[:1].numpy()) * np.float32(3)
+        for instructions in INSTRUCTIONS:
+            found = matmul(runtime(form), np.ascontiguousarray(x), instructions=instructions)
+            np.testing.assert_allclose(found, x @ form.dense().numpy().T, rtol=2e-4)
+
+
+def test_what_it_occupies() -> None:
+    for codec, (n, k) in itertools.product(["fp16", "int8", "int4", "int3", "int2"], [(512, 256), (768, 3072)]):
+        form = Dense.of(torch.from_numpy(normal(n, k)), codec)
+        assert runtime(form).num_bytes <= 1.02 * form.num_bytes + 4096, codec_named(codec).name
+
+
+BAD: dict[str, Callable[[Any], object]] = {
+    "x must have rows of 4 values": lambda m: m.matmul(np.zeros((1, 5), np.float32), np.zeros((1, 2), np.float32)),
+    "out must have shape": lambda m: m.matmul(np.zeros((1, 4), np.float32), np.zeros((1, 3), np.float32)),
+    "instructions must be one of": lambda m: matmul(m, np.zeros((1, 4), np.float32), instructions="mmx"),
+    "threads must be between": lambda m: matmul(m, np.zeros((1, 4), np.float32), threads=0),
+    "left .* must be coded values": lambda m: Matrix.low_rank(m, m),
+    "modes must multiply": lambda m: Matrix.token_mps(m, modes=[2], ranks=[1, 1], in_features=3),
+    "ranks must begin and end with 1": lambda m: Matrix.token_mps(m, modes=[2], ranks=[1, 2], in_features=2),
+    "modes must be positive": lambda m: Matrix.token_mps(m, modes=[0], ranks=[1, 1], in_features=2),
+    "columns must ascend": lambda m: Matrix.sparse(m, np.zeros((2, 4), np.int32), in_features=9),
+    "a block must have shape": lambda m: Matrix.stacked([m, Matrix.floats(np.zeros((1, 3), np.float32))]),
+    "correction must have shape": lambda m: Matrix.residual(m, Matrix.floats(np.zeros((2, 3), np.float32))),
+    "bits must be": lambda m: Matrix.integers(m, m, None, bits=5, columns=3, group=1),
+    "group between": lambda m: Matrix.integers(m, m, None, bits=4, columns=3, group=4),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BAD[message](Matrix.floats(np.ones((2, 4), np.float32)))
+
+
+@pytest.mark.parametrize("ids", [[-1], [2], [0, 2]])
+def test_ids_outside(ids: list[int]) -> None:
+    with pytest.raises(IndexError, match=r"ids must lie in \[0, 2\)"):
+        rows(Matrix.floats(np.ones((2, 4), np.float32)), np.array(ids))

@@ -1,0 +1,173 @@
+"""The decoder as it runs: against transformers, against itself in other pieces and company, and without torch."""
+
+import multiprocessing
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config as PeerConfig
+from transformers import GPT2LMHeadModel
+
+from compressor import huggingface
+from compressor.runtime._decoder import ACTIVATIONS, LANES
+from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2_config import GPT2Config
+from compressor.runtime.model import Cache, Floats, Ids, Model
+from tests.compressor.runtime.test_matrices import array, runtime
+from tests.conftest import tiny_model
+from tests.tolerances import PARITY
+
+ONE = np.array([0])
+
+
+def model_of(gpt2: GPT2, threads: int | None = None) -> Model:
+    matrices = {name: runtime(form) for name, form in gpt2.matrices().items()}
+    vectors = {name: array(vector.decode()) for name, vector in gpt2.vectors().items()}
+    return Model(gpt2.config, matrices, vectors, threads)
+
+
+def ids_of(config: GPT2Config, count: int) -> Ids:
+    return np.random.default_rng(count).integers(0, config.vocab_size, count)
+
+
+def whole(model: Model, ids: Ids, dtype: str = "fp32") -> Floats:
+    """Return the logits behind every token of one text, read at once."""
+    cache = Cache(model.config, 1, len(ids), dtype)
+    logits = model.read(ids, cache, ONE, np.array([len(ids)]), wanted=np.arange(len(ids))).logits
+    assert logits is not None
+    return logits
+
+
+@pytest.mark.parametrize("variant", ["gpt2-mini", *ACTIVATIONS, "odd-heads-untied"])
+def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
+    if variant == "gpt2-mini":
+        folder, peer = "gpt2-mini", GPT2LMHeadModel.from_pretrained(huggingface.EMBEDDED_FOLDER, dtype=torch.float32)
+    else:
+        odd = variant not in ACTIVATIONS
+        config = PeerConfig(
+            vocab_size=16384,
+            n_positions=64,
+            n_embd=33 if odd else 48,
+            n_layer=3,
+            n_head=3,
+            n_inner=100,
+            activation_function="gelu_new" if odd else variant,
+            scale_attn_by_inverse_layer_idx=odd,
+            tie_word_embeddings=not odd,
+            eos_token_id=0,
+            bos_token_id=0,
+        )
+        torch.manual_seed(0)
+        peer, folder = GPT2LMHeadModel(config), str(tmp_path)
+        peer.save_pretrained(tmp_path)
+        (tmp_path / "tokenizer.json").write_bytes((huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes())
+    ours = model_of(huggingface.load(folder).model.prepared())
+    ids = ids_of(ours.config, 40)
+    with torch.inference_mode():
+        expected = peer.eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
+    assert abs(whole(ours, ids) - expected).max() <= PARITY
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8", "int3"])
+def model(request: pytest.FixtureRequest) -> Model:
+    gpt2 = tiny_model()
+    return model_of(gpt2.with_matrices({name: form.recoded(request.param) for name, form in gpt2.matrices().items()}))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_text_is_its_own(model: Model, dtype: str, data: st.DataObject) -> None:
+    """Bit for bit: read in any pieces, beside any others, into any slot, with any threads."""
+    config, texts = model.config, data.draw(st.integers(1, 4))
+    lengths = [data.draw(st.integers(1, config.n_positions)) for _ in range(texts)]
+    ids = [ids_of(config, length) for length in lengths]
+    cache, read = Cache(config, texts + 1, config.n_positions, dtype), [0] * texts
+    slots = data.draw(st.permutations(range(texts + 1)))[:texts]
+    found: list[list[Floats]] = [[] for _ in range(texts)]
+    model.threads = data.draw(st.integers(1, 3))
+    while left := [t for t in range(texts) if read[t] < lengths[t]]:
+        group = data.draw(st.lists(st.sampled_from(left), min_size=1, unique=True))
+        counts = np.array([data.draw(st.integers(1, lengths[t] - read[t])) for t in group])
+        tokens = np.concatenate([ids[t][read[t] : read[t] + n] for t, n in zip(group, counts, strict=True)])
+        logits = model.read(tokens, cache, np.array(slots)[group], counts, wanted=np.arange(len(tokens))).logits
+        assert logits is not None
+        for t, part in zip(group, np.split(logits, counts.cumsum()[:-1]), strict=True):
+            found[t].append(part)
+            read[t] += len(part)
+    for t in range(texts):
+        np.testing.assert_array_equal(np.concatenate(found[t]), whole(model, ids[t], dtype))
+
+
+def test_callers_at_the_same_time_do_not_mix(model: Model) -> None:
+    ids = [ids_of(model.config, model.config.n_positions)] * 8
+    expected = whole(model, ids[0])
+    with ThreadPoolExecutor(8) as pool:
+        for logits in pool.map(lambda own: whole(model, own), ids * 8):
+            np.testing.assert_array_equal(logits, expected)
+
+
+def test_hidden_states_and_given_embeddings(model: Model) -> None:
+    ids = ids_of(model.config, 9)
+    cache = Cache(model.config, 1, 9)
+    read = model.read(ids, cache, ONE, np.array([9]), hidden=True, embedded=model.rows(ids))
+    assert read.logits is None
+    assert read.hidden is not None
+    np.testing.assert_array_equal(model.logits(read.hidden), whole(model, ids))
+
+
+def test_what_does_not_fit_is_refused(model: Model) -> None:
+    config = model.config
+    cache = Cache(config, 2, 4)
+    with pytest.raises(ValueError, match="5 tokens exceed the capacity of 4"):
+        model.read(ids_of(config, 5), cache, ONE, np.array([5]))
+    with pytest.raises(ValueError, match="slots must be different"):
+        model.read(ids_of(config, 2), cache, np.array([1, 1]), np.array([1, 1]))
+    with pytest.raises(IndexError):
+        model.read(ids_of(config, 1), cache, np.array([2]), np.array([1]))
+    with pytest.raises(IndexError, match="tokens must lie in"):
+        model.read(np.array([config.vocab_size]), cache, ONE, np.array([1]))
+    with pytest.raises(IndexError, match="wanted must lie in"):
+        model.read(np.array([0]), cache, ONE, np.array([1]), wanted=np.array([1]))
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        Cache(config, 1, 1, "int8")
+    with pytest.raises(ValueError, match="capacity must be between 1 and"):
+        Cache(config, 1, config.n_positions + 1)
+    assert cache.lengths.tolist() == [0, 0]
+
+
+def test_heads_are_padded_with_zeros(model: Model) -> None:
+    config = model.config
+    cache = Cache(config, 1, 4)
+    model.read(ids_of(config, 4), cache, ONE, np.array([4]))
+    assert cache.keys.shape[-1] % LANES == 0
+    assert not cache.keys[..., config.n_embd // config.n_head :].any()
+
+
+def test_no_torch() -> None:
+    code = "import compressor.runtime.model, sys; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_child_process_computes_too(model: Model) -> None:
+    """After a fork the parent's threads are gone; new ones are made."""
+    model.threads = 2
+    ids = ids_of(model.config, model.config.n_positions)
+    expected = whole(model, ids)
+    _FORKED[:] = [model]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(_whole_of, (ids,)), expected)
+
+
+_FORKED: list[Model] = []
+
+
+def _whole_of(ids: Ids) -> Floats:
+    return whole(_FORKED[0], ids)
