@@ -36,7 +36,6 @@ class Settings(BaseSettings):
             commas; without any, no key is asked for.
         cors_origins: web pages that may call the service, in the environment separated by commas; "*" for all.
         prefill_chunk: tokens of prompts that are read, or scored, in one step, which all running requests wait for.
-        reproducible: give the same seed the same text in any batch, also where that costs speed.
         kv_dtype: of the KV cache.
         kv_bytes: the most that all KV caches may occupy; half the memory limit by default.
         max_body_bytes: longest request body.
@@ -74,7 +73,6 @@ class Settings(BaseSettings):
     api_key_hashes: Annotated[tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...], NoDecode] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     prefill_chunk: int = Field(128, ge=1, le=65536)
-    reproducible: bool = True
     kv_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     kv_bytes: int | None = Field(None, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
@@ -97,8 +95,6 @@ class Settings(BaseSettings):
     def _only_sure_answers(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("cache") == "off":
             raise ValueError("needs TTGPT_CACHE auto or always")
-        if value and not info.data.get("reproducible", True):
-            raise ValueError("needs TTGPT_REPRODUCIBLE, without which an answer depends on the others in the batch")
         return value
 
     @field_validator("redis_url")

@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from compressor import huggingface
 from compressor.runtime import artifact
+from compressor.runtime.evaluate import GOLDEN_SHARE
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2, encoded
 from compressor.runtime.gpt2_config import GPT2Config
@@ -57,7 +58,7 @@ def write_artifact(folder: Path, model: GPT2, *, force: bool = False) -> Path:
         continuation_ids=[],
         top_ids=top.indices.tolist(),
         top_logits=top.values.tolist(),
-        tolerance=0.25,
+        tolerance=max(0.25, GOLDEN_SHARE * float(top.values.abs().max())),
     )
     provenance = Provenance(
         source=Source(id="tiny", sha256="0" * 64), method="dense", config={}, seed=0, versions={}, build_seconds=0.0

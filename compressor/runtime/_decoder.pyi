@@ -79,6 +79,10 @@ class Matrix:
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
+    def is_contracted(self) -> bool:
+        """Whether any of its rows is contracted from the cores of tensor trains."""
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that it occupies in this process, with all that it is made of."""
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from compressor.runtime import native
 from compressor.runtime.codecs import Coded, codec_named
-from compressor.runtime.formats import Dense, Format, Path, prepared
+from compressor.runtime.formats import Dense, Format, Path, TTMatrix, prepared
 from compressor.runtime.gpt2_config import Activation, GPT2Config
 from compressor.runtime.kv_cache import KVCache
+from compressor.runtime.model import Model
 
 RowLookup = Callable[[Tensor], Tensor]  # ids to the token table's rows [*ids, D]
 MOST_FP16 = torch.finfo(torch.float16).max  # beyond are infinities, which attention could not take back
@@ -290,6 +291,17 @@ class GPT2(native.Accelerated):
         """
         forms = {name: form if path is None else form.with_path(path) for name, form in self.matrices().items()}
         return self.with_vectors("fp32").with_matrices({name: prepared(form) for name, form in forms.items()})
+
+    def decoder(self, threads: int | None = None) -> Model:
+        """Return the model as it runs without torch, every matrix as it is stored; this one may then be freed.
+
+        Args:
+            threads: that compute; all cores that the process may use by default.
+        """
+        forms = {name: form.merged() if isinstance(form, TTMatrix) else form for name, form in self.matrices().items()}
+        matrices = {name: form.as_stored() for name, form in forms.items()}
+        vectors = {name: native.array(vector.decode()) for name, vector in self._vectors.items()}
+        return Model(self.config, matrices, vectors, threads)
 
     def trainable(self) -> "GPT2":
         """Return a copy whose matrices and vectors are all float parameters."""

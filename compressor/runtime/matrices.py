@@ -67,7 +67,7 @@ def rows(matrix: Matrix, ids: Array, threads: int = 1) -> NDArray[np.float32]:
     """Return W[ids] [*ids, k] in fp32."""
     out = np.empty((ids.size, matrix.shape[1]), np.float32)
     matrix.rows(np.ascontiguousarray(ids, np.int64).reshape(-1), out, threads=threads)
-    return out.reshape(*ids.shape, -1)
+    return out.reshape(*ids.shape, matrix.shape[1])
 
 
 def matmul(

@@ -1,7 +1,8 @@
 """The decoder as it runs: GPT-2 made of stored matrices, and the keys and values of the texts it has read. No torch."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
+RowLookup = Callable[[Ids], Floats]  # ids to the token table's rows [*ids, D]
 KV_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # bf16 are their bits
 LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -87,6 +89,7 @@ class Model:
         matrices: by name.
         head: [V, D], that hidden states are multiplied by.
         threads: that compute.
+        row_lookup: looks the vectors of tokens up instead of the table itself, bitwise the same.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Model:
         self.config = config
         self.matrices = dict(matrices)
         self.head = self.matrices.get("lm_head", self.matrices["wte"])
+        self.row_lookup: RowLookup | None = None
         self.threads = threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
 
         def norm(name: str) -> tuple[Floats, Floats]:
@@ -139,7 +143,6 @@ class Model:
         *,
         wanted: Ids | None = None,
         hidden: bool = False,
-        embedded: Floats | None = None,
     ) -> Read:
         """Read the next tokens of several texts, one text behind another.
 
@@ -150,7 +153,6 @@ class Model:
             counts: tokens of each text [B]; their sum is N.
             wanted: tokens behind which logits are wanted [M], counted from 0 in `tokens`.
             hidden: whether the hidden states are.
-            embedded: rows of wte of the tokens [N, D], if these were looked up already.
 
         Raises:
             ValueError: if a text would outgrow the cache, or the arguments do not fit each other.
@@ -172,7 +174,7 @@ class Model:
             positions,
             cache.keys,
             cache.values,
-            embedded=embedded,
+            embedded=None if self.row_lookup is None else self.row_lookup(tokens),
             wanted=wanted,
             logits=logits,
             hidden=states,
@@ -185,6 +187,22 @@ class Model:
         """Return the logits of the next token [..., V] for hidden states [..., D]."""
         return of_matrices.matmul(self.head, hidden, self.threads)
 
-    def rows(self, ids: Ids) -> Floats:
-        """Return the vectors of tokens [*ids, D]."""
-        return of_matrices.rows(self.matrices["wte"], ids, self.threads)
+    def embed(self, ids: Ids) -> Floats:
+        """Return the vectors of tokens [*ids, D]; raises IndexError if one does not exist."""
+        return of_matrices.rows(self.matrices["wte"], ids) if self.row_lookup is None else self.row_lookup(ids)
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """Return the bytes of one token's keys and values in a cache of `dtype`."""
+        return Cache(self.config, 1, 1, dtype).num_bytes
+
+    @property
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes that every matrix and vector occupies, by name."""
+        shapes = self.config.vector_shapes().items()
+        return {name: matrix.num_bytes for name, matrix in self.matrices.items()} | {n: 4 * k for n, (k,) in shapes}
+
+    @property
+    def head_cost(self) -> int:
+        """About how many tokens the blocks read while the head is multiplied by one row; at least 1."""
+        work = sum(prod(matrix.shape) for name, matrix in self.matrices.items() if name.startswith("h."))
+        return -(-prod(self.head.shape) // work)

@@ -43,17 +43,17 @@ def matrix(codes: Tensor, scale: Tensor) -> "Matrix | None":
         return None
     if codes.dtype is torch.int8 and codes.shape[1] % _kernels.INT8_COLUMNS:
         return None
-    return Matrix(codes=_array(codes), scale=_array(scale.contiguous()))
+    return Matrix(codes=array(codes), scale=array(scale.contiguous()))
 
 
 def with_bias(weight: "Matrix", bias: Tensor) -> "Matrix":
     """Return the same matrix with a bias [n], fp32."""
-    return weight.with_bias(_array(bias))
+    return weight.with_bias(array(bias))
 
 
 def norm(weight: Tensor, bias: Tensor, epsilon: float) -> "Norm":
     """Return a LayerNorm with weight and bias [k], fp32, for the kernels."""
-    return Norm(weight=_array(weight), bias=_array(bias), epsilon=epsilon)
+    return Norm(weight=array(weight), bias=array(bias), epsilon=epsilon)
 
 
 def takes(x: Tensor) -> bool:
@@ -82,11 +82,11 @@ def linear(
     """
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     weight.linear(
-        _array(x.contiguous()),
-        _array(out),
+        array(x.contiguous()),
+        array(out),
         norm=norm,
         activation=activation,
-        residual=None if residual is None else _array(residual.contiguous()),
+        residual=None if residual is None else array(residual.contiguous()),
         threads=_threads(),
         instructions=instructions,
     )
@@ -110,11 +110,11 @@ def lookup(table: Table, x: Tensor, gradient: Tensor | None = None) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
     _kernels.lookup(
-        _array(x),
-        _array(out),
-        values=_array(table.values),
-        slopes=_array(table.slopes),
-        gradient=None if gradient is None else _array(gradient.contiguous()),
+        array(x),
+        array(out),
+        values=array(table.values),
+        slopes=array(table.slopes),
+        gradient=None if gradient is None else array(gradient.contiguous()),
         threads=_threads(),
     )
     return out
@@ -149,9 +149,7 @@ def attention(qkv: Tensor, keys: Tensor, values: Tensor, at: TokenPositions, lay
         scale: of the attention scores.
     """
     out = qkv.new_empty((qkv.shape[0], qkv.shape[1] // 3))
-    _kernels.attention(
-        _array(qkv), _array(out), **_cache(keys, values, at), layer=layer, scale=scale, threads=_threads()
-    )
+    _kernels.attention(array(qkv), array(out), **_cache(keys, values, at), layer=layer, scale=scale, threads=_threads())
     return out
 
 
@@ -166,16 +164,16 @@ def run(stack: "Stack", x: Tensor, keys: Tensor, values: Tensor, at: TokenPositi
         at: where the tokens stand.
     """
     out = x.clone(memory_format=torch.contiguous_format)
-    stack.run(_array(out), **_cache(keys, values, at), threads=_threads())
+    stack.run(array(out), **_cache(keys, values, at), threads=_threads())
     return out
 
 
 def _cache(keys: Tensor, values: Tensor, at: TokenPositions) -> dict[str, NDArray[Any]]:
     tensors = {"keys": keys, "values": values, "slots": at.slots, "positions": at.positions}
-    return {name: _array(tensor) for name, tensor in tensors.items()}
+    return {name: array(tensor) for name, tensor in tensors.items()}
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
+def array(tensor: Tensor) -> NDArray[Any]:
     """Return a view of a tensor, of its bits where it is bf16, which numpy does not know."""
     if tensor.requires_grad:
         tensor = tensor.detach()

@@ -11,7 +11,7 @@ from hashlib import sha256
 from math import isnan, nan
 from typing import Any
 
-import torch
+import numpy as np
 from pydantic import TypeAdapter
 
 from service.cache.contractions import SCHEMA, ContractionCache
@@ -115,5 +115,5 @@ def _answer(payload: bytes) -> Answer:
     scores = None
     if scored is not None:
         own, ids, tops = scored
-        scores = Scores(torch.tensor(own), torch.tensor(ids, dtype=torch.int32), torch.tensor(tops))
+        scores = Scores(np.array(own, np.float32), np.array(ids, np.int32), np.array(tops, np.float32))
     return tokens, scores

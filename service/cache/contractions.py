@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.runtime.formats.base import Span
 from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.model import Model
 from service.cache.local_tier import LocalTier
 from service.cache.redis_tier import RedisTier
 from service.cache.rows import CachedRows
@@ -24,6 +27,7 @@ from service.settings import Settings
 SCHEMA = 1
 BLOCK_BYTES = 1 << 20  # of a product that is asked for at once, so that each piece comes within the timeout
 HEADS = ("lm_head", "wte")  # the first that a model has is its head
+Product = NDArray[np.float32]
 Result = TypeVar("Result")
 
 
@@ -66,20 +70,22 @@ class ContractionCache:
         if table is not None:
             await table.prefetch(ids)
 
-    def attach(self, name: str, digest: str, gpt2: GPT2) -> GPT2:
+    def attach(self, name: str, digest: str, gpt2: GPT2) -> Model:
         """Return the model as it is served; for the thread that loads it.
 
-        Its table remembers what it contracts, and its head has the products of its cores; these it has without a
-        cache, too, so that all replicas round alike.
+        Its table remembers what it contracts, and its head has a product of its cores; this it has without a cache,
+        too, so that all replicas round alike.
         """
-        gpt2 = self._with_products(digest, gpt2)
-        if self._settings.cache == "off" or not gpt2.wte.is_contracted:
-            return gpt2
+        decoder = self._with_products(digest, gpt2).decoder(self._settings.threads)
+        table = decoder.matrices["wte"]
+        if self._settings.cache == "off" or not table.is_contracted:
+            return decoder
         self._connect()
-        table = CachedRows(gpt2.wte, name, _prefix(digest, "wte"), self.local, self.redis, self._metrics)
-        table.auto = self._settings.cache == "auto"
-        self._tables[name] = table
-        return gpt2.with_row_lookup(table)
+        rows = CachedRows(table, name, _prefix(digest, "wte"), self.local, self.redis, self._metrics)
+        rows.auto = self._settings.cache == "auto"
+        self._tables[name] = rows
+        decoder.row_lookup = rows
+        return decoder
 
     def _connect(self) -> None:
         """Have the event loop open the second tier, and wait for its first measurement."""
@@ -91,29 +97,29 @@ class ContractionCache:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _with_products(self, digest: str, gpt2: GPT2) -> GPT2:
-        """Give the head the products of its cores, if it has any."""
+        """Give the head the product of its cores that makes one row of its results cheaper, if it has any."""
         name = next(name for name in HEADS if name in gpt2.matrices())
 
         def find(span: Span, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
             self._connect()
             layout = Layout("<f4", shape)
             self._products_bytes += layout.size_bytes
-            return self._product(f"{_prefix(digest, name)}:cores-{span[0]}-{span[1]}", layout, compute)
+            prefix = f"{_prefix(digest, name)}:cores-{span[0]}-{span[1]}"
+            return torch.from_numpy(self._product(prefix, layout, lambda: compute().numpy()))
 
-        rows = max(self._settings.max_batch, self._settings.prefill_chunk)
-        return gpt2.with_matrices({name: gpt2.matrices()[name].with_products(rows, find)})
+        return gpt2.with_matrices({name: gpt2.matrices()[name].with_products(1, find)})
 
-    def _product(self, prefix: str, layout: Layout, compute: Callable[[], Tensor]) -> Tensor:
+    def _product(self, prefix: str, layout: Layout, compute: Callable[[], Product]) -> Product:
         """Return a product from Redis, or else contract it, and have it written if reading it would be faster."""
         blocks = _blocks(prefix, layout)
         found = self._asked_for(blocks)
         if found is not None:
-            return torch.frombuffer(bytearray().join(found), dtype=torch.float32).reshape(layout.shape)
+            return np.frombuffer(bytearray().join(found), np.float32).reshape(layout.shape)
         began = time.perf_counter()
         product = compute()
         seconds = time.perf_counter() - began
         if self.redis is not None and self._pays(blocks, seconds):
-            data = product.numpy().astype("<f4", copy=False).tobytes()
+            data = product.astype("<f4", copy=False).tobytes()
             entries, at = [], 0
             for key, block in blocks:
                 entries.append((key, data[at : at + block.size_bytes], block))

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from compressor.runtime.formats import Format
+from compressor.runtime import matrices
+from compressor.runtime._decoder import Matrix
 from service.cache.local_tier import LocalTier
 from service.cache.redis_tier import Entry, RedisTier
 from service.cache.value import Layout
 from service.metrics import Metrics
 
+Rows = NDArray[np.float32]  # [M, in]
 SIZES = (1, 32, 1024)  # rows that are timed at once
 REPEATS = 3
 ROOM_BYTES = 1 << 30  # of a tier that is only measured
@@ -42,12 +44,10 @@ class Measured:
     Attributes:
         contraction: of rows.
         local: looking the same rows up in this process.
-        alone: rows have to be contracted one by one, because together they are rounded differently.
     """
 
     contraction: Curve
     local: Curve
-    alone: bool
 
 
 class CachedRows:
@@ -60,11 +60,11 @@ class CachedRows:
     """
 
     def __init__(
-        self, form: Format, name: str, prefix: str, local: LocalTier, redis: RedisTier | None, metrics: Metrics
+        self, table: Matrix, name: str, prefix: str, local: LocalTier, redis: RedisTier | None, metrics: Metrics
     ) -> None:
-        """Remember rows of `form` under `prefix` and their number; `name` is the model's."""
-        self._form = form
-        self._layout = Layout("<f4", (form.in_features,))
+        """Remember rows of `table` under `prefix` and their number; `name` is the model's."""
+        self._table = table
+        self._layout = Layout("<f4", (table.shape[1],))
         self._prefix = prefix
         self._local = local
         self._redis = redis
@@ -73,21 +73,24 @@ class CachedRows:
         self._results = metrics.core_cache_requests
         self._operation = metrics.core_cache_operation
         self._asked: set[int] = set()  # rows that were looked for in Redis and that the engine has not come to yet
-        self.measured = _measured(form, self._layout)
+        self.measured = _measured(table, self._layout)
         self.auto = True
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the rows [*ids, in] for integer ids."""
-        flat = ids.reshape(-1).tolist()
+        shape = (*ids.shape, self._table.shape[1])
+        flat = ids.ravel().tolist()
         distinct = list(dict.fromkeys(flat))
-        if not flat or self._local_loses(len(distinct)):
+        if not flat:
+            return np.empty(shape, np.float32)
+        if self._local_loses(len(distinct)):
             self._results.labels("local", "bypass").inc(len(distinct))
-            return self._contract(flat).reshape(*ids.shape, -1) if flat else self._form.rows(ids).float()
+            return self._contract(flat).reshape(shape)
         rows = self._looked_up(distinct)
         if len(distinct) < len(flat):
             place = {row: k for k, row in enumerate(distinct)}
             rows = rows[[place[row] for row in flat]]
-        return rows.reshape(*ids.shape, -1)
+        return rows.reshape(shape)
 
     async def prefetch(self, ids: Iterable[int]) -> None:
         """Bring rows from Redis into this process, if they are not there; asks at most once."""
@@ -118,7 +121,7 @@ class CachedRows:
             count
         )
 
-    def _looked_up(self, distinct: Sequence[int]) -> Tensor:
+    def _looked_up(self, distinct: Sequence[int]) -> Rows:
         """Return different rows [M, in], contracting those that no tier has."""
         keys = list(map(self._key, distinct))
         with self._operation.labels("local", "get").time():
@@ -131,7 +134,7 @@ class CachedRows:
             with self._operation.labels("local", "set").time():
                 self._local.put_many((keys[k], value) for k in missing if (value := found[k]) is not None)
         self._settle(distinct, keys, found, missing)
-        return _tensor(found, self._layout)
+        return _joined(found, self._layout)
 
     def _settle(
         self, distinct: Sequence[int], keys: Sequence[str], values: Sequence[bytes | None], missing: Sequence[int]
@@ -148,48 +151,42 @@ class CachedRows:
             ]
             self._redis.offer(entries)
 
-    def _contract(self, rows: Sequence[int]) -> Tensor:
+    def _contract(self, rows: Sequence[int]) -> Rows:
         with self._contracting.time():
-            return _contracted(self._form, rows, alone=self.measured.alone)
+            return _contracted(self._table, rows)
 
 
-def _contracted(form: Format, rows: Sequence[int], *, alone: bool) -> Tensor:
-    """Return rows [M, in] in fp32."""
-    groups = [[row] for row in rows] if alone else [rows]
-    return torch.cat([form.rows(torch.tensor(group)).float() for group in groups])
+def _contracted(table: Matrix, rows: Sequence[int]) -> Rows:
+    return matrices.rows(table, np.array(rows, np.int64))
 
 
-def _payloads(rows: Tensor) -> list[bytes]:
-    data, size = rows.numpy().astype("<f4", copy=False).tobytes(), rows.shape[1] * 4
+def _payloads(rows: Rows) -> list[bytes]:
+    data, size = rows.astype("<f4", copy=False).tobytes(), rows.shape[1] * 4
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def _tensor(values: Sequence[bytes | None], layout: Layout) -> Tensor:
-    """Return payloads of one layout as a tensor [M, in]."""
+def _joined(values: Sequence[bytes | None], layout: Layout) -> Rows:
+    """Return payloads of one layout as an array [M, in]."""
     data = bytearray().join(value for value in values if value is not None)
-    return torch.frombuffer(data, dtype=torch.float32).reshape(-1, *layout.shape)
+    return np.frombuffer(data, np.float32).reshape(-1, *layout.shape)
 
 
-def _remembered(tier: LocalTier, keys: Sequence[str], layout: Layout) -> Tensor:
-    return _tensor(tier.get_many(keys), layout)
+def _remembered(tier: LocalTier, keys: Sequence[str], layout: Layout) -> Rows:
+    return _joined(tier.get_many(keys), layout)
 
 
-@torch.inference_mode()
-def _measured(form: Format, layout: Layout) -> Measured:
-    """Time contracting and looking up rows all over the table, and compare rows made alone with rows made together."""
-    vocabulary = range(form.out_features)
+def _measured(table: Matrix, layout: Layout) -> Measured:
+    """Time contracting and looking up rows all over the table."""
+    vocabulary = range(table.shape[0])
     sizes = tuple(sorted({min(size, len(vocabulary)) for size in SIZES})) if len(vocabulary) > 1 else (1, 2)
     tier = LocalTier(ROOM_BYTES)
     rows = Random(0).sample(vocabulary, min(sizes[-1], len(vocabulary)))  # noqa: S311
-    together = _contracted(form, rows, alone=False)
+    together = _contracted(table, rows)
     keys = list(map(str, rows))
     tier.put_many(zip(keys, _payloads(together), strict=True))
-    contraction = [_fastest(partial(_contracted, form, rows[:n], alone=False)) for n in sizes]
+    contraction = [_fastest(partial(_contracted, table, rows[:n])) for n in sizes]
     local = [_fastest(partial(_remembered, tier, keys[:n], layout)) for n in sizes]
-    few = rows[: SIZES[1]]
-    singles = _contracted(form, few, alone=True)
-    alike = torch.equal(singles, together[: len(few)]) and torch.equal(singles[:3], form.rows(torch.tensor(few[:3])))
-    return Measured(Curve(sizes, tuple(contraction)), Curve(sizes, tuple(local)), alone=not alike)
+    return Measured(Curve(sizes, tuple(contraction)), Curve(sizes, tuple(local)))
 
 
 def _fastest(work: Callable[[], object]) -> float:

@@ -8,7 +8,6 @@ from math import inf
 from typing import Any
 
 import structlog
-import torch
 
 from service.engine.batch import Batch
 from service.engine.generation import Generation
@@ -123,14 +122,12 @@ class Engine:
         self._tokens -= request.tokens
 
     def _run(self) -> None:
-        torch.set_num_threads(self._settings.threads)
-        with torch.inference_mode():
-            while lanes := self._admit():
-                self._round_began = time.monotonic()
-                for lane in lanes:
-                    before = tuple(lane.members)
-                    lane.step()
-                    self._after(lane, before)
+        while lanes := self._admit():
+            self._round_began = time.monotonic()
+            for lane in lanes:
+                before = tuple(lane.members)
+                lane.step()
+                self._after(lane, before)
 
     def _after(self, lane: Lane[Any], before: tuple[Request[Any], ...]) -> None:
         """Deliver what a step has brought to those who were `before` it, and release those that have left."""

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Generic, TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from structlog.contextvars import get_contextvars
-from torch import Tensor
 
 from service.engine.models import LoadedModel
 from service.errors import ClientGoneError, DeadlineError
@@ -140,7 +140,7 @@ class Job(Request[Event]):
         """Do a bounded piece of the work; return whether it was the last one."""
 
 
-class Lookup(Job[Tensor]):
+class Lookup(Job[NDArray[np.float32]]):
     """Looks up the vectors [M, D] of M tokens, contracting them where the table is compressed."""
 
     def __init__(self, model: LoadedModel, ids: list[int], metrics: Metrics) -> None:
@@ -150,7 +150,7 @@ class Lookup(Job[Tensor]):
         self._metrics = metrics
 
     def step(self) -> bool:
-        self.mailbox.put(self._model.gpt2.embed(torch.tensor(self._ids)).float())
+        self.mailbox.put(self._model.decoder.embed(np.array(self._ids, np.int64)))
         self._metrics.prompt_tokens.labels(self.model_name).inc(len(self._ids))
         self.mailbox.put(None)
         return True

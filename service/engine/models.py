@@ -2,17 +2,20 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+import numpy as np
 from tokenizers import Tokenizer
 
 from compressor.errors import ArtifactError
 from compressor.runtime.artifact import MANIFEST, read
 from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.gpt2_config import component_of
 from compressor.runtime.manifest import Golden, Manifest
+from compressor.runtime.model import Cache, Model
 from service.engine.streaming import Vocabulary, vocabulary
 from service.errors import UnknownModelError
 from service.metrics import Metrics
@@ -26,7 +29,7 @@ class LoadedModel:
 
     Attributes:
         name: the folder's name, by which clients choose it.
-        gpt2: the decoder in the form that runs.
+        decoder: what computes.
         tokenizer: text to ids.
         vocabulary: ids to bytes.
         manifest: what the artefact says about itself.
@@ -37,7 +40,7 @@ class LoadedModel:
     """
 
     name: str
-    gpt2: GPT2
+    decoder: Model
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     manifest: Manifest
@@ -49,12 +52,12 @@ class LoadedModel:
     @property
     def context(self) -> int:
         """Longest prompt and continuation together, in tokens."""
-        return self.gpt2.config.n_positions
+        return self.decoder.config.n_positions
 
     @property
     def eos_id(self) -> int:
         """The token that ends a text."""
-        return self.gpt2.config.eos_token_id
+        return self.decoder.config.eos_token_id
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; lets other threads run meanwhile, which `Tokenizer.encode` does not."""
@@ -66,9 +69,12 @@ def report(model: LoadedModel, metrics: Metrics) -> None:
     name, manifest = model.name, model.manifest
     provenance, quality = manifest.provenance, manifest.quality
     metrics.model_info.labels(name, manifest.digest, provenance.method, provenance.source.id).set(1)
+    resident: Counter[str] = Counter()
+    for part, size_bytes in model.decoder.num_bytes.items():
+        resident[component_of(part)] += size_bytes
     for component, size in manifest.bytes.items():
         metrics.model_weight_bytes.labels(name, component, "disk").set(size.disk)
-        metrics.model_weight_bytes.labels(name, component, "resident").set(size.resident)
+        metrics.model_weight_bytes.labels(name, component, "resident").set(resident[component])
         metrics.model_dense_equivalent_bytes.labels(name, component).set(size.dense_fp32)
     metrics.model_artifact_bytes.labels(name).set(model.artifact_bytes)
     for metric in QUALITY:
@@ -98,11 +104,11 @@ class Models:
         return self._by_name[name]
 
 
-Attach = Callable[[str, str, GPT2], GPT2]  # name, digest and model; returns one, bitwise the same, with a cache
+Attach = Callable[[str, str, GPT2], Model]  # name, digest and model as it is stored; returns what computes
 
 
-def _as_it_is(name: str, digest: str, gpt2: GPT2) -> GPT2:
-    return gpt2
+def _as_it_is(name: str, digest: str, gpt2: GPT2) -> Model:
+    return gpt2.decoder()
 
 
 def load_all(
@@ -145,16 +151,16 @@ def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
     try:
         artifact = read(folder)
         times.append(time.monotonic())
-        gpt2 = attach(artifact.name, artifact.manifest.digest, artifact.model.prepared())
-        words = vocabulary(artifact.tokenizer, gpt2.config.vocab_size)
+        decoder = attach(artifact.name, artifact.manifest.digest, artifact.model)
+        words = vocabulary(artifact.tokenizer, decoder.config.vocab_size)
         times.append(time.monotonic())
-        check_golden(gpt2, artifact.manifest.golden)
+        check_golden(decoder, artifact.manifest.golden)
         times.append(time.monotonic())
     except ArtifactError as error:
         raise _with_folder(error, folder) from error
     return LoadedModel(
         name=artifact.name,
-        gpt2=gpt2,
+        decoder=decoder,
         tokenizer=artifact.tokenizer,
         vocabulary=words,
         manifest=artifact.manifest,
@@ -164,17 +170,17 @@ def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
     )
 
 
-def check_golden(gpt2: GPT2, golden: Golden) -> None:
+def check_golden(decoder: Model, golden: Golden) -> None:
     """Run the golden prompt.
 
     Raises:
         ArtifactError: if a score is further off than the manifest tolerates.
     """
-    with torch.inference_mode():
-        hidden = gpt2(torch.tensor([golden.prompt_ids]))  # [1, T, D]
-        logits = gpt2.logits(hidden[:, -1])[0]  # [V]
-    found = logits[golden.top_ids].double()
-    error = (found - torch.tensor(golden.top_logits, dtype=torch.float64)).abs().max().item()
+    ids = np.array(golden.prompt_ids, np.int64)
+    cache = Cache(decoder.config, 1, len(ids))
+    logits = decoder.read(ids, cache, np.array([0]), np.array([len(ids)]), wanted=np.array([len(ids) - 1])).logits
+    assert logits is not None  # noqa: S101 - they are wanted
+    error = np.abs(logits[0, golden.top_ids].astype(np.float64) - golden.top_logits).max()
     if not error <= golden.tolerance:
         problem = (
             f"is missed by {error:.3g}, more than the tolerance {golden.tolerance:g}: this CPU computes differently"

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from service.engine.sampling import likelihoods
+
+Hidden = NDArray[np.float32]
+Head = Callable[[Hidden], NDArray[np.float32]]
 
 
 class Scores(NamedTuple):
@@ -19,16 +21,13 @@ class Scores(NamedTuple):
         top_logprobs: of these, fp32 [n, k].
     """
 
-    logprobs: Tensor
-    top_ids: Tensor
-    top_logprobs: Tensor
+    logprobs: NDArray[np.float32]
+    top_ids: NDArray[np.int32]
+    top_logprobs: NDArray[np.float32]
 
 
 class PromptScores:
     """Finds the log-probabilities of a prompt's tokens but the first, a tile of them at a time.
-
-    Tiles begin at multiples of their size, however the prompt was cut when it was read: so every product with the head
-    has the same rows in the same places, and the same bits.
 
     Attributes:
         found: what is found so far, in place. Small pieces, kept between logits that come and go, would leave holes as
@@ -45,8 +44,8 @@ class PromptScores:
             top: how many of the likeliest tokens are wanted beside each, k.
         """
         n = len(ids) - 1
-        self.found = Scores(torch.zeros(n), torch.zeros(n, top, dtype=torch.int32), torch.zeros(n, top))
-        self.hidden: Tensor | None = None
+        self.found = Scores(np.zeros(n, np.float32), np.zeros((n, top), np.int32), np.zeros((n, top), np.float32))
+        self.hidden: Hidden | None = None
         self._ids = ids
         self._scored = 0
 
@@ -55,28 +54,28 @@ class PromptScores:
         """Tokens that are not scored yet."""
         return len(self._ids) - 1 - self._scored
 
-    def add(self, hidden: Tensor) -> None:
+    def add(self, hidden: Hidden) -> None:
         """Take the hidden states [n, D] of the tokens of the prompt that were read next."""
-        self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
+        self.hidden = hidden if self.hidden is None else np.concatenate([self.hidden, hidden])
 
     def ready(self, tile: int) -> bool:
         """Return whether a tile, or the last tokens of the prompt, can be scored before more of it is read."""
         return self.hidden is not None and 0 < min(tile, self.left) <= len(self.hidden)
 
-    def score(self, tile: int, head: Callable[[Tensor], Tensor]) -> None:
-        """Score the next tokens, which are `ready`; `head` gives the logits [tile, V] of hidden states [tile, D]."""
+    def score(self, tile: int, head: Head) -> None:
+        """Score the next `tile` tokens, which are `ready`; `head` gives the logits [n, V] of hidden states [n, D]."""
         assert self.hidden is not None  # noqa: S101 - they are ready
         count = min(tile, self.left)
-        logits = head(F.pad(self.hidden[:count], (0, 0, 0, tile - count)))[:count]
         end = self._scored + count
         targets = self._ids[self._scored + 1 : end + 1]
         top = self.found.top_ids.shape[-1]
-        for whole, part in zip(self.found, likelihoods(logits.float(), targets, top), strict=True):
+        logits = head(self.hidden[:count])
+        for whole, part in zip(self.found, likelihoods(logits, targets, top), strict=True):
             whole[self._scored : end] = part
         self._scored = end
         self.hidden = self.hidden[count:]
 
-    def last(self) -> Tensor:
+    def last(self) -> Hidden:
         """Return the hidden state [1, D] after the prompt, when all is read and scored, and forget it."""
         assert self.hidden is not None  # noqa: S101 - all is read
         hidden, self.hidden = self.hidden, None

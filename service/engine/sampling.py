@@ -7,20 +7,20 @@ falls in.
 Law: what a row gets depends on its own logits and choice only, never on the rows beside it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+FOLDS = 64  # tokens, at most, that are one column where a bound of the best ones is looked for
 COLDEST = 1e-30  # a lower temperature would be 0 in fp32
 LARGEST = 1e30  # magnitude of a penalised score; its difference to any other is finite
 BLOCK = 256  # tokens that a draw from the whole vocabulary skips at a time
 RARE = (1e-4, 1e-5, 0.0)  # what top-p and typical p leave is looked for among the tokens so probable first
 
+Logits = NDArray[np.float32]
 Weights = NDArray[np.floating]
 Ids = NDArray[np.integer]
 
@@ -63,72 +63,63 @@ class Choice:
     seen: Sequence[int] = ()
 
 
-def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
-    """Return the next token of every row, given the model's logits [B, V]. Rows of one kind are worked on together."""
-    logits = _penalised(logits, choices)
-    kinds: dict[int | None, list[int]] = {}
-    for row, choice in enumerate(choices):
-        kinds.setdefault(_kind(choice.how, logits.shape[-1]), []).append(row)
-    chosen = [0] * len(choices)
-    for kind, rows in kinds.items():
-        alike = logits if len(rows) == len(choices) else logits[rows]
-        for row, token in zip(rows, _choose_alike(alike, [choices[row] for row in rows], kind), strict=True):
-            chosen[row] = int(token)
-    return chosen
+def choose(logits: Logits, choices: Sequence[Choice]) -> list[int]:
+    """Return the next token of every row, given the model's logits [B, V]; of equally good ones that of smaller id."""
+    return [_choose(row, choice) for row, choice in zip(logits, choices, strict=True)]
 
 
-GREEDY = 0
-
-
-def _kind(how: Sampling, vocabulary: int) -> int | None:
-    """Return how many of the best tokens have to be found: 1.. with top-k, GREEDY, or None for all."""
+def _choose(logits: Logits, choice: Choice) -> int:
+    """Return the next token, given its logits [V]: row by row, what is computed with stays in the CPU's cache."""
+    how = choice.how
+    if how.repetition_penalty != 1:
+        logits = penalise_repetition(logits, choice.seen, how.repetition_penalty)
     if how.seed is None:
-        return GREEDY
-    return None if how.top_k is None or how.top_k >= vocabulary else how.top_k
+        return int(logits.argmax())
+    if how.top_k is None or how.top_k >= len(logits):
+        return _draw_from(_weights(logits, how), choice)
+    ids = best(logits, how.top_k)
+    return int(ids[_draw_from(_weights(logits[ids], how), choice)])
 
 
-def _choose_alike(logits: Tensor, choices: Sequence[Choice], kind: int | None) -> Iterable[int]:
-    if kind == GREEDY:
-        best_ids: Ids = logits.numpy().argmax(-1)  # 30 times faster than torch's
-        return best_ids
-    temperatures = torch.tensor([[max(choice.how.temperature, COLDEST)] for choice in choices])  # [B, 1]
-    if kind is None:
-        odds = ((logits - logits.amax(-1, keepdim=True)) / temperatures).softmax(-1).numpy()  # [B, V]
-        return [_draw_from_all(row, choice) for row, choice in zip(odds, choices, strict=True)]
-    best, ids = logits.topk(kind)  # [B, k], the best first
-    odds = ((best - best[:, :1]) / temperatures).softmax(-1).numpy()
-    columns = _draw_from_best(odds, choices)
-    for row, choice in enumerate(choices):
-        if choice.how.typical_p < 1:
-            columns[row] = _draw_from_some(odds[row], choice)
-    return ids.numpy()[range(len(choices)), columns]
+def best(logits: Logits, count: int) -> Ids:
+    """Return the `count` best tokens, the best first, given all logits [V]; of equal ones the smallest id first.
+
+    Folded, the logits have at least as many columns as tokens are wanted: the best ones of these columns are as many
+    tokens, so that the worst of them bounds what is wanted.
+    """
+    if not count:
+        return np.empty(0, np.intp)
+    folds = min(FOLDS, max(1, len(logits) // (16 * count)))
+    columns = len(logits) // folds
+    bests = logits[: folds * columns].reshape(folds, columns).max(0)
+    bound = np.partition(bests, -count)[-count]
+    ids = np.flatnonzero(logits >= bound)
+    found: Ids = ids[np.argsort(-logits[ids], kind="stable")[:count]]
+    return found
 
 
-def _draw_from_best(odds: Weights, choices: Sequence[Choice]) -> Ids:
-    """Draw a column [B] per row of probabilities [B, k], the best first, of which top-p leaves the first few."""
-    rows = range(len(choices))
-    p = np.array([[choice.how.top_p if choice.how.top_p < 1 else inf] for choice in choices])  # [B, 1]
-    sums = odds.cumsum(-1, dtype=np.float64)  # [B, k]
-    sizes = np.minimum((sums < p).sum(-1), odds.shape[-1] - 1)
-    totals = sums[rows, sizes][:, np.newaxis]  # [B, 1]
-    uniforms = np.array([[choice.uniform] for choice in choices])
-    last = (sums < totals).sum(-1)  # with a share
-    columns: Ids = np.minimum((sums <= uniforms * totals).sum(-1), last)
-    return columns
+def _weights(logits: Logits, how: Sampling) -> Logits:
+    """Return the odds of tokens at the temperature, the best one's 1, given their logits."""
+    weights: Logits = logits - logits.max()
+    if how.temperature != 1:
+        with np.errstate(over="ignore"):  # to minus infinity, whose share is none
+            weights /= np.float32(max(how.temperature, COLDEST))
+    np.exp(weights, out=weights)
+    return weights
 
 
-def _draw_from_all(odds: Weights, choice: Choice) -> int:
-    """Draw from the probabilities [V] of all tokens."""
+def _draw_from(weights: Weights, choice: Choice) -> int:
+    """Return the place of the token that is drawn, given the weights of some tokens or all."""
     if choice.how.top_p < 1 or choice.how.typical_p < 1:
-        return _draw_from_some(odds, choice)
-    blocks = np.add.reduceat(odds, np.arange(0, len(odds), BLOCK), dtype=np.float64)  # [V / BLOCK]
+        return _draw_from_some(weights / weights.sum(), choice)
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64)  # [V / BLOCK]
     block = _draw(blocks, choice.uniform)
     rest = (choice.uniform * blocks.sum() - blocks[:block].sum()) / blocks[block]  # the draw within the block
-    return block * BLOCK + _draw(odds[block * BLOCK : (block + 1) * BLOCK], rest)
+    return block * BLOCK + _draw(weights[block * BLOCK : (block + 1) * BLOCK], rest)
 
 
 def _draw_from_some(odds: Weights, choice: Choice) -> int:
-    """Draw from what top-p and typical p leave of the probabilities [V]."""
+    """Draw from what top-p and typical p leave of the probabilities."""
     how = choice.how
     inside = nucleus(odds, how.top_p) if how.top_p < 1 else np.flatnonzero(odds)
     if how.typical_p < 1:
@@ -184,45 +175,33 @@ def _draw(weights: Weights, uniform: float) -> int:
     return min(int(np.searchsorted(sums, uniform * sums[-1], side="right")), last)
 
 
-def _penalised(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
-    rows = [row for row, choice in enumerate(choices) if choice.how.repetition_penalty != 1]
-    if not rows:
-        return logits
-    logits = logits.clone()
-    for row in rows:
-        logits[row] = penalise_repetition(
-            logits[row], torch.tensor(choices[row].seen), choices[row].how.repetition_penalty
-        )
-    return logits
-
-
-def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the tokens `seen` [..., n] less likely (penalty > 1) or more (penalty < 1).
+def penalise_repetition(logits: Logits, seen: Sequence[int], penalty: float) -> Logits:
+    """Return logits [V] in which the tokens `seen` are less likely (penalty > 1) or more (penalty < 1).
 
     Reference: CTRL, arXiv 1909.05858, section 4.1, with negative logits multiplied as Hugging Face does.
     """
-    found = logits.gather(-1, seen)  # [..., n]
-    penalty = min(max(penalty, 1 / LARGEST), LARGEST)  # others are 0 or infinite in fp32
-    found = torch.where(found < 0, found * penalty, found / penalty).clamp(-LARGEST, LARGEST)
-    return logits.scatter(-1, seen, found)
+    ids = np.array(seen, np.intp)
+    found = logits[ids]
+    factor = np.float32(min(max(penalty, 1 / LARGEST), LARGEST))  # others are 0 or infinite in fp32
+    with np.errstate(over="ignore"):  # infinities are clipped
+        found = np.where(found < 0, found * factor, found / factor).clip(-LARGEST, LARGEST)
+    penalised = logits.copy()
+    penalised[ids] = found
+    return penalised
 
 
-def log_probabilities(logits: Tensor, ids: Sequence[int]) -> list[float]:
-    """Return the model's own log-probability of one token per row, before any warping, in nats."""
-    found: list[float] = logits.log_softmax(-1)[range(len(ids)), ids].tolist()
+def log_probabilities(logits: Logits, ids: Sequence[int] | Ids) -> Logits:
+    """Return the model's own log-probabilities of tokens [n], before any warping, in nats, given all logits [V]."""
+    most = logits.max()
+    odds = logits - most
+    total = np.exp(odds, out=odds).sum()
+    found: Logits = logits[ids] - most - np.log(total)
     return found
 
 
-def likelihoods(logits: Tensor, ids: Sequence[int], count: int) -> tuple[Tensor, Tensor, Tensor]:
+def likelihoods(logits: Logits, ids: Sequence[int], count: int) -> tuple[Logits, Ids, Logits]:
     """Return the log-probability of one token per row [n], and ids and log-probabilities of the best [n, count]."""
-    logprobs = logits.log_softmax(-1)
-    best, best_ids = logprobs.topk(count)
-    return logprobs[range(len(ids)), ids], best_ids.int(), best
-
-
-def best_tokens(logits: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
-    """Return the likeliest tokens of every row and their log-probabilities in nats, the best first."""
-    if not count:
-        return [()] * len(logits)
-    best, ids = logits.log_softmax(-1).topk(count)
-    return [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), best.tolist(), strict=True)]
+    best_ids = np.stack([best(row, count) for row in logits])  # [n, count]
+    wanted = np.column_stack([ids, best_ids])  # [n, 1 + count]
+    found = np.stack([log_probabilities(*row) for row in zip(logits, wanted, strict=True)])
+    return found[:, 0], best_ids, found[:, 1:]

@@ -138,7 +138,7 @@ async def ids_of(inputs: EmbeddingInputs, model: LoadedModel, most: int, field: 
 
 def check_ids(ids: Sequence[int], model: LoadedModel, field: str) -> None:
     """Refuse ids that no token has; raises InvalidRequestError, naming the field."""
-    size, highest = model.gpt2.config.vocab_size, max(ids, default=0)
+    size, highest = model.decoder.config.vocab_size, max(ids, default=0)
     if highest >= size:
         raise InvalidRequestError(f"{field}: ids must be below the vocabulary of {size}, not {highest}")
 

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 
+import numpy as np
 import structlog
-import torch
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
-from torch import Tensor
 
 from service.engine.jobs import Lookup
 from service.engine.models import LoadedModel
@@ -24,6 +24,7 @@ from service.http.schemas import MAX_IDS
 from service.http.state import Service
 from service.http.streams import watched
 
+Piece = NDArray[np.float32]  # vectors [M, D]
 PIECE_BYTES = 1 << 19
 AGAIN_SECONDS = 0.1
 
@@ -43,20 +44,20 @@ class Vectors:
         self._service = service
         self._request: Request | None = request  # while nothing has been answered
         self._pieces = self._looked_up()
-        self._piece = torch.empty(0, self.width)
+        self._piece = np.empty((0, self.width), np.float32)
         self._deadline = asyncio.get_running_loop().time() + service.settings.request_seconds
 
     @property
     def width(self) -> int:
         """Length of a vector."""
-        return self.model.gpt2.config.n_embd
+        return self.model.decoder.config.n_embd
 
     async def begin(self) -> None:
         """Look up the first piece; raises like `Engine.submit_all`, which later ones wait for."""
         self._piece = await anext(self._pieces)
         self._request = None
 
-    async def take(self, count: int) -> AsyncIterator[Tensor]:
+    async def take(self, count: int) -> AsyncIterator[Piece]:
         """Yield the next `count` vectors in pieces [M, D]."""
         while count:
             if not len(self._piece):
@@ -65,7 +66,7 @@ class Vectors:
             count -= len(part)
             yield part
 
-    async def _looked_up(self) -> AsyncIterator[Tensor]:
+    async def _looked_up(self) -> AsyncIterator[Piece]:
         """Yield all vectors in pieces; the cache is asked for the rows of MAX_IDS tokens at once."""
         ids, most = list(chain.from_iterable(self.rows)), max(1, PIECE_BYTES // (4 * self.width))
         for start in range(0, len(ids), MAX_IDS):
@@ -74,7 +75,7 @@ class Vectors:
                 job = Lookup(self.model, group[at : at + most], self._service.engine.metrics)
                 yield await self._vectors(job, () if at else group)
 
-    async def _vectors(self, job: Lookup, asked: Sequence[int]) -> Tensor:
+    async def _vectors(self, job: Lookup, asked: Sequence[int]) -> Piece:
         await self._submit(job, asked)
         async with nullcontext() if self._request is None else watched(self._request, job.mailbox):
             try:
@@ -161,7 +162,7 @@ async def token_json(vectors: Vectors, *, encode: bool) -> AsyncIterator[str]:
     yield "]}"
 
 
-async def _lists(parts: AsyncIterator[Tensor]) -> AsyncIterator[str]:
+async def _lists(parts: AsyncIterator[Piece]) -> AsyncIterator[str]:
     before = "["
     async for part in parts:
         for vector in part:
@@ -170,7 +171,7 @@ async def _lists(parts: AsyncIterator[Tensor]) -> AsyncIterator[str]:
     yield "]" if before == ", " else "[]"
 
 
-async def _base64(parts: AsyncIterator[Tensor]) -> AsyncIterator[str]:
+async def _base64(parts: AsyncIterator[Piece]) -> AsyncIterator[str]:
     yield '"'
     rest = b""
     async for part in parts:
@@ -188,9 +189,9 @@ async def mean_json(vectors: Vectors, *, encode: bool) -> AsyncIterator[str]:
     head = json.dumps({"object": "list", "model": vectors.model.name, "usage": usage})
     yield f'{head[:-1]}, "data": ['
     for index, ids in enumerate(vectors.rows):
-        total = torch.zeros(vectors.width, dtype=torch.float64)
+        total = np.zeros(vectors.width)
         async for part in vectors.take(len(ids)):
-            total += part.sum(0, dtype=torch.float64)
+            total += part.sum(0, dtype=np.float64)
         mean = unit(total)
         vector = base64.b64encode(_bytes(mean)).decode() if encode else mean.tolist()
         item = json.dumps({"object": "embedding", "index": index, "embedding": vector})
@@ -199,11 +200,11 @@ async def mean_json(vectors: Vectors, *, encode: bool) -> AsyncIterator[str]:
     yield "]}"
 
 
-def unit(vector: Tensor) -> Tensor:
+def unit(vector: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return a vector [D] of float64 at length 1, in float32; zeros stay zeros."""
-    length = vector.norm()
-    return (vector / length if length > 0 else vector).float()
+    length = np.linalg.norm(vector)
+    return (vector / length if length > 0 else vector).astype(np.float32)
 
 
-def _bytes(vectors: Tensor) -> bytes:
-    return vectors.numpy().astype("<f4").tobytes()
+def _bytes(vectors: Piece) -> bytes:
+    return vectors.astype("<f4", copy=False).tobytes()

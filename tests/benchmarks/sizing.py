@@ -28,7 +28,6 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from compressor.pages import Block, refresh, table
-from compressor.runtime.formats import TokenMPS, TTMatrix
 from service.engine.batch import kv_row_bytes
 from service.engine.models import load
 from service.settings import Settings
@@ -122,7 +121,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "weights_bytes": manifest.weight_bytes,
         "resident_bytes": sum(size.resident for size in manifest.bytes.values()),
         "kv_bytes": kv_row_bytes(model, DEFAULTS) * DEFAULTS.max_batch,
-        "cache_bytes": DEFAULTS.cache_bytes if isinstance(model.gpt2.wte, TokenMPS | TTMatrix) else 0,
+        "cache_bytes": DEFAULTS.cache_bytes if model.decoder.matrices["wte"].is_contracted else 0,
     }
     half = context // 2
     full = _body(_prompt(model.tokenizer, half), context - half)

@@ -2,16 +2,18 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.model import Cache, Floats, Model
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt
 from service.engine.models import LoadedModel, load
@@ -51,6 +53,15 @@ def tiny(artifacts: list[Path]) -> LoadedModel:
 def settings(artifacts: list[Path]) -> Settings:
     """Settings that serve both artefacts."""
     return Settings(models=tuple(artifacts), threads=1)
+
+
+def logits_of(decoder: Model, ids: Sequence[int], dtype: str = "fp32") -> Floats:
+    """Return the logits behind every token of a text [T, V], with keys and values of `dtype`."""
+    tokens, count = np.array(ids), len(ids)
+    cache = Cache(decoder.config, 1, count, dtype)
+    logits = decoder.read(tokens, cache, np.array([0]), np.array([count]), wanted=np.arange(count)).logits
+    assert logits is not None
+    return logits
 
 
 def generation(

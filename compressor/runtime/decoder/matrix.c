@@ -550,6 +550,20 @@ static PyObject *matrix_num_bytes(MatrixObject *self, void *unused)
     return PyLong_FromLongLong((long long)bytes_of(&self->matrix));
 }
 
+static int is_contracted(const Matrix *m)
+{
+    int found = m->kind == TT_MATRIX || m->kind == TOKEN_MPS;
+    for (int64_t i = 0; i < m->part_count && !found; i++)
+        found = is_contracted(m->parts[i]);
+    return found;
+}
+
+static PyObject *matrix_is_contracted(MatrixObject *self, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(is_contracted(&self->matrix));
+}
+
 #define WITH_NAMES (PyCFunction)(void (*)(void))
 
 static PyMethodDef methods[] = {
@@ -568,6 +582,7 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef properties[] = {
     { "shape", (getter)matrix_shape, NULL, "(n, k)", NULL },
+    { "is_contracted", (getter)matrix_is_contracted, NULL, "Whether rows are contracted from cores.", NULL },
     { "num_bytes", (getter)matrix_num_bytes, NULL, "Bytes that it occupies.", NULL },
     { NULL, NULL, NULL, NULL, NULL },
 };

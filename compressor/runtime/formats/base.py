@@ -9,7 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from compressor.runtime import native
+from compressor.runtime._decoder import Matrix
 from compressor.runtime.codecs import Coded, PartLayout, codec_named
+from compressor.runtime.matrices import matrix_of
 
 Path = Literal["stored", "factors", "dense"]
 Shape = tuple[int, int]
@@ -214,6 +217,10 @@ class Format(nn.Module, ABC):
         coded = {name: _coded(name, shape, tensors, spec.codecs[name]) for name, shape in layout.items()}
         indices = {name: t[INDEX_PART] for name in index_layout if (t := below(tensors, name)).keys() == {INDEX_PART}}
         return cls(spec.shape, coded, spec.options, spec.path, inner=inner, indices=indices)
+
+    def as_stored(self) -> Matrix:
+        """Return the matrix as it runs without torch, multiplied as it is stored."""
+        return matrix_of({name: native.array(tensor) for name, tensor in self.tensors().items()}, self.spec())
 
     def trainable(self) -> Self:
         """Return a copy whose tensors are float parameters, to be trained; see `compressor.runtime.codecs.Latent`."""

@@ -139,8 +139,6 @@ class TTMatrix(Format):
         Args:
             rows: of x, at most.
         """
-        if self.path == "dense":
-            return {}
         shapes = {span: self._merged_shape(*span) for span in _spans(len(self.in_modes)) if span[1] - span[0] > 1}
         small = frozenset(span for span, shape in shapes.items() if 2 * prod(shape) <= prod(self.shape))
         classes = [1 << k for k in range((min(rows, BATCH_ROWS) - 1).bit_length() + 1)]
@@ -170,6 +168,23 @@ class TTMatrix(Format):
                 raise ValueError(f"product {list(span)} must be fp32 {list(shape)}, not {list(found.shape)}")
             copy._products[span] = found
         return copy
+
+    def merged(self) -> "TTMatrix":
+        """Return the same matrix, in which a given product of cores is one core; itself if it has none."""
+        if not self._products:
+            return self
+        (start, stop), product = next(iter(self._products.items()))  # of those for one row of x, if there is one
+        modes = range(start, stop)
+        sizes = [(self.in_modes[k], self.out_modes[k]) for k in modes]
+        ins, outs = (prod(side[start:stop]) for side in (self.in_modes, self.out_modes))
+        left, right = self.ranks[start], self.ranks[stop]
+        axes = product.reshape(left, right, *(n for size in sizes for n in size))
+        order = [0, *range(2, 2 + 2 * len(modes), 2), *range(3, 2 + 2 * len(modes), 2), 1]
+        core = axes.permute(order).reshape(left, ins, outs, right)
+        cores = self.cores()
+        return TTMatrix.of(
+            [*cores[:start], core, *cores[stop:]], self.shape, "fp32", permutation=self._permutation(), path=self.path
+        )
 
     def _merged_shape(self, start: int, stop: int) -> tuple[int, ...]:
         order = len(self.in_modes)

@@ -145,7 +145,7 @@ async def info(service: ServiceOf) -> InfoResponse:
 
 
 def _model_info(model: LoadedModel) -> ModelInfo:
-    manifest, config = model.manifest, model.gpt2.config
+    manifest, config = model.manifest, model.decoder.config
     return ModelInfo(
         model_id=model.name,
         model_sha=manifest.digest,

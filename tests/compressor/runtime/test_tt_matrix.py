@@ -275,4 +275,3 @@ def test_products_of_other_cores_are_refused() -> None:
         form.with_products(1, lambda span, shape, compute: torch.zeros(shape, dtype=torch.float64))
     with pytest.raises(ValueError, match="at least two"):
         form.product((0, 1))
-    assert form.with_path("dense").product_shapes(8) == {}

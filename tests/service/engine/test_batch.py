@@ -12,12 +12,9 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from compressor.runtime import native
-from compressor.runtime.formats import Dense
-from service.engine.batch import fewest_rows, kv_row_bytes
+from compressor.runtime.model import Cache, Ids, Model, Read
+from service.engine.batch import kv_row_bytes
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
 from service.engine.jobs import Job
@@ -31,12 +28,11 @@ from tests.service.conftest import generation
 
 CLIFF = 20
 PATIENCE_SECONDS = 60  # of the engine with a test that has failed in the middle of a round
-needs_kernels = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels are not built, or this CPU has no AVX2")
 
 
 @pytest.fixture(scope="session")
 def both(artifacts: list[Any]) -> list[LoadedModel]:
-    """The fp32 model, whose rows depend on the size of a batch on most CPUs, and the int8 one, whose rows do not."""
+    """The fp32 model and the int8 one."""
     return [load(folder) for folder in artifacts]
 
 
@@ -72,13 +68,19 @@ class Rounds(Job[int]):
         self._go.release()
 
 
-class Cliff(Dense):
-    """A table of positions that ends too early."""
+class Cliff(Model):
+    """A decoder whose positions end too early."""
 
-    def rows(self, ids: Tensor) -> Tensor:
-        if bool((ids >= CLIFF).any()):
+    @classmethod
+    def of(cls, decoder: Model) -> "Cliff":
+        broken = cls.__new__(cls)
+        broken.__dict__.update(decoder.__dict__)
+        return broken
+
+    def read(self, tokens: Ids, cache: Cache, slots: Ids, counts: Ids, **asked: Any) -> Read:
+        if (cache.lengths[slots] + counts > CLIFF).any():
             raise ZeroDivisionError
-        return super().rows(ids)
+        return super().read(tokens, cache, slots, counts, **asked)
 
 
 @asynccontextmanager
@@ -142,15 +144,6 @@ def test_a_request_gets_the_same_in_any_company(settings: Settings, both: list[L
     run(test)
 
 
-def test_batches_from_the_fewest_rows_on_round_alike(both: list[LoadedModel]) -> None:
-    for model in both:
-        fewest = fewest_rows(model.gpt2, 8)
-        x = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
-        whole = model.gpt2.logits(x)
-        assert all(torch.equal(model.gpt2.logits(x[:size]), whole[:size]) for size in range(fewest, 9))
-    assert fewest == 1  # of the int8 model
-
-
 def test_all_write_while_one_reads_a_long_prompt(settings: Settings, tiny: LoadedModel) -> None:
     """Each round reads one chunk of 8 and writes a token for everybody else."""
 
@@ -166,13 +159,13 @@ def test_all_write_while_one_reads_a_long_prompt(settings: Settings, tiny: Loade
             engine.submit(writer)
             engine.submit(reader)
             await rounds.let()  # both have joined
-            await rounds.let()  # the writer's own prompt
-            assert (writer.generated, reader.read) == (1, 0)
-            for chunk in range(1, 7):
+            await rounds.let()  # the writer's own prompt, and what is left of the chunk
+            assert (writer.generated, reader.read) == (1, 5)
+            for chunk in range(1, 6):
                 await rounds.let()
-                assert (writer.generated, reader.read) == (1 + chunk, 8 * chunk)
+                assert (writer.generated, reader.read) == (1 + chunk, 5 + 8 * chunk)
             await rounds.let()
-            assert (writer.generated, reader.generated) == (8, 1)
+            assert (writer.generated, reader.read, reader.generated) == (7, 50, 1)
             rounds.end()
             assert len([token async for token in reader.mailbox.events()]) == 1
             assert len([token async for token in writer.mailbox.events()]) == 30
@@ -180,7 +173,6 @@ def test_all_write_while_one_reads_a_long_prompt(settings: Settings, tiny: Loade
     run(test)
 
 
-@needs_kernels
 def test_prompts_share_a_chunk_where_tokens_are_computed_side_by_side(
     settings: Settings, both: list[LoadedModel]
 ) -> None:
@@ -236,9 +228,7 @@ def test_who_goes_away_leaves_before_the_next_step(settings: Settings, tiny: Loa
 
 
 def test_a_failure_in_a_shared_step_is_its_own_requests(settings: Settings, tiny: LoadedModel) -> None:
-    table = tiny.gpt2.wpe
-    assert isinstance(table, Dense)
-    broken = replace(tiny, gpt2=tiny.gpt2.with_matrices({"wpe": Cliff.coded_as(table.matrix)}))
+    broken = replace(tiny, decoder=Cliff.of(tiny.decoder))
     how = [Sampling(seed=seed) for seed in range(4)]
 
     async def test() -> None:
@@ -295,7 +285,7 @@ def test_metrics_of_a_batch(settings: Settings, tiny: LoadedModel) -> None:
 
 
 def test_kv_caches_beyond_the_budget_are_refused_with_the_numbers(settings: Settings, tiny: LoadedModel) -> None:
-    row = tiny.context * tiny.gpt2.config.kv_bytes_per_token()
+    row = tiny.context * tiny.decoder.kv_bytes_per_token("fp32")
     fitting = settings.model_copy(update={"max_batch": 3, "kv_bytes": 3 * row, "kv_dtype": "fp32"})
     check_kv_budget([tiny], fitting)
     check_kv_budget([tiny, tiny], fitting.model_copy(update={"kv_dtype": "fp16"}))

@@ -83,6 +83,6 @@ def test_refused_choices(artifacts: list[Path], twice: bool, default: str | None
 def test_a_missed_golden_value_is_an_artifact_error(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "tiny", tiny_model())
     models = load_all([folder], None, lambda model: None)
-    other = tiny_model(seed=5).prepared()
+    other = tiny_model(seed=5).decoder()
     with pytest.raises(ArtifactError, match=r"golden\.top_logits"):
         check_golden(other, models.default.manifest.golden)

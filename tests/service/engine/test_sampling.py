@@ -6,51 +6,83 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from numpy.typing import NDArray
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
 from service.engine import sampling
 from service.engine.sampling import Choice, Sampling
 
-LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30).map(torch.tensor)
+LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30).map(
+    lambda scores: np.array(scores, np.float32)
+)
 GRID = 512  # evenly spaced draws
 
 
-def shares(logits: Tensor, how: Sampling) -> Tensor:
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = torch.from_numpy(logits).double().softmax(-1).numpy()
+    return found
+
+
+def normal(seed: int, *shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def shares(logits: NDArray[np.float32], how: Sampling) -> NDArray[np.float64]:
     """Return how often each token [V] is taken by evenly spaced draws."""
     choices = [Choice(how, (i + 0.5) / GRID) for i in range(GRID)]
-    chosen = sampling.choose(logits.expand(GRID, -1), choices)
-    return torch.bincount(torch.tensor(chosen), minlength=len(logits)) / GRID
+    chosen = sampling.choose(np.broadcast_to(logits, (GRID, len(logits))), choices)
+    return np.bincount(chosen, minlength=len(logits)) / GRID
 
 
-def assert_drawn_from(logits: Tensor, how: Sampling, expected: Tensor) -> None:
+def assert_drawn_from(logits: NDArray[np.float32], how: Sampling, expected: NDArray[np.floating]) -> None:
     """A stretch of [0, 1) holds as many evenly spaced draws as it is long, give or take one."""
     found = shares(logits, how)
-    torch.testing.assert_close(found, expected.float(), atol=1.01 / GRID + 1e-5, rtol=0)
+    np.testing.assert_allclose(found, expected, atol=1.01 / GRID + 1e-5, rtol=0)
     assert not found[expected == 0].any()
 
 
 @given(LOGITS, st.floats(0.1, 10))
-def test_temperature_keeps_the_odds(logits: Tensor, temperature: float) -> None:
-    assert_drawn_from(logits, Sampling(seed=0, temperature=temperature), (logits.double() / temperature).softmax(-1))
+def test_temperature_keeps_the_odds(logits: NDArray[np.float32], temperature: float) -> None:
+    expected = softmax(logits.astype(np.float64) / temperature)
+    assert_drawn_from(logits, Sampling(seed=0, temperature=temperature), expected)
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30, unique=True), st.integers(1, 40))
 def test_top_k_leaves_the_k_best(scores: list[float], k: int) -> None:
-    logits = torch.tensor(scores, dtype=torch.float64)
-    worst = logits.sort(descending=True).values[:k][-1]
-    expected = logits.masked_fill(logits < worst, -math.inf).softmax(-1)
-    assert_drawn_from(logits.float(), Sampling(seed=0, top_k=k), expected)
+    logits = np.array(scores)
+    worst = np.sort(logits)[-k:][0]
+    expected = softmax(np.where(logits < worst, -math.inf, logits))
+    assert_drawn_from(logits.astype(np.float32), Sampling(seed=0, top_k=k), expected)
+
+
+@given(
+    st.integers(0, 2**32), st.sampled_from([1, 7, 600, 50_257]), st.integers(1, 700), st.sampled_from([2, 40, 10**6])
+)
+def test_the_best_are_the_best_and_of_equal_ones_the_first(seed: int, size: int, count: int, different: int) -> None:
+    logits = np.random.default_rng(seed).integers(0, different, size).astype(np.float32)
+    count = min(count, size)
+    found = sampling.best(logits, count)
+    assert found.tolist() == np.lexsort((np.arange(size), -logits))[:count].tolist()
+
+
+def test_of_equal_tokens_the_first_are_in_the_top_k() -> None:
+    logits = np.zeros(600, np.float32)
+    logits[[5, 300, 301, 599]] = 1
+    assert sampling.best(logits, 2).tolist() == [5, 300]
+    assert sampling.choose(logits[np.newaxis], [Choice(Sampling())]) == [5]
+    how = Sampling(seed=0, top_k=3)
+    chosen = sampling.choose(np.tile(logits, (3, 1)), [Choice(how, u) for u in (0.0, 0.5, 0.9)])
+    assert chosen == [5, 300, 301]
 
 
 @given(LOGITS, st.floats(0.01, 0.99))
-def test_top_p_leaves_the_fewest_that_reach_p(logits: Tensor, p: float) -> None:
-    odds = logits.softmax(-1).numpy()
+def test_top_p_leaves_the_fewest_that_reach_p(logits: NDArray[np.float32], p: float) -> None:
+    odds = softmax(logits).astype(np.float32)
     inside = np.isin(np.arange(len(odds)), sampling.nucleus(odds, p))
     assert odds[inside].sum() >= p - 1e-5
     assert odds[inside].sum() - odds[inside].min() < p + 1e-5
     assert inside.all() or odds[inside].min() >= odds[~inside].max()
-    left = torch.from_numpy(np.where(inside, odds, 0)).double()
+    left = np.where(inside, odds, 0).astype(np.float64)
     assert_drawn_from(logits, Sampling(seed=0, top_p=p), left / left.sum())
 
 
@@ -87,7 +119,7 @@ def test_typical_p_leaves_what_transformers_leaves(
         scores = TopPLogitsWarper(top_p)(None, scores)
     expected = TypicalLogitsWarper(typical_p)(None, scores)[0].softmax(-1)
     how = Sampling(seed=0, temperature=temperature, top_k=top_k, top_p=top_p, typical_p=typical_p)
-    assert_drawn_from(logits[0], how, expected)
+    assert_drawn_from(logits[0].numpy(), how, expected.numpy())
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.001, 0.3, 0.95, 0.9999]), st.sampled_from([0.0, 0.1, 1.0, 5.0, 20.0]))
@@ -107,12 +139,12 @@ def test_as_typical_as_the_last_one_is_typical() -> None:
 
 
 def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
-    logits = torch.randn(3 * sampling.BLOCK + 7, generator=torch.Generator().manual_seed(0))
-    odds = logits.double().softmax(-1)
+    logits = normal(0, 3 * sampling.BLOCK + 7)
+    odds = softmax(logits)
     uniforms = [(i + 0.5) / 3_000 for i in range(3_000)]
-    chosen = [sampling.choose(logits.unsqueeze(0), [Choice(Sampling(seed=0), u)])[0] for u in uniforms]
-    expected = torch.searchsorted(odds.cumsum(0), torch.tensor(uniforms, dtype=torch.float64), right=True)
-    assert (torch.tensor(chosen) != expected).sum() < 10  # draws within rounding of a border
+    chosen = [sampling.choose(logits[np.newaxis], [Choice(Sampling(seed=0), u)])[0] for u in uniforms]
+    expected = np.searchsorted(odds.cumsum(), uniforms, side="right")
+    assert (np.array(chosen) != expected).sum() < 10  # draws within rounding of a border
 
 
 @given(
@@ -123,36 +155,35 @@ def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
     st.sampled_from([1.0, 0.99]),
 )
 def test_a_cold_draw_is_the_best_token(
-    logits: Tensor, uniform: float, temperature: float, k: int | None, p: float
+    logits: NDArray[np.float32], uniform: float, temperature: float, k: int | None, p: float
 ) -> None:
     how = Sampling(seed=1, temperature=temperature, top_k=k, typical_p=p)
-    chosen = sampling.choose(logits.unsqueeze(0), [Choice(how, uniform)])[0]
+    chosen = sampling.choose(logits[np.newaxis], [Choice(how, uniform)])[0]
     assert logits.max() - logits[chosen] <= 100 * max(temperature, sampling.COLDEST)
 
 
 @given(LOGITS, st.floats(1, 10), st.data())
-def test_penalty_only_lowers_what_was_seen(logits: Tensor, penalty: float, data: st.DataObject) -> None:
+def test_penalty_only_lowers_what_was_seen(logits: NDArray[np.float32], penalty: float, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
-    penalised = sampling.penalise_repetition(logits, torch.tensor(ids), penalty)
-    seen = torch.zeros(len(logits), dtype=torch.bool)
-    seen[ids] = True
-    assert torch.equal(penalised[~seen], logits[~seen])
+    penalised = sampling.penalise_repetition(logits, ids, penalty)
+    seen = np.isin(np.arange(len(logits)), ids)
+    assert np.array_equal(penalised[~seen], logits[~seen])
     assert (penalised[seen] <= logits[seen]).all()
     greedy = Sampling(repetition_penalty=penalty)
-    before = logits.clone()
-    assert sampling.choose(logits.unsqueeze(0), [Choice(greedy, seen=ids)]) == [int(penalised.argmax())]
-    assert torch.equal(logits, before)
+    before = logits.copy()
+    assert sampling.choose(logits[np.newaxis], [Choice(greedy, seen=ids)]) == [int(penalised.argmax())]
+    assert np.array_equal(logits, before)
 
 
 @given(LOGITS, st.floats(0, exclude_min=True, allow_infinity=False), st.sampled_from([None, 3]), st.data())
 def test_every_legal_penalty_leaves_something_to_draw_from(
-    logits: Tensor, penalty: float, k: int | None, data: st.DataObject
+    logits: NDArray[np.float32], penalty: float, k: int | None, data: st.DataObject
 ) -> None:
     ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
     p = data.draw(st.sampled_from([1.0, 5e-324, math.nextafter(1, 0)]))
     how = Sampling(seed=0, top_p=5e-324, top_k=k, typical_p=p, repetition_penalty=penalty)
-    assert torch.isfinite(sampling.penalise_repetition(logits, torch.tensor(ids), penalty)).all()
-    assert 0 <= sampling.choose(logits.unsqueeze(0), [Choice(how, 0.5, ids)])[0] < len(logits)
+    assert np.isfinite(sampling.penalise_repetition(logits, ids, penalty)).all()
+    assert 0 <= sampling.choose(logits[np.newaxis], [Choice(how, 0.5, ids)])[0] < len(logits)
 
 
 SAMPLINGS = st.builds(
@@ -171,14 +202,27 @@ CHOICES = st.builds(
 
 @given(st.lists(CHOICES, min_size=1, max_size=8), st.integers(0, 2**32))
 def test_rows_are_independent(choices: list[Choice], seed: int) -> None:
-    logits = 3 * torch.randn(len(choices), 600, generator=torch.Generator().manual_seed(seed))
+    logits = 3 * normal(seed, len(choices), 600)
     together = sampling.choose(logits, choices)
     assert together == [sampling.choose(logits[i : i + 1], [choice])[0] for i, choice in enumerate(choices)]
-    logprobs = sampling.log_probabilities(logits, together)
-    assert logprobs == [sampling.log_probabilities(logits[i : i + 1], [t])[0] for i, t in enumerate(together)]
+    found = sampling.likelihoods(logits, together, 3)
+    for i, token in enumerate(together):
+        alone = sampling.likelihoods(logits[i : i + 1], [token], 3)
+        assert all(np.array_equal(part[0], whole[i]) for part, whole in zip(alone, found, strict=True))
 
 
 def test_log_probability_is_of_the_chosen_token() -> None:
-    logits = torch.tensor([[0.0, 1.0], [2.0, 2.0]])
-    found = torch.tensor(sampling.log_probabilities(logits, [1, 0])).exp()
-    torch.testing.assert_close(found, torch.tensor([1 / (1 + torch.e**-1), 0.5]))
+    logits = np.array([[0.0, 1.0], [2.0, 2.0]], np.float32)
+    found, *_ = sampling.likelihoods(logits, [1, 0], 0)
+    np.testing.assert_allclose(np.exp(found), [1 / (1 + math.e**-1), 0.5], rtol=1.3e-6, atol=1e-5)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 5))
+def test_likelihoods_are_those_of_torch(seed: int, spread: float, count: int) -> None:
+    logits = np.float32(spread) * normal(seed, 4, 5000)
+    expected = torch.from_numpy(logits).log_softmax(-1)
+    found, best_ids, best = sampling.likelihoods(logits, [0, 1, 2, 4999], count)
+    top = expected.topk(count)
+    assert np.array_equal(best_ids, top.indices)
+    for ours, theirs in ((found, expected[range(4), [0, 1, 2, 4999]]), (best, top.values)):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs)

@@ -69,7 +69,7 @@ def test_bytes_of_the_real_tokenizer(tiny: LoadedModel, text: str) -> None:
 def test_special_tokens_have_no_text(tiny: LoadedModel) -> None:
     assert tiny.vocabulary.special == {tiny.eos_id}
     assert tiny.vocabulary.bytes[tiny.eos_id] == b""
-    assert len(tiny.vocabulary.bytes) == tiny.gpt2.config.vocab_size
+    assert len(tiny.vocabulary.bytes) == tiny.decoder.config.vocab_size
 
 
 @pytest.mark.parametrize("text", ["🙂🙃 👩‍👩‍👧‍👦 ends", "漢字かな交じり文。", "naïve Zürich 한국어 🇺🇳"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import torch
@@ -16,7 +17,7 @@ from compressor.runtime.formats import Dense
 from service.engine.models import LoadedModel
 from service.settings import Settings
 from tests.conftest import TINY, tiny_model, write_artifact
-from tests.service.conftest import sample, serving
+from tests.service.conftest import logits_of, sample, serving
 
 TEXT = "The old man looked at the sea"
 ASKED: list[dict[str, Any]] = [
@@ -80,8 +81,7 @@ def test_logprobs_are_laid_out_along_the_text(client: httpx.Client) -> None:
 def test_prompts_are_scored_as_the_model_does(client: httpx.Client, tiny: LoadedModel) -> None:
     ids = list(range(3, 40))
     told = complete(client, prompt=ids, max_tokens=0, echo=True, logprobs=1)["choices"][0]["logprobs"]
-    with torch.inference_mode():
-        scores = tiny.gpt2.logits(tiny.gpt2(torch.tensor([ids]))[0]).log_softmax(-1)
+    scores = torch.from_numpy(logits_of(tiny.decoder, ids, Settings.model_fields["kv_dtype"].default)).log_softmax(-1)
     expected = scores[range(len(ids) - 1), ids[1:]]
     assert torch.allclose(torch.tensor(told["token_logprobs"][1:]), expected, atol=1e-4)
 
@@ -151,7 +151,7 @@ def test_the_official_client(ai: OpenAI, client: httpx.Client, tiny: LoadedModel
     assert "".join(c.text for chunk in streamed for c in chunk.choices) == whole.choices[0].text
     assert streamed[-1].usage == whole.usage
     ids = tiny.encode("The sea")
-    mean = torch.nn.functional.normalize(tiny.gpt2.wte.rows(torch.tensor(ids)).mean(0), dim=0)
+    mean = torch.nn.functional.normalize(torch.from_numpy(tiny.decoder.embed(np.array(ids))).mean(0), dim=0)
     for encoding in ("float", "base64", None):
         options: dict[str, Any] = {"encoding_format": encoding} if encoding else {}
         found = ai.embeddings.create(model="tiny-fp32", input=["The sea", "x"], **options).data[0].embedding
