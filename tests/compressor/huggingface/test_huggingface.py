@@ -19,10 +19,8 @@ from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
 from compressor.runtime import artifact
 from tests.compressor.huggingface.conftest import edit
-from tests.conftest import tiny_model
+from tests.conftest import TOKENIZER, tiny_model
 from tests.tolerances import PARITY
-
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 
 
 def test_an_export_is_what_transformers_computes(folder: Path) -> None:
