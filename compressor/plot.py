@@ -43,7 +43,6 @@ def draw(points: Sequence[Point], path: Path, description: str) -> None:
 
     The description is kept in the file; the same points always give the same bytes.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys(point.panel for point in sorted(points, key=lambda p: p.panel, reverse=True)))
@@ -51,6 +50,13 @@ def draw(points: Sequence[Point], path: Path, description: str) -> None:
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _panel(axes, [point for point in points if point.panel == panel])
         axes.set_title(f"gpt2-mini on validation.txt: {panel}")
+    save(figure, path, description)
+
+
+def save(figure: Any, path: Path, description: str) -> None:
+    """Write a figure as an SVG that keeps the description; the same figure always gives the same bytes."""
+    import matplotlib as mpl
+
     with mpl.rc_context({"svg.hashsalt": "ttgpt", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None, "Description": description})
 

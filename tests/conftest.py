@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("ttgpt", deadline=None)
 settings.load_profile("ttgpt")
 
+TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 TINY = GPT2Config(vocab_size=16384, n_positions=64, n_embd=32, n_layer=2, n_head=4, n_inner=128, eos_token_id=0)
 
 
@@ -63,16 +64,7 @@ def write_artifact(folder: Path, model: GPT2, *, force: bool = False) -> Path:
     provenance = Provenance(
         source=Source(id="tiny", sha256="0" * 64), method="dense", config={}, seed=0, versions={}, build_seconds=0.0
     )
-    tokenizer_json = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
-    artifact.write(
-        folder,
-        model,
-        tokenizer_json,
-        quality=quality,
-        golden=golden,
-        provenance=provenance,
-        force=force,
-    )
+    artifact.write(folder, model, TOKENIZER, quality=quality, golden=golden, provenance=provenance, force=force)
     return folder
 
 

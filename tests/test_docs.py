@@ -13,7 +13,6 @@ from compressor.experiments.compression import compressions
 from compressor.experiments.experiment import Experiment
 from compressor.experiments.runner import experiments
 from compressor.experiments.tables import DECODING, PLOTS, frontier_experiments, results_sha256
-from compressor.experiments.workbench import Workbench
 from compressor.methods import METHODS
 from compressor.pages import ROOT, refreshed
 from compressor.recipes.budget import PRESETS
@@ -127,7 +126,7 @@ def test_every_file_that_is_named_exists(page: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", experiments(), ids=lambda experiment: experiment.name)
-def test_every_experiment_has_an_up_to_date_result(experiment: Experiment[Workbench]) -> None:
+def test_every_experiment_has_an_up_to_date_result(experiment: Experiment) -> None:
     assert experiment.result() is not None
 
 

@@ -29,7 +29,7 @@ SAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compression(Experiment[Workbench]):
+class Compression(Experiment):
     """One way to make the embedded model small.
 
     With `books` it is calibrated and healed on books, of which valid.txt then judges it, too; by default on text that
@@ -53,11 +53,10 @@ class Compression(Experiment[Workbench]):
 
     def inputs(self) -> dict[str, Any]:
         """Return all that the result depends on; a result with other inputs is out of date."""
-        weights = huggingface.EMBEDDED_FOLDER / "model.safetensors"
         found: dict[str, Any] = {
             "method": self.plan.name,
             "config": self.plan.settings(),
-            "model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "model_sha256": huggingface.embedded_sha256(),
             "text_sha256": hashlib.sha256(VALIDATION_TEXT.read_bytes()).hexdigest(),
         }
         if self.books or self.plan.is_measured or self.heal_tokens or self.untied:

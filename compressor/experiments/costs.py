@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.experiments import pretraining_cost, speed, ttm_cost
+from compressor.experiments import decoding, pretraining_cost, ttm_cost
 from compressor.experiments.experiment import write_result
 from compressor.experiments.tables import refresh_pages
 from compressor.process.memory import keep_freed_memory
@@ -20,8 +20,8 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m compressor.experiments", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
-    decoding = commands.add_parser("decoding")
-    decoding.add_argument("--books", type=Path, required=True, help="folder with train.txt.xz and valid.txt.xz")
+    books = commands.add_parser("decoding")
+    books.add_argument("--books", type=Path, required=True, help="folder with train.txt.xz and valid.txt.xz")
     commands.add_parser("training").add_argument("--threads", type=int, default=torch.get_num_threads())
     worker = commands.add_parser("worker")
     worker.add_argument("variant", choices=[pretraining_cost.REFERENCE, *pretraining_cost.EXPERIMENTS])
@@ -32,7 +32,7 @@ def main() -> None:
         pretraining_cost.work(given.variant, given.threads)
         return
     if given.command == "decoding":
-        write_result("decoding", speed.measured(given.books))
+        write_result("decoding", decoding.measured(given.books))
     else:
         write_result("pretraining-cost", pretraining_cost.measured(given.threads))
         write_result("ttm-layer", {"threads": given.threads, "rows": ttm_cost.measured()})

@@ -7,17 +7,17 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
+from compressor.experiments.workbench import Workbench
 from compressor.storage import durable
 
-Bench = TypeVar("Bench")
 FOLDER = Path(__file__).parent
 DEFINITIONS, RESULTS = FOLDER / "definitions", FOLDER / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(ABC, Generic[Bench]):
+class Experiment(ABC):
     """One row of a table.
 
     Attributes:
@@ -41,7 +41,7 @@ class Experiment(ABC, Generic[Bench]):
         """Return whether nothing is missing in a result."""
 
     @abstractmethod
-    def run(self, bench: Bench) -> dict[str, Any]:
+    def run(self, bench: Workbench) -> dict[str, Any]:
         """Return the result."""
 
     def result(self) -> dict[str, Any] | None:

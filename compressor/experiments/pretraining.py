@@ -25,7 +25,7 @@ BASE: dict[str, Any] = json.loads((DEFINITIONS / "pretraining.json").read_text()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining(Experiment[Workbench]):
+class Pretraining(Experiment):
     """One architecture, trained from scratch with every seed.
 
     Attributes:

@@ -16,8 +16,8 @@ from typing import IO, Any, cast
 
 import torch
 
+from compressor.experiments.decoding import decoding
 from compressor.experiments.pretraining import pretrainings
-from compressor.experiments.speed import decoding
 from compressor.pretraining.config import SHIPPED, Config, read_config
 from compressor.pretraining.model import quantized
 from compressor.pretraining.text import Corpus, batch_of_step

@@ -9,6 +9,7 @@ from typing import Any
 from compressor.experiments.experiment import RESULTS
 from compressor.experiments.pretraining import pretrainings
 from compressor.pages import Block, table
+from compressor.plot import save
 
 PLOT = RESULTS / "learning-curves.svg"
 PAGE = "compressor/pretraining/README.md"
@@ -55,18 +56,21 @@ def claims_table() -> str:
     for name in ("ttm-r16", "ttm-r32", "ttm-r48"):
         if (ratio := _ratio(name)) is not None:
             claim = "TTM: up to 40 % fewer parameters, comparable perplexity"
-            found = f"rank {name[-2:]}: {_percent(_fewer(name))} and {_percent(ratio)}"
-            rows.append([claim, found, _comparable(ratio)])
+            fewer = _result(name)["parameters"]["all"] / _result("dense")["parameters"]["all"]
+            verdict = f"{'held' if ratio <= COMPARABLE else 'did not hold'} ({_percent(COMPARABLE)} there)"
+            rows.append([claim, f"rank {name[-2:]}: {_percent(fewer)} and {_percent(ratio)}", verdict])
     for name in ("lpa-r64", "lpa-r96", "lpa-r64-gpt2"):
         if (ratio := _ratio(name)) is not None:
             which = EXPERIMENTS[name].label.removeprefix("LPA, ")
-            rows.append(["LPA: about 5 % better perplexity", f"{which}: {_percent(ratio)}", _better(ratio)])
+            rows.append(
+                ["LPA: about 5 % better perplexity", f"{which}: {_percent(ratio)}", _sided(1 - ratio, "held in sign")]
+            )
             if (speed := _speed(name)) is not None:
                 verdict = "held in sign" if speed < 1 else "did not hold"
                 rows.append(["LPA: 12.4 % less training time", f"{which}: {_percent(speed)}", verdict])
     for name, where in (("low-rank-mlp", "in the MLP only"), ("low-rank-all", "everywhere")):
         if (ratio := _ratio(name)) is not None:
-            rows.append([f"LPA: low rank {where} hurts perplexity", _percent(ratio), _worse(ratio)])
+            rows.append([f"LPA: low rank {where} hurts perplexity", _percent(ratio), _sided(ratio - 1, "held")])
     return table(["the papers claim", "here, against dense", "verdict"], rows) if rows else MISSING
 
 
@@ -97,7 +101,6 @@ def results_sha256() -> str:
 
 def draw() -> None:
     """Draw the learning curves; the same results always give the same bytes."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
@@ -115,8 +118,7 @@ def draw() -> None:
     axes.grid(which="both", alpha=0.3)
     if _curves():
         axes.legend(fontsize="small")
-    with mpl.rc_context({"svg.hashsalt": "ttgpt", "svg.fonttype": "none"}):
-        figure.savefig(PLOT, metadata={"Date": None, "Description": results_sha256()})
+    save(figure, PLOT, results_sha256())
 
 
 def _curves() -> dict[str, list[tuple[int, float]]]:
@@ -151,27 +153,11 @@ def _noise() -> float | None:
     return max(spreads, default=None)
 
 
-def _comparable(ratio: float) -> str:
-    return f"{'held' if ratio <= COMPARABLE else 'did not hold'} ({_percent(COMPARABLE)} there)"
-
-
-def _better(ratio: float) -> str:
-    return _sided(1 - ratio, "held in sign", "did not hold")
-
-
-def _worse(ratio: float) -> str:
-    return _sided(ratio - 1, "held", "did not hold")
-
-
-def _sided(gain: float, yes: str, no: str) -> str:
-    noise = _noise()
+def _sided(gain: float, yes: str) -> str:
+    noise, found = _noise(), yes if gain > 0 else "did not hold"
     if noise is None:
-        return f"{yes if gain > 0 else no}, by one seed"
-    return "undecided: within the spread of seeds" if abs(gain) <= noise else yes if gain > 0 else no
-
-
-def _fewer(name: str) -> float:
-    return float(_result(name)["parameters"]["all"] / _result("dense")["parameters"]["all"])
+        return f"{found}, by one seed"
+    return "undecided: within the spread of seeds" if abs(gain) <= noise else found
 
 
 def _speed(name: str) -> float | None:

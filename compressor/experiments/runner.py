@@ -1,7 +1,9 @@
 """Runs the experiments that have no result yet."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from compressor.experiments.compression import Compression, compressions, prepare
 from compressor.experiments.experiment import Experiment
@@ -12,7 +14,7 @@ from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.storage.run_folder import require_files
 
 
-def experiments() -> list[Experiment[Workbench]]:
+def experiments() -> list[Experiment]:
     """Return all experiments."""
     return [*compressions(), *pretrainings()]
 
@@ -34,7 +36,7 @@ def run_missing(
     if not executor.in_process:
         prepare([experiment for experiment in missing if isinstance(experiment, Compression)], bench)
         bench.progress = silent
-    for experiment, result in zip(missing, executor.map(bench.run, missing), strict=True):
+    for experiment, result in zip(missing, executor.map(partial(_result_on, bench), missing), strict=True):
         experiment.write(result)
         yield experiment.name
 
@@ -47,6 +49,10 @@ def check_books(books: Path | None) -> None:
         raise ValueError(f"books: experiment {late[0]} has no up-to-date result and needs them (--books DIR)")
 
 
-def _is_done(experiment: Experiment[Workbench]) -> bool:
+def _result_on(bench: Workbench, experiment: Experiment) -> dict[str, Any]:
+    return experiment.run(bench)
+
+
+def _is_done(experiment: Experiment) -> bool:
     result = experiment.result()
     return result is not None and experiment.is_whole(result)

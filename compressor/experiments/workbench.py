@@ -2,13 +2,11 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from compressor import huggingface
 from compressor.experiments.corpus import Corpus, read_corpus
-from compressor.experiments.experiment import Experiment
 from compressor.huggingface import Checkpoint
 from compressor.pretraining import text as pretraining
 from compressor.pretraining.config import Config
@@ -77,10 +75,6 @@ class Workbench:
         if self.books is None:
             raise ValueError(f"books: give the folder with {TRAIN} and {VALID} (--books)")
         return self.books
-
-    def run(self, experiment: Experiment["Workbench"]) -> dict[str, Any]:
-        """Return the result of an experiment; a task for another process, to which this workbench goes once."""
-        return experiment.run(self)
 
     def pretraining_corpus(self, config: Config) -> pretraining.Corpus:
         """Return the books in tokens of the config's tokenizer, which all experiments on pre-training share."""

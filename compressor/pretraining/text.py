@@ -158,11 +158,6 @@ def trained_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def read_validation(config: Config, path: Path) -> Text:
-    """Return a text in the tokens of the config's tokenizer, which must be a given one; raises ValueError."""
-    return read_text(path, given_tokenizer(config), "validation")
-
-
 def given_tokenizer(config: Config) -> Tokenizer:
     """Return the tokenizer that the config names.
 

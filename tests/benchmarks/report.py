@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.pages import Block, table
+from compressor.plot import save
 from tests.benchmarks.engines import ENGINES, EQUAL_BITS, OURS, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +63,6 @@ def checksum(results: Results) -> str:
 
 def draw(results: Results, path: Path) -> None:
     """Draw decoding speed against batch, one curve per engine, as an SVG."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
@@ -80,8 +80,7 @@ def draw(results: Results, path: Path) -> None:
         axis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
     axes.legend()
-    with mpl.rc_context({"svg.hashsalt": "ttgpt", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Description": checksum(results)})
+    save(figure, path, checksum(results))
 
 
 def ratio(results: Results, name: str, peer: str, batch: int) -> float | None:

@@ -13,8 +13,6 @@ from compressor.methods import METHODS
 from compressor.runtime import artifact
 from tests.compressor.command import refused
 
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
-
 
 def ttgpt(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "compressor", *map(str, arguments)]

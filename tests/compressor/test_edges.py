@@ -22,11 +22,10 @@ from compressor.runtime import artifact
 from compressor.runtime.gpt2 import GPT2
 from compressor.runtime.gpt2_config import GPT2Config
 from tests.compressor.command import refused
-from tests.conftest import tiny_model, write_artifact
+from tests.conftest import TOKENIZER, tiny_model, write_artifact
 
 SHAPE = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
 IDS = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 TEXT = "The tide was out, and the boats leaned upon the hard. "
 Measured = dict[str, list[budget.Choice]]
 

@@ -10,9 +10,7 @@ from compressor.figures import figure
 from compressor.runtime import artifact
 from compressor.runtime.gpt2 import GPT2, encoded
 from tests.compressor.test_cli import ttgpt
-from tests.conftest import tiny_model
-
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
+from tests.conftest import TOKENIZER, tiny_model
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
-from tests.conftest import tiny_model
+from tests.conftest import TOKENIZER, tiny_model
 from tests.process_one import handles, process_one
 from tests.service.conftest import wait_until
 
@@ -23,8 +23,7 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, sign
 def compress(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that compresses a tiny checkpoint, but for its --out."""
     folder = tmp_path_factory.mktemp("stopping")
-    tokenizer = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
-    huggingface.export(tiny_model(), tokenizer, folder / "checkpoint")
+    huggingface.export(tiny_model(), TOKENIZER, folder / "checkpoint")
     (folder / "text.txt").write_text("The sea was calm and the old man slept. " * 20)
     text = str(folder / "text.txt")
     return [*TTGPT, "compress", str(folder / "checkpoint"), "--method", "quantize", "--text", text, "--out"]

@@ -50,7 +50,7 @@ def invalid(model: Path, folder: Path) -> dict[str, Any]:
         begin = service.rss_mb()
         cases: dict[str, dict[str, Any]] = {}
         for name, (route, body) in costly().items():
-            with probes(service) as waits:
+            with probes(service.url) as waits:
                 statuses = [_post(service, route, body) for _ in range(2)]
             cases[name] = {"status": statuses[-1], "slowest_probe_ms": percentile_ms(waits, 1.0)}
         alive, peak = service.process.poll() is None, service.peak_rss_mb()
@@ -108,10 +108,10 @@ def half_sent(model: Path, folder: Path, bodies: int = 390, heads: int = 1100) -
     with limited_replica([model], folder / "half-sent.log") as service:
         begin = service.rss_mb()
         head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        with probes(service) as beside_bodies, _opened(service, bodies, head % MIB + b" " * (MIB - 1)):
+        with probes(service.url) as beside_bodies, _opened(service, bodies, head % MIB + b" " * (MIB - 1)):
             time.sleep(2)
         alive, peak = service.process.poll() is None, service.peak_rss_mb()
-        with probes(service) as beside_heads, _opened(service, heads, b"POST /generate HTTP/1.1\r\nhost: x\r\nx-"):
+        with probes(service.url) as beside_heads, _opened(service, heads, b"POST /generate HTTP/1.1\r\nhost: x\r\nx-"):
             time.sleep(2)
         with _opened(service, 10, head % MIB + b" " * 1000):
             time.sleep(0.2)
@@ -137,7 +137,7 @@ def half_sent(model: Path, folder: Path, bodies: int = 390, heads: int = 1100) -
 
 
 @contextmanager
-def probes(service: Replica) -> Iterator[list[float]]:
+def probes(url: str) -> Iterator[list[float]]:
     """Ask /livez again and again during the block; collect the seconds of each, `PATIENCE_SECONDS` if refused."""
     waits: list[float] = []
     ended = threading.Event()
@@ -146,7 +146,7 @@ def probes(service: Replica) -> Iterator[list[float]]:
         while not ended.is_set():
             began = time.monotonic()
             try:
-                answered = httpx.get(f"{service.url}/livez", timeout=PATIENCE_SECONDS, verify=False).is_success  # noqa: S501
+                answered = httpx.get(f"{url}/livez", timeout=PATIENCE_SECONDS, verify=False).is_success  # noqa: S501
             except httpx.TransportError:
                 answered = False
             waits.append(time.monotonic() - began if answered else PATIENCE_SECONDS)

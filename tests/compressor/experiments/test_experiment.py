@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor import huggingface
 from compressor.experiments.compression import Compression, compressions
 from compressor.experiments.runner import experiments
 from compressor.experiments.tables import points
@@ -21,10 +20,9 @@ from compressor.plot import Point, draw, frontier
 from compressor.progress import silent
 from compressor.recipes.plans import Budget, Recipe
 from compressor.runtime.manifest import Source
-from tests.conftest import tiny_model
+from tests.conftest import TOKENIZER, tiny_model
 
 T = TypeVar("T")
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 PLAIN = Compression(name="a", label="a", plan=Recipe(method="svd", options={"rank": 8}))
 sizes = st.lists(st.tuples(st.floats(0.1, 100), st.floats(1, 1000)), min_size=1, max_size=20)
 
@@ -54,7 +52,7 @@ def test_experiments_on_books_ask_for_them() -> None:
     for kind in ("compression", "pretraining"):
         on_books = next(e for e in experiments() if e.kind == kind and e.books)
         with pytest.raises(ValueError, match=r"books: give the folder with train.txt.xz and valid.txt.xz"):
-            Workbench(anew=True).run(on_books)
+            on_books.run(Workbench(anew=True))
 
 
 @pytest.mark.parametrize("anew", [True, False])
@@ -81,10 +79,10 @@ def test_a_rerun_heals_anew_and_an_interrupted_run_is_resumed(
     for healed in (3, 3 if anew else 0):
         steps.clear()
         with pytest.raises(StoppedError):
-            bench.run(experiment)
+            experiment.run(bench)
         assert len(steps) == healed
     bench.progress = silent
-    bench.run(experiment)
+    experiment.run(bench)
     assert not list(tmp_path.glob("build/healing/*"))  # a finished run leaves nothing to resume
 
 

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from compressor.experiments.compression import compressions
-from compressor.experiments.speed import decoding
+from compressor.experiments.decoding import decoding
 from compressor.experiments.tables import WHOLE, frontier_experiments, frontier_table, total_bytes
 from compressor.process.processor import processor
 from tests.conftest import tiny_model

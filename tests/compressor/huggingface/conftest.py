@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
-from tests.conftest import tiny_model
-
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
+from tests.conftest import TOKENIZER, tiny_model
 
 
 @pytest.fixture

@@ -23,10 +23,9 @@ from compressor.errors import CheckpointError
 from compressor.runtime.tokenizer import read_tokenizer
 from tests.benchmarks.gguf_export import export as write_gguf
 from tests.compressor.huggingface.conftest import edit
-from tests.conftest import TINY, tiny_model
+from tests.conftest import TINY, TOKENIZER, tiny_model
 from tests.tolerances import PARITY
 
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 PICKLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 IDS = torch.randint(TINY.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0))
 

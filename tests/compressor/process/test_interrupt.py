@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
-from tests.conftest import tiny_model, write_artifact
+from tests.conftest import TOKENIZER, tiny_model, write_artifact
 
 ROOT = Path(__file__).parents[3]
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 # Runs a module as `python -m` does, and sends a signal to itself when it is about to import another.
 IMPORTING = """
 import os, runpy, signal, sys

@@ -10,7 +10,6 @@ import pytest
 import ray
 import torch
 
-from compressor import huggingface
 from compressor.experiments.compression import Compression
 from compressor.experiments.workbench import Workbench
 from compressor.huggingface import Checkpoint
@@ -19,10 +18,9 @@ from compressor.recipes.executor import Executor
 from compressor.recipes.plans import Budget, CompressedModel, Recipe
 from compressor.runtime.gpt2_config import GPT2Config
 from compressor.runtime.manifest import Source
-from tests.conftest import tiny_model
+from tests.conftest import TOKENIZER, tiny_model
 
 SMALL = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +73,8 @@ def _threads(count: int) -> Iterator[None]:
 
 def test_an_experiment_has_the_same_result(elsewhere: Executor) -> None:
     with _threads(_threads_of(elsewhere)):  # which split the sums of a measure, and so decide its last digits
-        here = Workbench(checkpoint=CHECKPOINT).run(EXPERIMENT)
-    assert list(elsewhere.map(Workbench(checkpoint=CHECKPOINT).run, [EXPERIMENT])) == [here]
+        here = EXPERIMENT.run(Workbench(checkpoint=CHECKPOINT))
+    assert list(elsewhere.map(EXPERIMENT.run, [Workbench(checkpoint=CHECKPOINT)])) == [here]
 
 
 def test_tasks_run_in_other_processes_with_a_share_of_the_threads(elsewhere: Executor) -> None:

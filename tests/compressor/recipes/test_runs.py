@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from compressor import huggingface
 from compressor.display import bar, left
 from compressor.runtime import artifact
 from compressor.storage.run_folder import claimed, require_space, run_folder
@@ -18,7 +17,6 @@ from tests.compressor.storage.test_durable import files_of_at_most
 from tests.conftest import tiny_model, write_artifact
 
 ROOT = Path(__file__).parents[3]
-TOKENIZER = (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes()
 LONG_STEPS = ("Sampling", "Collecting", "Measuring", "Healing", "Evaluating")
 
 

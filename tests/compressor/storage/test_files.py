@@ -16,7 +16,7 @@ from compressor import huggingface
 from compressor.errors import CheckpointError
 from compressor.storage import files, tensor_file
 from tests.cases import FORMAT_CASES
-from tests.conftest import tiny_model
+from tests.conftest import TOKENIZER, tiny_model
 
 TENSORS = {
     "b": torch.arange(12.0).reshape(3, 4),
@@ -145,7 +145,7 @@ def test_an_artefact_and_an_export_follow_the_umask(tmp_path: Path, umask: str, 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
-    huggingface.export(tiny_model(), (huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes(), folder)
+    huggingface.export(tiny_model(), TOKENIZER, folder)
     return folder
 
 

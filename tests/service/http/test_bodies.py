@@ -1,15 +1,9 @@
 """Bodies that no decent client sends: refusing one costs little, and holds up nobody."""
 
-import http.client
 import json
 import os
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -24,6 +18,7 @@ from service.http.body_route import MAX_DEPTH, MAX_FIELDS, parsed, validated
 from service.http.openai import routes as openai_routes
 from service.http.tgi import routes
 from service.settings import Settings
+from tests.e2e.hostile import probes
 from tests.service.conftest import wait_until
 from tests.service.http.test_refusals import refused
 from tests.service.test_process import address, process
@@ -84,31 +79,6 @@ def hostile() -> dict[str, tuple[str, bytes]]:
     }
 
 
-@contextmanager
-def probed(url: str) -> Iterator[list[float]]:
-    """Ask /livez again and again during the block; collect how many seconds each answer took."""
-    waits: list[float] = []
-    ended = threading.Event()
-
-    def probe() -> None:
-        while not ended.is_set():
-            began = time.monotonic()
-            connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-            connection.request("GET", "/livez")
-            assert connection.getresponse().status == 200
-            connection.close()
-            waits.append(time.monotonic() - began)
-            ended.wait(0.005)
-
-    thread = threading.Thread(target=probe)
-    thread.start()
-    try:
-        yield waits
-    finally:
-        ended.set()
-        thread.join()
-
-
 def peak_mb(pid: int) -> float:
     """Return the most that a process ever had in memory."""
     (line,) = (part for part in Path(f"/proc/{pid}/status").read_text().splitlines() if part.startswith("VmHWM"))
@@ -122,7 +92,7 @@ def test_hostile_bodies_cost_neither_memory_nor_probes(artifacts: list[Path]) ->
         httpx.post(f"{url}/v1/embeddings", json={"input": ["The sea"] * 2000}, timeout=60)
         before = peak_mb(child.pid)
         for name, (route, body) in hostile().items():
-            with probed(url) as waits:
+            with probes(url) as waits:
                 answer = httpx.post(url + route, content=body, headers=JSON, timeout=60)
             print(
                 f"{name}: {answer.status_code}, slowest probe {max(waits) * 1000:.0f} ms, {peak_mb(child.pid):.0f} MB"
