@@ -2,44 +2,42 @@
 
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from compressor.runtime import artifact
-from compressor.runtime.formats import resident_bytes
-from compressor.runtime.gpt2 import GPT2
+from compressor.runtime.model import Cache, Model
 
-KV_DTYPE = torch.float16  # the service's default
+KV_DTYPE = "fp16"  # the service's default
 
 
 class TTGPT:
     """An artefact in the form that the service runs."""
 
-    def __init__(self, model: GPT2) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
-        read = {name: form for name, form in model.matrices().items() if name != "wpe"}
+        read = {name: size for name, size in model.num_bytes.items() if name != "wpe"}
         if "lm_head" in read:
             del read["wte"]  # then only rows of it are read
-        self.weight_bytes = sum(resident_bytes(form) for form in read.values())
-        self.weight_bytes += sum(vector.num_bytes for vector in model.vectors().values())
-        self.kv_bytes_per_token = model.new_cache(1, 1, KV_DTYPE).num_bytes
+        self.weight_bytes = sum(read.values())
+        self.kv_bytes_per_token = model.kv_bytes_per_token(KV_DTYPE)
 
     def reserve(self, batch: int, capacity: int) -> None:
         pass
 
-    @torch.inference_mode()
     def generate(self, prompts: list[list[int]], count: int) -> list[list[int]]:
-        unread = torch.tensor(prompts)  # [B, T]
-        cache = self._model.new_cache(len(prompts), unread.shape[1] + count - 1, KV_DTYPE)  # the last is never read
-        written = []
+        unread = np.array(prompts)  # [B, T]
+        cache = Cache(self._model.config, len(prompts), unread.shape[1] + count - 1, KV_DTYPE)  # the last is never read
+        slots, written = np.arange(len(prompts)), []
         for _ in range(count):
-            logits = self._model.logits(self._model(unread, cache)[:, -1])  # [B, V]
-            unread = logits.argmax(-1, keepdim=True)  # [B, 1]
+            counts = np.full(len(prompts), unread.shape[1])
+            logits = self._model.read(unread.ravel(), cache, slots, counts, wanted=counts.cumsum() - 1).logits  # [B, V]
+            assert logits is not None
+            unread = logits.argmax(-1)[:, np.newaxis]
             written.append(unread)
-        return torch.cat(written, dim=1).tolist()
+        found: list[list[int]] = np.concatenate(written, axis=1).tolist()
+        return found
 
 
 def load(model: Path, threads: int) -> TTGPT:
     """Return the artefact in the folder `model`."""
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        return TTGPT(artifact.read(model).model.prepared())
+    return TTGPT(artifact.read(model).model.decoder(threads))
