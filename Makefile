@@ -75,6 +75,7 @@ monitoring: .venv/installed-dev
 	$(BIN)/python docker/prometheus/operator_rules.py k8s/components/monitoring/prometheus-rule.yaml
 
 .venv/bin/python:
+	@command -v gcc >/dev/null || { echo 'the runtime is built from C: install a compiler, such as: apt-get install gcc libc6-dev' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
