@@ -7,6 +7,15 @@
 /* sums[r] = codes [vectors][16 rows][4 columns] times x, of which R rows lie `stride` apart; modulo 2^32, as all sums of
  * these integers are: only the difference to the sum of x times the centre has to fit. */
 #if defined(AVX512)
+typedef int32_t __attribute__((may_alias, aligned(2))) Columns; /* a byte of each of 4 columns */
+
+/* _mm512_dpbusd_epi32 in place, x from memory: gcc 12 would go through a general register, and copy the sum to and fro. */
+INLINE __m512i add_products(__m512i sum, __m512i codes, const Columns *x)
+{
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*x));
+    return sum;
+}
+
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
 {
     __m512i high[8], low[8];
@@ -15,10 +24,9 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
     for (int64_t v = 0; v < vectors; v++) {
         const __m512i w = _mm512_loadu_si512(codes + v * 64);
         for (int r = 0; r < R; r++) { /* the high and low bytes of 4 columns, see `arrange` */
-            int32_t pair[2];
-            memcpy(pair, x + r * stride + v * VECTOR, sizeof pair);
-            high[r] = _mm512_dpbusd_epi32(high[r], w, _mm512_set1_epi32(pair[0]));
-            low[r] = _mm512_dpbusd_epi32(low[r], w, _mm512_set1_epi32(pair[1]));
+            const Columns *pair = (const Columns *)(x + r * stride + v * VECTOR);
+            high[r] = add_products(high[r], w, pair);
+            low[r] = add_products(low[r], w, pair + 1);
         }
     }
     for (int r = 0; r < R; r++)
