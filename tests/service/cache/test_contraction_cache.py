@@ -81,7 +81,7 @@ def test_a_second_replica_finds_what_the_first_contracted(folders: list[Path], r
         assert generate(first) == text
     digest = load(folders[place]).manifest.digest
     wait_until(lambda: len(rows_in(redis)) > DISTINCT)
-    assert {f"ttgpt:1:{digest}:wte:{row}" for row in IDS} <= set(redis.stored())
+    assert {f"ttgpt:2:{digest}:wte:{row}" for row in IDS} <= set(redis.stored())
     assert all(0 < redis.client.ttl(key) <= 86400 for key in redis.stored())
     with serving(settings) as second:
         operations = sample(second, OPERATIONS, tier="redis", op="get")
