@@ -57,8 +57,11 @@ int open_engine(Engine *engine, PyObject *instructions, Py_ssize_t threads)
     engine->instructions = read_instructions(instructions);
     if (!engine->instructions || !check_threads(threads))
         return 0;
-    if (threads > 1 && take_team())
+    if (threads > 1 && take_team()) {
         engine->threads = prepare_team(threads);
+        if (engine->threads == 1) /* no thread could be made: nothing is given back later */
+            leave_team();
+    }
     return 1;
 }
 

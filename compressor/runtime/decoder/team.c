@@ -88,6 +88,7 @@ static void forget(void)
 {
     team.helpers = 0;
     atomic_store(&team.sleeping, 0);
+    atomic_fetch_or(&team.state, UINT32_MAX); /* tiles that another thread of the parent was handing out are not ours */
     pthread_mutex_init(&team.mutex, NULL);
     pthread_mutex_init(&team.owner, NULL);
     pthread_cond_init(&team.wake, NULL);
