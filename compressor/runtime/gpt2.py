@@ -20,7 +20,6 @@ from compressor.runtime.gpt2_config import Activation, GPT2Config
 from compressor.runtime.kv_cache import KVCache
 from compressor.runtime.model import Model
 
-RowLookup = Callable[[Tensor], Tensor]  # ids to the token table's rows [*ids, D]
 MOST_FP16 = torch.finfo(torch.float16).max  # beyond are infinities, which attention could not take back
 
 
@@ -197,9 +196,6 @@ class GPT2(native.Accelerated):
     """The decoder. `forward` gives hidden states, `logits` multiplies them by the head.
 
     The head is tied to the token embedding unless the matrices contain `lm_head`.
-
-    Attributes:
-        embed: looks up the vectors of tokens.
     """
 
     def __init__(self, config: GPT2Config, matrices: Mapping[str, Format], vectors: Mapping[str, Coded]) -> None:
@@ -240,7 +236,6 @@ class GPT2(native.Accelerated):
         self.h = nn.ModuleList([block(i) for i in range(config.n_layer)])
         self.ln_f = norm("ln_f")
         self.lm_head = matrices.get("lm_head")
-        self.embed: RowLookup = self.wte.rows
 
     def matrices(self) -> dict[str, Format]:
         """Return every matrix by name."""
@@ -276,12 +271,6 @@ class GPT2(native.Accelerated):
             return self
         vectors = {name: vector.decode() for name, vector in self._vectors.items()}
         return GPT2(self.config, self.matrices(), encoded(vectors, codec))
-
-    def with_row_lookup(self, rows: RowLookup) -> "GPT2":
-        """Return the same model, which looks the vectors of its tokens up by `rows` instead of `wte.rows`."""
-        model = self.with_matrices({})
-        model.embed = rows
-        return model
 
     def prepared(self, path: Path | None = None) -> "GPT2":
         """Return the model in the form that is kept in memory to run; see `formats.prepared`.
@@ -352,7 +341,7 @@ class GPT2(native.Accelerated):
             hidden[real] = self.packed(ids[real], cache, slots, counts)
             return hidden
         step = self._step(b, t, cache, rows)
-        x = self.embed(ids) + self.wpe.rows(step.positions)  # [B, T, D]
+        x = self.wte.rows(ids) + self.wpe.rows(step.positions)  # [B, T, D]
         for block in self.h:
             x = block(x, step)
         if cache is not None:
@@ -380,7 +369,7 @@ class GPT2(native.Accelerated):
             raise ValueError(f"{longest} tokens exceed the capacity of {cache.capacity}")
         first = start - (counts.cumsum(0) - counts)  # of each text, were all N tokens its own
         positions = torch.arange(len(ids)) + first.repeat_interleave(counts)
-        x = self.embed(ids) + self.wpe.rows(positions)  # [N, D]
+        x = self.wte.rows(ids) + self.wpe.rows(positions)  # [N, D]
         at = native.TokenPositions(rows.repeat_interleave(counts), positions)
         assert self.kernel is not None  # noqa: S101 - `packs` says so
         x = native.run(self.kernel, x, cache.keys, cache.values, at)

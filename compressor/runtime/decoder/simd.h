@@ -33,8 +33,6 @@ INLINE Floats each(float x) { return (Floats){ x, x, x, x, x, x, x, x, x, x, x, 
 
 INLINE Floats zeros(void) { return (Floats){ 0 }; }
 
-INLINE Ints bits_of(Floats v) { return (Ints)v; }
-
 /* The first `count` lanes, at least 1, the others 0. */
 INLINE Floats load_some(const float *from, int64_t count)
 {

@@ -59,7 +59,6 @@ class Format(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
-    has_cores: ClassVar[bool] = False  # whether rows are contracted from the cores of tensor trains
     trains_in_bf16: ClassVar[bool] = True  # whether its products may be of bf16 while it is trained
 
     def __init__(
@@ -146,11 +145,6 @@ class Format(nn.Module, ABC):
     def inner(self) -> dict[str, "Format"]:
         """Return the formats that it is made of."""
         return {name: child for name, child in self._modules.items() if isinstance(child, Format)}
-
-    @property
-    def is_contracted(self) -> bool:
-        """Whether any of its rows is contracted from the cores of tensor trains."""
-        return self.has_cores or any(form.is_contracted for form in self.inner().values())
 
     def with_products(self, rows: int, find: FindProduct) -> "Format":
         """Return the same matrix with the products of its cores that make `matmul` cheaper, if it has any such.

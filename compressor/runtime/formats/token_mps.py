@@ -24,7 +24,6 @@ class TokenMPS(Format):
     """
 
     kind = "token_mps"
-    has_cores = True
     cores: Coded  # [out, values]
 
     @classmethod

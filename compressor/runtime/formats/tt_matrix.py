@@ -31,7 +31,6 @@ class TTMatrix(Format):
     """
 
     kind = "tt_matrix"
-    has_cores = True
     trains_in_bf16 = False
 
     @classmethod
