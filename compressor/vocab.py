@@ -23,16 +23,16 @@ from safetensors.torch import load
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from torch import Tensor
 
+from compressor.artifact import folder as artifact
+from compressor.artifact.folder import Artifact
+from compressor.artifact.manifest import Manifest
+from compressor.artifact.tokenizer import read_tokenizer
+from compressor.codecs import Coded
 from compressor.errors import ArtifactError
+from compressor.formats import Format
+from compressor.gpt2 import GPT2
 from compressor.methods.tensorgpt import tt_svd
-from compressor.runtime import artifact
-from compressor.runtime.artifact import Artifact
-from compressor.runtime.codecs import Coded
 from compressor.runtime.evaluate import golden
-from compressor.runtime.formats import Format
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.manifest import Manifest
-from compressor.runtime.tokenizer import read_tokenizer
 
 TABLES = {"wte", "lm_head"}
 MAX_TOKEN_BYTES = 256  # an added token bounds how many tokens a server must expect in a text

@@ -32,7 +32,7 @@ COPY compressor compressor
 COPY service service
 # Kernels that do not compile are no error for pip; here they are.
 RUN pip --python /opt/venv/bin/python install --no-deps . \
- && /opt/venv/bin/python -I -c "import torch, compressor.runtime._kernels"
+ && /opt/venv/bin/python -I -c "import torch, compressor._kernels"
 
 FROM ${PYTHON_IMAGE} AS compressor
 ARG VERSION=0.1.0

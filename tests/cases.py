@@ -6,6 +6,8 @@ from functools import wraps
 import torch
 from torch import Tensor
 
+from compressor.artifact.shapes import core_shapes, train_size
+from compressor.formats import Dense, Format, LowRank, Residual, Sparse, Stacked, TokenMPS, TTMatrix
 from compressor.methods import (
     Config,
     direction_ae,
@@ -23,8 +25,6 @@ from compressor.methods import (
     whitened_svd,
 )
 from compressor.methods.base import Statistics
-from compressor.runtime.formats import Dense, Format, LowRank, Residual, Sparse, Stacked, TokenMPS, TTMatrix
-from compressor.runtime.shapes import core_shapes, train_size
 
 
 def _normal(*shape: int) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from hypothesis import settings
 
 from compressor import huggingface
-from compressor.runtime import artifact
+from compressor.artifact import folder as artifact
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.artifact.manifest import Golden, Provenance, Quality, Source
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2, encoded
 from compressor.runtime.evaluate import GOLDEN_SHARE
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, encoded
-from compressor.runtime.gpt2_config import GPT2Config
-from compressor.runtime.manifest import Golden, Provenance, Quality, Source
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("ttgpt", deadline=None)

@@ -13,10 +13,10 @@ from compressor.experiments.compression import compressions
 from compressor.experiments.experiment import Experiment
 from compressor.experiments.runner import experiments
 from compressor.experiments.tables import DECODING, PLOTS, frontier_experiments, results_sha256
+from compressor.formats import FORMATS
 from compressor.methods import METHODS
 from compressor.pages import ROOT, refreshed
 from compressor.recipes.budget import PRESETS
-from compressor.runtime.formats import FORMATS
 from service.http.app import create_app
 from service.settings import Settings
 from tests.deploy.test_metric_contract import COUNTERS, GAUGES, HISTOGRAMS

@@ -73,9 +73,9 @@ def evaluate(
 ) -> None:
     """Measure perplexity, bits per byte, and KL and top-1 agreement with the dense model."""
     from compressor import huggingface
+    from compressor.artifact import folder as artifact
     from compressor.process.memory import keep_freed_memory
     from compressor.recipes.build import VALIDATION_TEXT
-    from compressor.runtime import artifact
     from compressor.runtime.evaluate import evaluate as measure
     from compressor.runtime.evaluate import read_text
 
@@ -101,7 +101,7 @@ def evaluate(
 @app.command()
 def inspect(folder: Folder, as_json: AsJson = False) -> None:
     """Verify every checksum and tensor of an artefact, and print what is in it."""
-    from compressor.runtime import artifact
+    from compressor.artifact import folder as artifact
 
     loaded = artifact.read(folder)
     manifest = loaded.manifest
@@ -141,7 +141,7 @@ def generate(
     """Print the prompt and its continuation."""
     import torch
 
-    from compressor.runtime import artifact
+    from compressor.artifact import folder as artifact
     from compressor.runtime.generate import generate as continue_ids
 
     loaded = artifact.read(folder)
@@ -201,7 +201,7 @@ def export(
 ) -> None:
     """Write an artefact as a dense fp32 checkpoint that transformers and lm-eval load."""
     from compressor import huggingface
-    from compressor.runtime import artifact
+    from compressor.artifact import folder as artifact
 
     huggingface.refuse_existing(out)
     with claimed(out) as run:

@@ -21,9 +21,9 @@ from compressor.recipes.executor import Executor
 from compressor.storage.run_folder import claimed, require_files, require_writable
 
 if TYPE_CHECKING:
+    from compressor.artifact.manifest import Manifest
     from compressor.recipes.healing import Healing
     from compressor.recipes.plans import Plan
-    from compressor.runtime.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +129,10 @@ def _compress(
 ) -> None:
     """Compress a checkpoint, by a method or within a budget, and write an artefact."""
     from compressor import huggingface
+    from compressor.artifact import folder as artifact
     from compressor.process.memory import keep_freed_memory
     from compressor.recipes.build import VALIDATION_TEXT, build
     from compressor.recipes.context import Context
-    from compressor.runtime import artifact
 
     plan = wanted.plan(options)
     if not plan.is_measured:

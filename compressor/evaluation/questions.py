@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
-from compressor.runtime.gpt2 import GPT2
 
 MIN_WORDS = 30  # of a passage whose last word is asked for
 CONTEXT_TOKENS, ANSWER_TOKENS, ANSWERS = 48, 16, 4

@@ -11,19 +11,19 @@ import torch
 from tokenizers import Tokenizer
 
 from compressor import huggingface
+from compressor.artifact.folder import measure_bytes
 from compressor.evaluation.questions import accuracy
 from compressor.experiments.corpus import read_packed_text
 from compressor.experiments.experiment import Experiment, definitions
 from compressor.experiments.workbench import VALID, Workbench
+from compressor.gpt2 import GPT2
 from compressor.methods.base import Target, is_target
 from compressor.recipes import heal
 from compressor.recipes.build import VALIDATION_TEXT, measure
 from compressor.recipes.healing import Healing
 from compressor.recipes.plans import Budget, CompressedModel, Plan, Recipe
-from compressor.runtime.artifact import measure_bytes
 from compressor.runtime.evaluate import GOLDEN_PROMPT, evaluate, read_text
 from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2
 
 SAMPLE_TOKENS = 40
 

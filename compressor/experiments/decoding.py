@@ -13,10 +13,10 @@ import torch
 
 from compressor.experiments.tables import frontier_experiments
 from compressor.experiments.workbench import Workbench
+from compressor.gpt2 import GPT2
 from compressor.process.processor import processor
 from compressor.recipes import paths
 from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2
 
 ROUNDS = 9
 DECODED = 64  # tokens after a prompt of one

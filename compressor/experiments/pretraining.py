@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.artifact import folder as artifact
 from compressor.experiments.experiment import DEFINITIONS, Experiment, definitions
 from compressor.experiments.workbench import Workbench
+from compressor.gpt2 import GPT2
 from compressor.pretraining.config import Config, parse_config
 from compressor.pretraining.model import initialised, linears, parameter_count, quantized
 from compressor.pretraining.text import Corpus
 from compressor.pretraining.training import Training
 from compressor.progress import Progress, silent
-from compressor.runtime import artifact
 from compressor.runtime.evaluate import Text, evaluate
-from compressor.runtime.gpt2 import GPT2
 
 JUDGED_CONTEXTS = 160  # of the validation text, for the final perplexity
 BASE: dict[str, Any] = json.loads((DEFINITIONS / "pretraining.json").read_text())

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from compressor import huggingface
+from compressor.artifact.tokenizer import read_tokenizer
 from compressor.experiments.corpus import Corpus, read_corpus
 from compressor.huggingface import Checkpoint
 from compressor.pretraining import text as pretraining
@@ -13,7 +14,6 @@ from compressor.pretraining.config import Config
 from compressor.progress import Progress, silent
 from compressor.recipes.context import HEALING_TOKENS, Context
 from compressor.recipes.executor import IN_PROCESS, Executor
-from compressor.runtime.tokenizer import read_tokenizer
 
 CALIBRATION_ROWS = 128  # of the books
 TRAIN, VALID = "train.txt.xz", "valid.txt.xz"

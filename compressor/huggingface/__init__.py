@@ -17,7 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compressor.artifact.manifest import Source
+from compressor.artifact.tokenizer import end_of_text, read_tokenizer, tokenizer_config
+from compressor.codecs import float_codec
 from compressor.errors import CheckpointError
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2, encoded
 from compressor.huggingface import registration
 from compressor.huggingface import tokenizer as checkpoint_tokenizer
 from compressor.huggingface.config import CheckpointConfig, read_config
@@ -25,11 +30,6 @@ from compressor.huggingface.gguf import SUFFIX as GGUF
 from compressor.huggingface.gguf import find_gguf, read_gguf
 from compressor.huggingface.tokenizer import checked_tokenizer, read_checkpoint_tokenizer
 from compressor.huggingface.weights import HEADS, PATTERNS, Weights, read_weights
-from compressor.runtime.codecs import float_codec
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, encoded
-from compressor.runtime.manifest import Source
-from compressor.runtime.tokenizer import end_of_text, read_tokenizer, tokenizer_config
 from compressor.storage import durable
 
 EMBEDDED = "gpt2-mini"

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers import GPT2Config as PeerConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from compressor.runtime import artifact
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.gpt2_config import GPT2Config
-from compressor.runtime.kv_cache import KVCache
+from compressor.artifact import folder as artifact
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.gpt2 import GPT2
+from compressor.kv_cache import KVCache
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 FILES = [*artifact.CHECKED, artifact.TOKENIZER_CONFIG, artifact.MANIFEST]

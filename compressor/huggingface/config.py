@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.artifact.gpt2_config import GPT2Config
 from compressor.errors import CheckpointError
 from compressor.huggingface.files import read_json
-from compressor.runtime.gpt2_config import GPT2Config
 
 CONFIG = "config.json"
 DEFAULT_END_OF_TEXT = 50256  # where the file names none, as in transformers

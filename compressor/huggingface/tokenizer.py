@@ -6,10 +6,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.artifact.tokenizer import END_OF_TEXT, check_size, end_of_text, read_tokenizer
 from compressor.errors import CheckpointError
 from compressor.huggingface.files import check_readable, read_bytes, read_json
-from compressor.runtime.gpt2_config import GPT2Config
-from compressor.runtime.tokenizer import END_OF_TEXT, check_size, end_of_text, read_tokenizer
 
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 ADDED, SPECIAL, SETTINGS = "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"

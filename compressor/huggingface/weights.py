@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compressor.artifact import tensor_file
 from compressor.errors import CheckpointError
 from compressor.huggingface.files import check_readable, read_json
-from compressor.storage import tensor_file
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 PATTERNS = {SAFETENSORS: "model*.safetensors*", PICKLE: "pytorch_model*.bin*"}  # with the index of several files

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from compressor.artifact.gpt2_config import component_of
+from compressor.codecs import codec_named
 from compressor.errors import check_range
+from compressor.formats import Format
 from compressor.progress import Progress
-from compressor.runtime.codecs import codec_named
-from compressor.runtime.formats import Format
-from compressor.runtime.gpt2_config import component_of
 
 Target = Literal["none", "embedding", "qkv", "attn", "mlp", "linears", "all"]
 

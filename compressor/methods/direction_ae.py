@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.formats import LowRank
 from compressor.methods.base import CodecConfig, Statistics
 from compressor.methods.direction_svd import stored
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import LowRank
 
 COSINE_WEIGHT = 0.9975 / 5
 NORM_WEIGHT = 0.0025

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.codecs import Codec, Coded, codec_named, power_of_2
 from compressor.errors import check_range
+from compressor.formats import LowRank
 from compressor.methods.base import Statistics, WhitenedConfig
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.progress import Progress, silent
-from compressor.runtime.codecs import Codec, Coded, codec_named, power_of_2
-from compressor.runtime.formats import LowRank
 
 
 @dataclass(frozen=True, kw_only=True)

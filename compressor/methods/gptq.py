@@ -10,13 +10,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from compressor.codecs import Codec, Coded, Grid, codec_named, finite, power_of_2
 from compressor.errors import check_range
+from compressor.formats import Dense
+from compressor.formats.base import blocks
 from compressor.methods.base import CodecConfig, Statistics, needed
 from compressor.methods.whitened_svd import roots_of
 from compressor.progress import Progress, silent
-from compressor.runtime.codecs import Codec, Coded, Grid, codec_named, finite, power_of_2
-from compressor.runtime.formats import Dense
-from compressor.runtime.formats.base import blocks
 
 BLOCK_COLUMNS = 128  # columns whose errors are passed on together: large products instead of small ones
 

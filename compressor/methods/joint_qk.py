@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.formats import Dense, Format, LowRank, Stacked
 from compressor.methods.base import Statistics, WhitenedConfig
 from compressor.methods.whitened_svd import balanced, root_of
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import Dense, Format, LowRank, Stacked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.formats import LowRank, Stacked
 from compressor.methods.base import Statistics, WhitenedConfig
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import LowRank, Stacked
 
 
 @dataclass(frozen=True, kw_only=True)

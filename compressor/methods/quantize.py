@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from compressor.formats import Dense
 from compressor.methods.base import CodecConfig, Statistics
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import Dense
 
 
 @dataclass(frozen=True, kw_only=True)

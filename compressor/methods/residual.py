@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from compressor.codecs import codec_named
 from compressor.errors import check_range
+from compressor.formats import LowRank, Residual
 from compressor.methods import gptq
 from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.progress import Progress, silent
-from compressor.runtime.codecs import codec_named
-from compressor.runtime.formats import LowRank, Residual
 
 
 @dataclass(frozen=True, kw_only=True)

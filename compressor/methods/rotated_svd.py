@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compressor.codecs import Coded
 from compressor.errors import check_range
+from compressor.formats import LowRank
 from compressor.methods import gptq
 from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.methods.whitened_svd import root_of
 from compressor.progress import Progress, silent
-from compressor.runtime.codecs import Coded
-from compressor.runtime.formats import LowRank
 
 
 @dataclass(frozen=True, kw_only=True)

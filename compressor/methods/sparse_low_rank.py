@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.codecs import codec_named
 from compressor.errors import check_range
+from compressor.formats import LowRank, Residual, Sparse
 from compressor.methods.base import Statistics, WhitenedConfig
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.progress import Progress, silent
-from compressor.runtime.codecs import codec_named
-from compressor.runtime.formats import LowRank, Residual, Sparse
 
 
 @dataclass(frozen=True, kw_only=True)

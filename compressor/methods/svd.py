@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.formats import LowRank
 from compressor.methods.base import RankConfig, Statistics
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import LowRank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.artifact.shapes import padded_binary_modes, prime_modes, tt_ranks
+from compressor.formats import TokenMPS
+from compressor.formats.base import blocks
 from compressor.methods.base import RankConfig, Statistics
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import TokenMPS
-from compressor.runtime.formats.base import blocks
-from compressor.runtime.shapes import padded_binary_modes, prime_modes, tt_ranks
 
 BLOCK_ROWS = 2048  # rows factorised at a time: 17 MB in fp64 at 1024 values
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.artifact.shapes import balanced_modes, tt_ranks, ttm_modes
 from compressor.errors import check_range
+from compressor.formats import TTMatrix
 from compressor.methods.base import RankConfig, Statistics
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import TTMatrix
-from compressor.runtime.shapes import balanced_modes, tt_ranks, ttm_modes
 
 MODES = ("balanced", "published")
 POWER_STEPS = 8  # of the bisection's leading direction, whose sign is all that matters

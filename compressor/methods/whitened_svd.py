@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.formats import LowRank
 from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.progress import Progress, silent
-from compressor.runtime.formats import LowRank
 
 RAISED = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)  # dampings that are tried where a smaller one will not do
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.runtime import native
-from compressor.runtime.gpt2 import ACTIVATIONS
+from compressor import native
+from compressor.gpt2 import ACTIVATIONS
 
 
 def trained_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the activation that a config names, one of `compressor.runtime.gpt2.ACTIVATIONS`."""
+    """Return the activation that a config names, one of `compressor.gpt2.ACTIVATIONS`."""
     function = ACTIVATIONS[name]
 
     def activation(x: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.runtime.formats.base import blocks
-from compressor.runtime.gpt2 import Attention
+from compressor.formats.base import blocks
+from compressor.gpt2 import Attention
 
 BLOCK_ROWS = 64  # queries at a time; keys behind the last of them are never touched
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
+from compressor.artifact import folder as artifact
+from compressor.artifact.manifest import Manifest, Provenance, Source
 from compressor.pretraining.config import Config
 from compressor.pretraining.model import initialised, parameter_count, quantized
 from compressor.pretraining.text import Corpus, read_corpus
 from compressor.pretraining.training import CHECKPOINT, CHECKPOINT_BYTES, Training
 from compressor.progress import Echo, Progress, silent
 from compressor.recipes import checkpoint, paths
-from compressor.runtime import artifact
 from compressor.runtime.evaluate import evaluate, golden
-from compressor.runtime.manifest import Manifest, Provenance, Source
 from compressor.storage.run_folder import claimed, require_space
 
 METHOD = "pretrain"

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from compressor.artifact.gpt2_config import Activation, GPT2Config
+from compressor.artifact.shapes import balanced_modes, max_tt_rank, ttm_modes
+from compressor.codecs import codec_named
 from compressor.errors import check_range
-from compressor.runtime.codecs import codec_named
-from compressor.runtime.gpt2_config import Activation, GPT2Config
-from compressor.runtime.shapes import balanced_modes, max_tt_rank, ttm_modes
 
 FOLDER = Path(__file__).parent
 SHIPPED = {"gpt2-mini": FOLDER / "gpt2-mini.json"}  # recipes by the name of what they make
@@ -57,7 +57,7 @@ class Phase(_Strict):
 
 
 class Shape(_Strict):
-    """The model's hyper-parameters under Hugging Face's names, see `compressor.runtime.gpt2.GPT2Config`."""
+    """The model's hyper-parameters under Hugging Face's names, see `compressor.gpt2.GPT2Config`."""
 
     vocab_size: int
     n_positions: int

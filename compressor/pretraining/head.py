@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.runtime.formats.base import blocks
+from compressor.formats.base import blocks
 
 BLOCK_ROWS = 1024  # positions whose logits exist at a time: 34 MB in bf16 at V = 16384
 SMALLEST = 1e-30  # probability that is told from 0, so that a loss is finite

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from compressor.artifact.shapes import left_capped_ranks, ttm_modes
+from compressor.formats import Dense, Format, LowRank, Stacked, TTMatrix
 from compressor.pretraining.ttm import ttm_product
-from compressor.runtime.formats import Dense, Format, LowRank, Stacked, TTMatrix
-from compressor.runtime.shapes import left_capped_ranks, ttm_modes
 
 SPREAD = 0.02  # standard deviation of GPT-2's weights at the start
 

@@ -6,14 +6,14 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.artifact.shapes import tt_ranks
+from compressor.formats import Dense, Format, LowRank, TTMatrix
+from compressor.gpt2 import GPT2, MLP, Linear, encoded
 from compressor.pretraining.activation import trained_activation
 from compressor.pretraining.attention import TrainedAttention
 from compressor.pretraining.config import Config, LayerSpec, table_modes
 from compressor.pretraining.layers import SPREAD, DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer, drawn_cores
-from compressor.runtime.formats import Dense, Format, LowRank, TTMatrix
-from compressor.runtime.gpt2 import GPT2, MLP, Linear, encoded
-from compressor.runtime.gpt2_config import GPT2Config
-from compressor.runtime.shapes import tt_ranks
 
 LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 

@@ -10,11 +10,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from compressor.artifact.tokenizer import END_OF_TEXT, read_tokenizer
 from compressor.huggingface import EMBEDDED, EMBEDDED_FOLDER
 from compressor.pretraining.config import Config
 from compressor.progress import Progress, silent
 from compressor.runtime.evaluate import Text, read_text, read_utf8
-from compressor.runtime.tokenizer import END_OF_TEXT, read_tokenizer
 
 PIECES = 64  # documents that are encoded at a time
 SUFFIXES = (".txt", ".xz")

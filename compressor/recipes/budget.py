@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 
 from compressor import __version__
+from compressor.codecs import codec_named
 from compressor.errors import check_range
+from compressor.formats import Dense, Format, Stacked
+from compressor.formats.base import blocks
+from compressor.gpt2 import GPT2
 from compressor.methods import METHODS
 from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Progress, silent
@@ -26,10 +30,6 @@ from compressor.recipes import checkpoint
 from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.recipes.heal import HEAD_ROWS, distillation_loss
 from compressor.recipes.journal import Journal
-from compressor.runtime.codecs import codec_named
-from compressor.runtime.formats import Dense, Format, Stacked
-from compressor.runtime.formats.base import blocks
-from compressor.runtime.gpt2 import GPT2
 
 MEASURED_TOKENS = 2048  # on which one replaced piece is measured
 TIMED_TOKENS = 128  # in a forward pass from which the time of all of them follows

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
+from compressor.artifact.manifest import Manifest, Provenance, Quality
+from compressor.artifact.tokenizer import read_tokenizer
+from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
 from compressor.progress import Progress, silent
 from compressor.recipes import paths
@@ -14,12 +18,8 @@ from compressor.recipes.context import Context
 from compressor.recipes.healing import NO_HEALING, Healing
 from compressor.recipes.journal import Journal
 from compressor.recipes.plans import CompressedModel, Plan
-from compressor.runtime import artifact
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
 from compressor.runtime.finite import check_logits
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.manifest import Manifest, Provenance, Quality
-from compressor.runtime.tokenizer import read_tokenizer
 from compressor.storage.run_folder import require_space
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"

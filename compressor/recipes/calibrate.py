@@ -10,12 +10,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from compressor.errors import check_range
+from compressor.formats.base import blocks
+from compressor.gpt2 import GPT2, Linear
 from compressor.methods.base import Statistics
 from compressor.progress import Progress, silent
 from compressor.runtime.evaluate import read_utf8
-from compressor.runtime.formats.base import blocks
 from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2, Linear
 
 T = TypeVar("T")
 DEFAULT_TOKENS = 16384

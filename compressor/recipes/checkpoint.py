@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compressor.runtime.gpt2 import GPT2
+from compressor.gpt2 import GPT2
 from compressor.storage import durable
 
 LOST = "keeps the last checkpoint and continues; make room, or stop it and resume later"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from compressor.artifact.tokenizer import read_tokenizer
 from compressor.huggingface import Checkpoint
 from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Echo, Progress, ignore, silent
@@ -14,7 +15,6 @@ from compressor.recipes import budget
 from compressor.recipes.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.recipes.journal import Journal
-from compressor.runtime.tokenizer import read_tokenizer
 
 TOLD_MINUTES = 2  # from which on a user is told at once how long measuring takes
 HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given

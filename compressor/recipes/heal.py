@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.formats.base import blocks
+from compressor.gpt2 import GPT2
 from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import checkpoint
 from compressor.runtime.evaluate import kl_divergence
-from compressor.runtime.formats.base import blocks
-from compressor.runtime.gpt2 import GPT2
 
 MINUTES = 0.01, 10**6
 HEAD_ROWS = 1024  # positions whose logits exist at a time

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.gpt2 import GPT2
 from compressor.methods.base import is_target
 from compressor.recipes import heal
 from compressor.recipes.context import Context
 from compressor.recipes.plans import CompressedModel, Plan
-from compressor.runtime.gpt2 import GPT2
 from compressor.storage.run_folder import require_space
 
 

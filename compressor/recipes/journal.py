@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.formats import Format, Spec, from_tensors
+from compressor.formats.base import below
 from compressor.progress import Echo, ignore
 from compressor.recipes import checkpoint
-from compressor.runtime.formats import Format, Spec, from_tensors
-from compressor.runtime.formats.base import below
 
 Row = tuple[dict[str, Any], Format]  # what is said about a form, as JSON, and the form itself
 

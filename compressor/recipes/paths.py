@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
-from compressor.runtime.formats import Format, Path, prepared, resident_bytes
-from compressor.runtime.gpt2 import GPT2
+from compressor.formats import Format, Path, prepared, resident_bytes
+from compressor.gpt2 import GPT2
 
 PATHS: tuple[Path, ...] = ("stored", "factors", "dense")
 BATCHES = (1, 8)  # rows of a decode step

@@ -8,15 +8,15 @@ from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
+from compressor.codecs import codec_named
+from compressor.formats import Format
+from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
 from compressor.methods import METHODS, quantize
 from compressor.methods.base import Method, Target, is_target
 from compressor.recipes import budget
 from compressor.recipes.context import Context
-from compressor.runtime.codecs import codec_named
 from compressor.runtime.evaluate import Text, evaluate
-from compressor.runtime.formats import Format
-from compressor.runtime.gpt2 import GPT2
 
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from compressor.artifact.manifest import Golden, Quality
+from compressor.formats.base import blocks
+from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 from compressor.runtime.finite import check_logits
-from compressor.runtime.formats.base import blocks
 from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.manifest import Golden, Quality
 
 HEAD_ROWS = 256  # positions whose logits exist at a time: 51 MB at V = 50257
 XZ_MAGIC = b"\xfd7zXZ\x00"

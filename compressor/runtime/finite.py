@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, LayerNorm, Linear
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2, LayerNorm, Linear
 
 LARGEST_ROWS = 8  # of the token table, whose tokens are the likeliest to overflow
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from compressor.errors import check_range
+from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
 from compressor.runtime.finite import check_logits
-from compressor.runtime.gpt2 import GPT2
 
 
 @torch.inference_mode()

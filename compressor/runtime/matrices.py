@@ -1,6 +1,6 @@
 """Matrices as they are stored, ready to be multiplied: from an artefact's arrays to objects of `_decoder`. No torch.
 
-A codec's parts and a format's tensors are described in `compressor.runtime.codecs` and `compressor.runtime.formats`.
+A codec's parts and a format's tensors are described in `compressor.codecs` and `compressor.formats`.
 bf16, which numpy does not know, are their bits as uint16.
 """
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.artifact.shapes import train_size
 from compressor.runtime._decoder import Matrix
-from compressor.runtime.shapes import train_size
 
 if TYPE_CHECKING:
-    from compressor.runtime.formats import Spec
+    from compressor.formats import Spec
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -50,7 +50,7 @@ def matrix_of(tensors: Arrays, spec: "Spec") -> Matrix:
             return Matrix.token_mps(cores, modes=modes, ranks=ranks, in_features=spec.shape[1])
         case "tt_matrix":
             return _tt_matrix(tensors, spec)
-    raise ValueError(f"format must be one that compressor.runtime.formats knows, not {spec.format!r}")
+    raise ValueError(f"format must be one that compressor.formats knows, not {spec.format!r}")
 
 
 def coded(parts: Arrays, codec: str, columns: int) -> Matrix:

@@ -12,7 +12,7 @@ from compressor.runtime import matrices as of_matrices
 from compressor.runtime._decoder import LANES, MAX_THREADS, Decoder, Matrix
 
 if TYPE_CHECKING:
-    from compressor.runtime.gpt2_config import GPT2Config
+    from compressor.artifact.gpt2_config import GPT2Config
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.artifact.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
+from compressor.formats import Dense, Format, TokenMPS, TTMatrix
+from compressor.gpt2 import GPT2, encoded
 from compressor.pages import refresh
 from compressor.runtime import matrices
 from compressor.runtime._decoder import Matrix
-from compressor.runtime.formats import Dense, Format, TokenMPS, TTMatrix
-from compressor.runtime.gpt2 import GPT2, encoded
-from compressor.runtime.gpt2_config import GPT2Config
-from compressor.runtime.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
 from service.cache.contractions import ContractionCache
 from service.cache.local_tier import LocalTier
 from service.cache.redis_tier import RedisTier

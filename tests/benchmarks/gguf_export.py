@@ -6,7 +6,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from compressor.runtime.gpt2 import GPT2
+from compressor.gpt2 import GPT2
 
 MATRICES = {
     "wte": "token_embd",

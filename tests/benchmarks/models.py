@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from compressor import huggingface
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2, encoded
 from compressor.recipes.build import build
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, encoded
-from compressor.runtime.gpt2_config import GPT2Config
 from tests.benchmarks.plan import GPT2_124M, PROMPT, SEED
 
 ROOT = Path(__file__).parents[2]

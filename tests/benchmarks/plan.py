@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compressor.runtime.gpt2_config import GPT2Config
+from compressor.artifact.gpt2_config import GPT2Config
 
 SEED = 4
 # GPT-2 "small": https://huggingface.co/gpt2, 124M parameters. Token 0 ends a text, as in the embedded tokenizer.

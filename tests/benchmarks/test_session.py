@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from compressor.runtime.gpt2_config import GPT2Config
+from compressor.artifact.gpt2_config import GPT2Config
 from tests.benchmarks import report
 from tests.benchmarks.bandwidth import read_gb_per_s
 from tests.benchmarks.bars import bars

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
 from compressor.methods import METHODS
-from compressor.runtime import artifact
 from tests.compressor.command import refused
 
 

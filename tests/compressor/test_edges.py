@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
+from compressor.artifact.gpt2_config import GPT2Config
 from compressor.cli import main
+from compressor.gpt2 import GPT2
 from compressor.methods import METHODS
 from compressor.methods.base import is_target
 from compressor.progress import silent
 from compressor.recipes import budget
 from compressor.recipes.calibrate import collect
-from compressor.runtime import artifact
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.gpt2_config import GPT2Config
 from tests.compressor.command import refused
 from tests.conftest import TOKENIZER, tiny_model, write_artifact
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
 from compressor.figures import figure
-from compressor.runtime import artifact
-from compressor.runtime.gpt2 import GPT2, encoded
+from compressor.gpt2 import GPT2, encoded
 from tests.compressor.test_cli import ttgpt
 from tests.conftest import TOKENIZER, tiny_model
 

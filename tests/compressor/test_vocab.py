@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
+from compressor.artifact.gpt2_config import GPT2Config
 from compressor.cli import main
+from compressor.formats import Dense, Format, LowRank, Stacked
+from compressor.gpt2 import GPT2
 from compressor.methods import svd, tensorgpt
-from compressor.runtime import artifact
-from compressor.runtime.formats import Dense, Format, LowRank, Stacked
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.gpt2_config import GPT2Config
 from compressor.vocab import ROW_CUTS, add_token, set_token, with_row
 from tests.cases import FORMAT_CASES
 from tests.conftest import TINY, tiny_model, write_artifact

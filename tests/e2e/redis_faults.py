@@ -164,7 +164,7 @@ def _summary(ordeal: Ordeal, load: Load, before: Samples, after: Samples, timeou
 
 
 def _row_bytes(model: Path) -> int:
-    from compressor.runtime.artifact import read
+    from compressor.artifact.folder import read
     from service.cache.local_tier import ENTRY_BYTES
 
     return read(model).model.config.n_embd * 4 + ENTRY_BYTES

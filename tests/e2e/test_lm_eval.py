@@ -21,11 +21,11 @@ from tokenizers import Tokenizer
 from compressor import huggingface
 from compressor.evaluation import lm_eval as lm_eval_tasks
 from compressor.evaluation import questions as tasks
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2
 from compressor.progress import silent
 from compressor.recipes.build import VALIDATION_TEXT
 from compressor.runtime.evaluate import Text, evaluate
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2
 from tests.conftest import TINY, tiny_model, write_artifact
 from tests.tolerances import HARNESS
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from compressor import huggingface
+from compressor import huggingface, native
+from compressor.artifact import folder as artifact
 from compressor.experiments.compression import SAMPLE_TOKENS, sample
 from compressor.pages import ROOT
 from compressor.recipes.build import build
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
-from compressor.runtime import artifact, native
 from compressor.runtime.evaluate import GOLDEN_PROMPT
 from tests.e2e import answer
 

@@ -8,9 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorly.decomposition import tensor_train
 
+from compressor.artifact.shapes import (
+    core_shapes,
+    padded_binary_modes,
+    prime_factors,
+    prime_modes,
+    train_size,
+    tt_ranks,
+)
+from compressor.formats import TokenMPS
 from compressor.methods.tensorgpt import tt_svd
-from compressor.runtime.formats import TokenMPS
-from compressor.runtime.shapes import core_shapes, padded_binary_modes, prime_factors, prime_modes, train_size, tt_ranks
 from tests.tolerances import EXACT
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=5).filter(lambda modes: prod(modes) <= 300)

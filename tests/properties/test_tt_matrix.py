@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tensorly import tt_matrix
 from tensorly.decomposition import tensor_train_matrix
 
+from compressor.artifact.shapes import balanced_modes, left_capped_ranks, prime_factors, tt_ranks, ttm_modes
+from compressor.formats import TTMatrix
 from compressor.methods.ttm import tt_svd
-from compressor.runtime.formats import TTMatrix
-from compressor.runtime.shapes import balanced_modes, left_capped_ranks, prime_factors, tt_ranks, ttm_modes
 from tests.tolerances import EXACT, ROUNDING
 
 # Mode pairs (in_k, out_k) and the padding that is cropped on either side.

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from compressor.formats import Format
+from compressor.formats import Path as How
+from compressor.gpt2 import GPT2
 from compressor.methods import tensorgpt, ttm
-from compressor.runtime.formats import Format
-from compressor.runtime.formats import Path as How
-from compressor.runtime.gpt2 import GPT2
 from tests.conftest import tiny_model, write_artifact
 
 NAMES = ("token-mps", "tt-matrix")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import uvicorn
 
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2
 from compressor.runtime.model import Cache, Floats, Model
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt

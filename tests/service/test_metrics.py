@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from compressor.runtime.manifest import Quality
+from compressor.artifact.manifest import Quality
 from service.engine.models import LoadedModel, report
 from service.http.app import create_app
 from service.metrics import Metrics

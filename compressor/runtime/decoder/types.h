@@ -2,7 +2,7 @@
 #ifndef TTGPT_TYPES_H
 #define TTGPT_TYPES_H
 
-#include "../kernels/buffers.h"
+#include "buffers.h"
 #include "runtime.h"
 
 typedef struct {

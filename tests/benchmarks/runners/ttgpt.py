@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.runtime import artifact
+from compressor.artifact import folder as artifact
 from compressor.runtime.model import Cache, Model
 
 KV_DTYPE = "fp16"  # the service's default

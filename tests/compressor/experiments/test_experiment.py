@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressor.artifact.manifest import Source
 from compressor.experiments.compression import Compression, compressions
 from compressor.experiments.runner import experiments
 from compressor.experiments.tables import points
@@ -19,7 +20,6 @@ from compressor.huggingface import Checkpoint
 from compressor.plot import Point, draw, frontier
 from compressor.progress import silent
 from compressor.recipes.plans import Budget, Recipe
-from compressor.runtime.manifest import Source
 from tests.conftest import TOKENIZER, tiny_model
 
 T = TypeVar("T")

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipeline
 
+from compressor.artifact import folder as artifact
 from compressor.errors import ArtifactError
+from compressor.formats import Dense, LowRank
+from compressor.gpt2 import GPT2
 from compressor.huggingface.auto import TTGPTCache, TTGPTConfig, TTGPTForCausalLM
-from compressor.runtime import artifact
-from compressor.runtime.formats import Dense, LowRank
 from compressor.runtime.generate import generate
-from compressor.runtime.gpt2 import GPT2
 from tests.conftest import TINY, tiny_model, write_artifact
 from tests.tolerances import KV_CACHE
 

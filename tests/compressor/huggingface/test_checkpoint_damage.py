@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
 from compressor.errors import CheckpointError
 from compressor.recipes.build import build
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
-from compressor.runtime import artifact
 from compressor.runtime.generate import generate
 from tests.compressor.test_cli import ttgpt
 from tests.conftest import TINY, tiny_model

@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers import GPT2Config as PeerConfig
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
 from compressor.errors import CheckpointError
 from compressor.recipes.build import build
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
-from compressor.runtime import artifact
 from tests.compressor.huggingface.conftest import edit
 from tests.conftest import TOKENIZER, tiny_model
 from tests.tolerances import PARITY

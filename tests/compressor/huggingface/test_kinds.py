@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from compressor import huggingface
+from compressor.artifact.tokenizer import read_tokenizer
 from compressor.errors import CheckpointError
-from compressor.runtime.tokenizer import read_tokenizer
 from tests.benchmarks.gguf_export import export as write_gguf
 from tests.compressor.huggingface.conftest import edit
 from tests.conftest import TINY, TOKENIZER, tiny_model

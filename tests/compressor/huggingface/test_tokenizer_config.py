@@ -9,10 +9,10 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from compressor import huggingface
+from compressor.artifact import folder as artifact
 from compressor.errors import ArtifactError
-from compressor.runtime import artifact
 from compressor.vocab import add_token
-from tests.compressor.runtime.test_artifact import _reseal as reseal
+from tests.compressor.artifact.test_folder import _reseal as reseal
 from tests.conftest import TINY, tiny_model, write_artifact
 
 TEXTS = [

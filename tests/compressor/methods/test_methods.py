@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 
+from compressor.artifact.shapes import max_tt_rank
+from compressor.formats import TokenMPS
 from compressor.methods import METHODS, Config
 from compressor.methods.svd import truncated_svd
 from compressor.methods.tensorgpt import Config as TensorGPT
 from compressor.methods.tensorgpt import compress as tensorgpt
 from compressor.progress import silent
-from compressor.runtime.formats import TokenMPS
-from compressor.runtime.shapes import max_tt_rank
 from tests.cases import INEXACT_CASES, METHOD_CASES, METHOD_SHAPES
 from tests.tolerances import EXACT
 

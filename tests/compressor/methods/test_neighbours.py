@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from compressor import huggingface
+from compressor.formats import Dense, LowRank, Residual, Stacked
 from compressor.huggingface import Checkpoint
 from compressor.methods import joint_qk, sparse_low_rank, whitened_svd
 from compressor.methods.base import Statistics
 from compressor.methods.whitened_svd import root_of, whitened_factors
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
-from compressor.runtime.formats import Dense, LowRank, Residual, Stacked
 from tests.cases import statistics
 from tests.conftest import tiny_model
 from tests.tolerances import EXACT

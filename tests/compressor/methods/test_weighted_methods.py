@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor.codecs import codec_named
+from compressor.formats import Dense, LowRank, Stacked
 from compressor.methods import (
     METHODS,
     direction_ae,
@@ -21,8 +23,6 @@ from compressor.methods import (
 )
 from compressor.methods.base import Statistics
 from compressor.progress import silent
-from compressor.runtime.codecs import codec_named
-from compressor.runtime.formats import Dense, LowRank, Stacked
 from tests.cases import INEXACT_CASES, statistics
 from tests.tolerances import EXACT
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from compressor.artifact import folder as artifact
 from compressor.cli import main
 from compressor.pretraining.build import pretrain
 from compressor.pretraining.config import SHIPPED, Config, largest_ttm_rank, parse_config, read_config
@@ -20,7 +21,6 @@ from compressor.pretraining.model import initialised, parameter_count
 from compressor.pretraining.text import Corpus, read_corpus, rows_of_step
 from compressor.pretraining.training import CHECKPOINT, Training
 from compressor.recipes import checkpoint
-from compressor.runtime import artifact
 from compressor.storage.run_folder import run_folder
 from service.settings import Settings
 from tests.compressor.pretraining.test_pretraining import FORMS, SHAPE, config_of

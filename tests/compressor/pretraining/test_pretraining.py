@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor import huggingface
+from compressor.formats import Stacked, TTMatrix
+from compressor.gpt2 import ACTIVATIONS
 from compressor.pretraining.activation import trained_activation
 from compressor.pretraining.attention import causal_attention
 from compressor.pretraining.config import Config, parse_config
@@ -17,8 +19,6 @@ from compressor.pretraining.head import head_loss
 from compressor.pretraining.layers import DenseLayer, Layer, LowRankLayer, ProjectedQKV, TTMLayer
 from compressor.pretraining.model import head_matrix, initialised, linears, parameter_count, quantized
 from compressor.pretraining.text import read_corpus
-from compressor.runtime.formats import Stacked, TTMatrix
-from compressor.runtime.gpt2 import ACTIVATIONS
 from tests.tolerances import EXACT
 
 BF16_STEP = 2**-8  # half a unit in the last place, relative

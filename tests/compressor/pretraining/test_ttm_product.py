@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor.artifact.shapes import left_capped_ranks, ttm_modes
 from compressor.pretraining.layers import SPREAD, TTMLayer, drawn_cores
 from compressor.pretraining.ttm import contracted, ttm_product
-from compressor.runtime.shapes import left_capped_ranks, ttm_modes
 from tests.tolerances import EXACT, ROUNDING
 
 # in, out, rank: one core, two and three; wider, narrower; ranks that only the left caps.

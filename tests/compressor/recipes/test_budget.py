@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.formats import Dense, Format
 from compressor.methods.base import is_target
 from compressor.recipes import budget
 from compressor.recipes.budget import Choice, Piece
 from compressor.recipes.calibrate import collect
 from compressor.recipes.journal import Journal
-from compressor.runtime.formats import Dense, Format
-from compressor.runtime.gpt2_config import GPT2Config
 from tests.conftest import tiny_model
 
 T = TypeVar("T")

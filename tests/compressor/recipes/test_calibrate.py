@@ -9,15 +9,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor import huggingface
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.formats import Dense
+from compressor.gpt2 import GPT2, Block
 from compressor.huggingface import Checkpoint
 from compressor.recipes.build import build
 from compressor.recipes.calibrate import DISTANCES, collect, read_ids, sample_text
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
 from compressor.runtime.evaluate import read_text
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2 import GPT2, Block
-from compressor.runtime.gpt2_config import GPT2Config
 from tests.conftest import tiny_model
 from tests.tolerances import EXACT
 

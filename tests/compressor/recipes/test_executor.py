@@ -10,14 +10,14 @@ import pytest
 import ray
 import torch
 
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.artifact.manifest import Source
 from compressor.experiments.compression import Compression
 from compressor.experiments.workbench import Workbench
 from compressor.huggingface import Checkpoint
 from compressor.recipes.context import Context
 from compressor.recipes.executor import Executor
 from compressor.recipes.plans import Budget, CompressedModel, Recipe
-from compressor.runtime.gpt2_config import GPT2Config
-from compressor.runtime.manifest import Source
 from tests.conftest import TOKENIZER, tiny_model
 
 SMALL = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)

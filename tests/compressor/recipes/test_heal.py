@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.codecs import Coded, Latent, codec_named
+from compressor.formats import Dense, Format, LowRank
+from compressor.gpt2 import GPT2
 from compressor.methods import quantize, svd, tensorgpt, ttm
 from compressor.methods.base import Target, is_target
 from compressor.progress import Progress
 from compressor.recipes import heal
-from compressor.runtime.codecs import Coded, Latent, codec_named
-from compressor.runtime.formats import Dense, Format, LowRank
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.gpt2_config import GPT2Config
 from tests.cases import FORMAT_CASES
 from tests.compressor.storage.test_durable import files_of_at_most
 from tests.conftest import tiny_model

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from compressor.formats import Dense, LowRank, resident_bytes
+from compressor.gpt2 import GPT2
 from compressor.recipes.paths import costs, measured
-from compressor.runtime.formats import Dense, LowRank, resident_bytes
-from compressor.runtime.gpt2 import GPT2
 from tests.cases import FORMAT_CASES
 from tests.conftest import TINY, tiny_model
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifact import folder as artifact
 from compressor.display import bar, left
-from compressor.runtime import artifact
 from compressor.storage.run_folder import claimed, require_space, run_folder
 from tests.compressor.command import refused
 from tests.compressor.storage.test_durable import files_of_at_most

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from compressor.codecs import codec_named
+from compressor.formats import Dense, Format
 from compressor.runtime._decoder import INSTRUCTIONS, Matrix
-from compressor.runtime.codecs import codec_named
-from compressor.runtime.formats import Dense, Format
 from compressor.runtime.matrices import matmul, rows
 from tests.cases import FORMAT_CASES
 

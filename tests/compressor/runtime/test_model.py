@@ -15,8 +15,8 @@ from transformers import GPT2Config as PeerConfig
 from transformers import GPT2LMHeadModel
 
 from compressor import huggingface
+from compressor.artifact.gpt2_config import GPT2Config
 from compressor.runtime._decoder import ACTIVATIONS, LANES
-from compressor.runtime.gpt2_config import GPT2Config
 from compressor.runtime.model import Cache, Floats, Ids, Model
 from tests.conftest import tiny_model
 from tests.tolerances import PARITY

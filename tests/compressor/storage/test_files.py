@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from compressor import huggingface
+from compressor.artifact import tensor_file
 from compressor.errors import CheckpointError
-from compressor.storage import files, tensor_file
+from compressor.storage import files
 from tests.cases import FORMAT_CASES
 from tests.conftest import TOKENIZER, tiny_model
 
@@ -122,7 +123,7 @@ WRITER = """
 import os, sys
 from pathlib import Path
 from compressor import huggingface
-from compressor.runtime import artifact
+from compressor.artifact import folder as artifact
 from tests.conftest import tiny_model, write_artifact
 os.umask(int(sys.argv[2], 8))
 made = artifact.read(write_artifact(Path(sys.argv[1]) / "artefact", tiny_model()))
@@ -154,7 +155,7 @@ READER = """
 import os, sys
 from pathlib import Path
 from compressor import huggingface
-from compressor.runtime import artifact
+from compressor.artifact import folder as artifact
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)

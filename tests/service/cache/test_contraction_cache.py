@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from compressor.runtime.artifact import read
-from compressor.runtime.formats import TTMatrix
+from compressor.artifact.folder import read
+from compressor.formats import TTMatrix
 from compressor.runtime.matrices import rows
 from service.engine.models import load
 from service.settings import Settings

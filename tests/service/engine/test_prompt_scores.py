@@ -12,8 +12,8 @@ import httpx
 import pytest
 import torch
 
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2_config import GPT2Config
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.formats import Dense
 from compressor.runtime.model import Floats, Ids, Model, Read
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token

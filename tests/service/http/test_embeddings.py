@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.runtime.formats import Dense
-from compressor.runtime.gpt2_config import GPT2Config
+from compressor.artifact.gpt2_config import GPT2Config
+from compressor.formats import Dense
 from service.engine.engine import Engine
 from service.engine.jobs import Request
 from service.engine.models import LoadedModel

@@ -13,7 +13,7 @@ import pytest
 import torch
 from openai import OpenAI
 
-from compressor.runtime.formats import Dense
+from compressor.formats import Dense
 from service.engine.models import LoadedModel
 from service.settings import Settings
 from tests.conftest import TINY, tiny_model, write_artifact

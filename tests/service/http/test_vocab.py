@@ -8,8 +8,8 @@ import httpx
 import pytest
 import torch
 
+from compressor.artifact import folder as artifact
 from compressor.methods import tensorgpt
-from compressor.runtime import artifact
 from compressor.vocab import add_token
 from service.engine.models import LoadedModel, load
 from service.engine.streaming import TextStream

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import torch
 
-from compressor.runtime import artifact
+from compressor.artifact import folder as artifact
 from tests.conftest import tiny_model, write_artifact
 from tests.service.conftest import int8_model, wait_until
 from tests.service.test_process import address, process

@@ -1,0 +1,135 @@
+"""What every codec is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compressor import native
+
+Parts = Mapping[str, Tensor]
+MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max
+
+
+class PartLayout(NamedTuple):
+    """Shape and dtype that a part must have."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Codec(ABC):
+    """One way to store the values of a tensor.
+
+    Laws: `layout(x.shape)` describes `encode(x)`; encoding row by row gives the rows of the encoding.
+
+    Attributes:
+        name: by which `codec_named` finds it.
+        is_float: whether it is a floating-point dtype, which has no grid.
+    """
+
+    name: str
+    is_float: ClassVar[bool] = False
+
+    @abstractmethod
+    def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
+        """Return the parts that a tensor of `shape` is stored as."""
+
+    @abstractmethod
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """Return the parts of `values` [..., n], in any float dtype and finite."""
+
+    @abstractmethod
+    def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
+        """Return the values [..., columns]."""
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """Return what the parts of a tensor of `shape` occupy."""
+        return sum(prod(part.shape) * part.dtype.itemsize for part in self.layout(shape).values())
+
+    def linear(self, parts: Parts, x: Tensor) -> Tensor:
+        """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n], on any CPU."""
+        return F.linear(x, self.decode(parts, x.shape[-1], x.dtype))
+
+    def has_kernel(self, columns: int) -> bool:
+        """Return whether matrices of so many columns are multiplied as they are stored, on CPUs that can."""
+        return False
+
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
+        """Return what `compressor.native` multiplies by, or None where it cannot."""
+        return None
+
+    def needs_kernel(self, columns: int) -> bool:
+        """Return whether matrices of so many columns are multiplied as they are stored by a kernel only."""
+        return False
+
+    def grid(self, weight: Tensor) -> "Grid":
+        """Return the levels that values of `weight` [out, in] are rounded to; raises ValueError if it has none."""
+        raise ValueError(f"codec must be int8, or int4, int3 or int2 with any groups, not {self.name!r}")
+
+    def latent(self, parts: Parts) -> dict[str, Tensor]:
+        """Return what is trained besides the values, in fp32, by the names of its parts."""
+        return {}
+
+    def round_through(self, values: Tensor, latent: Parts) -> Tensor:
+        """Return decode(encode_trained(values, latent)), differentiable in all of them."""
+        with torch.no_grad():
+            change = self.decode(self.encode(values), values.shape[-1], values.dtype) - values
+        return values + change
+
+    def encode_trained(self, values: Tensor, latent: Parts) -> dict[str, Tensor]:
+        """Return the parts of trained `values` [..., n]."""
+        return self.encode(values)
+
+
+class Grid(ABC):
+    """The levels that every value of a matrix [out, in] may take, one scale and zero per group of a row.
+
+    Attributes:
+        scale, zero: [out, groups], fp32.
+        group: values per scale.
+        lowest, highest: codes.
+        renews: whether the levels of a group may be found anew after the columns before it were rounded.
+    """
+
+    renews: ClassVar[bool] = False
+
+    def __init__(self, scale: Tensor, zero: Tensor, group: int, lowest: int, highest: int) -> None:
+        self.scale, self.zero = scale, zero
+        self.group, self.lowest, self.highest = group, lowest, highest
+
+    def renew(self, column: int, weight: Tensor) -> None:
+        """Find the levels of the group that begins at `column` anew, for weights [out, in] that have moved."""
+        raise NotImplementedError
+
+    def round(self, values: Tensor, column: int) -> Tensor:
+        """Return the levels nearest to the values [out] of a column."""
+        scale, zero = self.scale[:, column // self.group], self.zero[:, column // self.group]
+        codes = torch.round((values - zero) / torch.where(scale > 0, scale, 1))
+        return codes.clamp(self.lowest, self.highest) * scale + zero
+
+    @abstractmethod
+    def parts(self, rounded: Tensor, unit: Tensor) -> dict[str, Tensor]:
+        """Return the codec's parts of values [out, in] that are levels, in units [out, 1]."""
+
+
+def finite(values: Tensor, codec: str) -> Tensor:
+    """Return `values` in fp32; raises ValueError if one is not finite."""
+    if not torch.isfinite(values).all():
+        raise ValueError(f"values must be finite to be stored as {codec}")
+    return values.float()
+
+
+def largest_step(steps: float) -> float:
+    """Return the largest bf16 of which so many are within the range of fp32."""
+    return float(torch.tensor(MOST_FP32 / steps * (1 - 2**-8)).bfloat16())
+
+
+def power_of_2(sizes: Tensor) -> Tensor:
+    """Return a power of 2 within a factor of 2 of each of the `sizes` in fp32, and 2**-126 for 0 and denormals."""
+    exponents = sizes.contiguous().view(torch.int32) & 0x7F800000
+    return exponents.view(torch.float32).clamp(2.0**-126, 2.0**126)

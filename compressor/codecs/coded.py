@@ -1,0 +1,133 @@
+"""One stored tensor, and the same while it is trained."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor import native
+from compressor.codecs.base import Codec, Parts
+from compressor.codecs.named import codec_named
+
+
+class Coded(native.Accelerated):
+    """One tensor, stored by a codec.
+
+    Attributes:
+        codec: how it is stored.
+        shape: the shape of the values.
+    """
+
+    def __init__(self, codec: Codec, shape: Sequence[int], parts: Parts) -> None:
+        """Take over `parts`.
+
+        Raises:
+            ValueError: if a part is missing, unknown, or has another shape or dtype.
+        """
+        super().__init__()
+        self.codec = codec
+        self.shape = tuple(shape)
+        layout = codec.layout(self.shape)
+        if parts.keys() != layout.keys():
+            raise ValueError(f"{codec.name} has the parts {sorted(layout)}, not {sorted(parts)}")
+        for name, expected in layout.items():
+            part = parts[name]
+            if (tuple(part.shape), part.dtype) != expected:
+                raise ValueError(
+                    f"{name} must be {expected.dtype} {list(expected.shape)}, not {part.dtype} {list(part.shape)}"
+                )
+            self.register_buffer(name, part)
+
+    @cached_property
+    def kernel(self) -> "native.Matrix | None":
+        """The same matrix for `compressor.native`, or None where that cannot multiply by it."""
+        return self.codec.kernel(self.parts(), self.shape[-1]) if len(self.shape) == 2 else None
+
+    @classmethod
+    def encode(cls, codec: Codec, values: Tensor) -> "Coded":
+        """Store `values`; raises ValueError where the codec cannot hold them."""
+        return cls(codec, values.shape, codec.encode(values))
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the stored tensors by name."""
+        return {name: part for name, part in self._buffers.items() if part is not None}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the stored tensors occupy."""
+        return sum(part.nbytes for part in self.parts().values())
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the values."""
+        return self.codec.decode(self.parts(), self.shape[-1] if self.shape else 1, dtype)
+
+    def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return decode()[ids] [*ids, ...], decoding only the rows asked for."""
+        rows = {name: part[ids] for name, part in self.parts().items()}
+        return self.codec.decode(rows, self.shape[-1], dtype)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n]."""
+        if self.kernel is not None and native.takes(x):
+            return native.linear(x, self.kernel)
+        return self.codec.linear(self.parts(), x)
+
+    def runnable(self) -> "Coded":
+        """Return itself, or its values in fp32 where only a kernel that is not here would multiply by it."""
+        lacks = self.codec.needs_kernel(self.shape[-1]) and self.kernel is None
+        return Coded.encode(codec_named("fp32"), self.decode()) if lacks else self
+
+    def trainable(self) -> "Coded":
+        """Return the same values as float parameters, see `Latent`."""
+        return Latent(self)
+
+    def quantized(self) -> "Coded":
+        """Return the values as they are stored."""
+        return self
+
+    def recoded(self, codec: Codec) -> "Coded":
+        """Return the same values in another codec (itself if it is that one already)."""
+        return self if codec.name == self.codec.name else Coded.encode(codec, self.decode())
+
+
+class Latent(Coded):
+    """A coded tensor while it is trained: float parameters, rounded by the codec on every use.
+
+    The rounding passes gradients straight through, see `Codec.round_through`.
+
+    Attributes:
+        values: what is rounded.
+    """
+
+    def __init__(self, coded: Coded) -> None:
+        nn.Module.__init__(self)
+        self.codec = coded.codec
+        self.shape = coded.shape
+        self.values = nn.Parameter(coded.decode().clone())  # fp32 decodes to itself
+        for name, part in coded.codec.latent(coded.parts()).items():
+            self.register_parameter(name, nn.Parameter(part))
+
+    @cached_property
+    def kernel(self) -> None:
+        return None
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._rounded(slice(None)).to(dtype)
+
+    def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._rounded(ids).to(dtype)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.decode(x.dtype))
+
+    def quantized(self) -> Coded:
+        latent = {name: part.detach() for name, part in self._others().items()}
+        return Coded(self.codec, self.shape, self.codec.encode_trained(self.values.detach(), latent))
+
+    def _rounded(self, rows: Tensor | slice) -> Tensor:
+        return self.codec.round_through(self.values[rows], {n: part[rows] for n, part in self._others().items()})
+
+    def _others(self) -> dict[str, Tensor]:
+        return {name: part for name, part in self._parameters.items() if name != "values" and part is not None}

@@ -1,0 +1,74 @@
+"""8 bits a value, with one scale per row."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compressor import native
+from compressor.codecs.base import Codec, Grid, PartLayout, Parts, finite, largest_step
+
+# torch's int8 kernel reads past the end of rows that are not a multiple of its vectors (seen to crash at 20).
+KERNEL_COLUMNS = 32
+
+
+class Int8Codec(Codec):
+    """Symmetric int8 with one bf16 scale per row, a row being everything along the last axis.
+
+    The scale is rounded to bf16 before the codes are computed, so that it is the one that the low-bit kernel
+    multiplies by; the largest code is then always 127, and encoding what was decoded changes nothing.
+    """
+
+    name = "int8"
+
+    def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
+        if not shape:
+            raise ValueError("int8 stores tensors of at least 1 dimension, not 0")
+        return {
+            "codes": PartLayout(tuple(shape), torch.int8),
+            "scale": PartLayout((*shape[:-1], 1), torch.bfloat16),
+        }
+
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        self.layout(values.shape)
+        values = finite(values, self.name)
+        scale = self.stored_scale(values.abs().amax(-1, keepdim=True) / 127)
+        step = torch.where(scale > 0, scale, 1).float()
+        codes = torch.round(values / step).clamp(-127, 127).to(torch.int8)
+        return {"codes": codes.contiguous(), "scale": scale}
+
+    def stored_scale(self, scale: Tensor) -> Tensor:
+        """Return the scale in bf16, of which 127 are within the range of fp32."""
+        return scale.clamp_max(largest_step(127)).bfloat16()
+
+    def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
+        return parts["codes"].to(dtype) * parts["scale"].to(dtype)
+
+    def linear(self, parts: Parts, x: Tensor) -> Tensor:
+        """Multiply through torch's weight-only int8 kernel, whose activations are bf16."""
+        if x.requires_grad or x.shape[-1] % KERNEL_COLUMNS:  # the kernel has no derivative and no remainder loop
+            return super().linear(parts, x)
+        flat = x.reshape(-1, x.shape[-1]).bfloat16()  # [rows, n]
+        y = torch._weight_int8pack_mm(flat, parts["codes"], parts["scale"].squeeze(-1))
+        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+    def has_kernel(self, columns: int) -> bool:
+        return True
+
+    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
+        return native.matrix(parts["codes"], parts["scale"])
+
+    def grid(self, weight: Tensor) -> Grid:
+        scale = self.encode(weight)["scale"].float()
+        return _RowGrid(scale, torch.zeros_like(scale), weight.shape[1], -127, 127)
+
+
+class _RowGrid(Grid):
+    """One scale per row, which keeps its levels."""
+
+    def parts(self, rounded: Tensor, unit: Tensor) -> dict[str, Tensor]:
+        codes = torch.round(rounded / torch.where(self.scale > 0, self.scale, 1))
+        return {"codes": codes.to(torch.int8), "scale": INT8.stored_scale(self.scale * unit)}
+
+
+INT8 = Int8Codec()

@@ -1,0 +1,290 @@
+"""What every format is: one weight matrix W [out, in], stored in coded tensors and multiplied."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from compressor import native
+from compressor.codecs import Coded, PartLayout, codec_named
+from compressor.runtime._decoder import Matrix
+from compressor.runtime.matrices import matrix_of
+
+Path = Literal["stored", "factors", "dense"]
+Shape = tuple[int, int]
+Layout = dict[str, tuple[int, ...]]
+Span = tuple[int, int]  # the first core and the one behind the last
+FindProduct = Callable[[Span, tuple[int, ...], Callable[[], Tensor]], Tensor]
+CutRow = Callable[["Format"], Mapping[str, Mapping[str, Tensor]]]
+NONE: Mapping[str, Any] = MappingProxyType({})
+INDEX_PART = "values"
+
+
+class Spec(BaseModel):
+    """All of a format but its values; JSON in an artefact's config.
+
+    Attributes:
+        format: a key of FORMATS.
+        shape: (out, in).
+        codecs: codec name of every coded tensor.
+        options: the format's own integers, such as modes and ranks.
+        path: how it is multiplied, see `compressor.formats.prepared`.
+        inner: the formats that it is made of, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str
+    shape: Shape
+    codecs: dict[str, str]
+    options: dict[str, Any] = {}
+    path: Path = "stored"
+    inner: dict[str, "Spec"] = {}
+
+
+class Format(nn.Module, ABC):
+    """One weight matrix W [out, in]. Formats are never changed; operations return new ones.
+
+    Laws, for every codec (the tolerance is the codec's):
+        rows(ids) == dense()[ids]                    [*ids, in]
+        matmul(x) == x @ dense().T                   [..., out]; padding never leaks out
+        from_tensors(f.tensors(), f.spec()) is bitwise f
+        num_bytes is what tensors() occupy
+
+    A format may be made of others (`inner`), which are multiplied along the outer one's path.
+    """
+
+    kind: ClassVar[str]
+    trains_in_bf16: ClassVar[bool] = True  # whether its products may be of bf16 while it is trained
+
+    def __init__(
+        self,
+        shape: Shape,
+        coded: Mapping[str, Coded],
+        options: Mapping[str, Any],
+        path: Path,
+        *,
+        inner: Mapping[str, "Format"] = NONE,
+        indices: Mapping[str, Tensor] = NONE,
+    ) -> None:
+        """Check the tensors against the layout that `shape` and `options` prescribe.
+
+        Args:
+            shape: (out, in).
+            coded: every tensor of `layout`.
+            options: the format's own.
+            path: how it is multiplied.
+            inner: the formats it is made of.
+            indices: every tensor of `index_layout`; integers, which no codec touches.
+
+        Raises:
+            ValueError: if an option is illegal or a tensor is missing, unknown or misshapen.
+        """
+        super().__init__()
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"shape must be two positive integers (out, in), not {list(shape)}")
+        self.out_features, self.in_features = shape
+        self.options = dict(options)
+        self.path = path
+        layout = self.layout(shape, options)
+        if coded.keys() != layout.keys():
+            raise ValueError(f"{self.kind} has the tensors {sorted(layout)}, not {sorted(coded)}")
+        for name, expected in layout.items():
+            if coded[name].shape != expected:
+                raise ValueError(f"{name} must have shape {list(expected)}, not {list(coded[name].shape)}")
+            self.add_module(name, coded[name])
+        self.check_inner(shape, {name: form.shape for name, form in inner.items()})
+        for name, form in inner.items():
+            self.add_module(name, form if form.path == path else form.with_path(path))
+        _check_indices(self.kind, indices, self.index_layout(shape, options))
+        for name, tensor in indices.items():
+            self.register_buffer(name, tensor)
+
+    @classmethod
+    @abstractmethod
+    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
+        """Return the shape of every coded tensor; raises ValueError for illegal options."""
+
+    @classmethod
+    def index_layout(cls, shape: Shape, options: Mapping[str, Any]) -> dict[str, PartLayout]:
+        """Return the shape and dtype of every index tensor."""
+        return {}
+
+    @classmethod
+    def check_inner(cls, shape: Shape, inner: Mapping[str, Shape]) -> None:
+        """Refuse inner formats of other names or shapes; raises ValueError."""
+        if inner:
+            raise ValueError(f"{cls.kind} has no inner formats, not {sorted(inner)}")
+
+    @abstractmethod
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return dense()[ids] [*ids, in] for integer ids in [0, out)."""
+
+    @abstractmethod
+    def matmul(self, x: Tensor) -> Tensor:
+        """Return x @ dense().T [..., out] for x [..., in]."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Return W [out, in] in fp32."""
+
+    @property
+    def shape(self) -> Shape:
+        """(out, in)."""
+        return self.out_features, self.in_features
+
+    def coded(self) -> dict[str, Coded]:
+        """Return the coded tensors by name, those of inner formats as "<inner>.<tensor>"."""
+        nested = {f"{outer}.{name}": c for outer, form in self.inner().items() for name, c in form.coded().items()}
+        return self._own() | nested
+
+    def inner(self) -> dict[str, "Format"]:
+        """Return the formats that it is made of."""
+        return {name: child for name, child in self._modules.items() if isinstance(child, Format)}
+
+    def with_products(self, rows: int, find: FindProduct) -> "Format":
+        """Return the same matrix with the products of its cores that make `matmul` cheaper, if it has any such.
+
+        Args:
+            rows: of x, at most.
+            find: gives a product of its span of cores and its shape, from what computes it.
+        """
+        return self
+
+    def replace_row(self, row: int, cut: CutRow) -> "Format":
+        """Return the same matrix with another row, or one more behind the last; all else is bitwise the same.
+
+        Args:
+            row: its number, at most `out_features`.
+            cut: returns the parts [1, ...] of the row's tensors, by tensor, for the format that stores the row.
+        """
+        coded = dict(self._own())
+        for name, parts in cut(self).items():
+            coded[name] = _spliced(coded[name], row, parts)
+        shape = max(self.out_features, row + 1), self.in_features
+        return type(self)(shape, coded, self.options, self.path)
+
+    def indices(self) -> dict[str, Tensor]:
+        """Return the index tensors by name."""
+        return dict(self.named_buffers(recurse=False))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every stored tensor as "<tensor>.<part>", those of inner formats as "<inner>.<tensor>.<part>"."""
+        tensors = {f"{name}.{part}": t for name, coded in self._own().items() for part, t in coded.parts().items()}
+        tensors |= {f"{name}.{INDEX_PART}": index for name, index in self.indices().items()}
+        return tensors | {
+            f"{outer}.{key}": t for outer, form in self.inner().items() for key, t in form.tensors().items()
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the stored tensors occupy."""
+        own = sum(coded.num_bytes for coded in self._own().values())
+        own += sum(index.nbytes for index in self.indices().values())
+        return own + sum(form.num_bytes for form in self.inner().values())
+
+    def spec(self) -> Spec:
+        """Return all that from_tensors needs besides the tensors."""
+        codecs = {name: coded.codec.name for name, coded in self._own().items()}
+        inner = {name: form.spec() for name, form in self.inner().items()}
+        return Spec(
+            format=self.kind, shape=self.shape, codecs=codecs, options=self.options, path=self.path, inner=inner
+        )
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Spec, inner: Mapping[str, "Format"] = NONE) -> Self:
+        """Return the format that `spec` describes, made of exactly these tensors and inner formats.
+
+        Raises:
+            ValueError: naming the tensor or the option that does not fit.
+        """
+        layout, index_layout = cls.layout(spec.shape, spec.options), cls.index_layout(spec.shape, spec.options)
+        if spec.codecs.keys() != layout.keys():
+            raise ValueError(f"codecs must name {sorted(layout)}, not {sorted(spec.codecs)}")
+        known = layout.keys() | index_layout.keys()
+        if unknown := {name.partition(".")[0] for name in tensors} - known:
+            raise ValueError(f"unknown tensors {sorted(unknown)}; {cls.kind} has {sorted(known | inner.keys())}")
+        coded = {name: _coded(name, shape, tensors, spec.codecs[name]) for name, shape in layout.items()}
+        indices = {name: t[INDEX_PART] for name in index_layout if (t := below(tensors, name)).keys() == {INDEX_PART}}
+        return cls(spec.shape, coded, spec.options, spec.path, inner=inner, indices=indices)
+
+    def as_stored(self) -> Matrix:
+        """Return the matrix as it runs without torch, multiplied as it is stored."""
+        return matrix_of({name: native.array(tensor) for name, tensor in self.tensors().items()}, self.spec())
+
+    def trainable(self) -> Self:
+        """Return a copy whose tensors are float parameters, to be trained; see `compressor.codecs.Latent`."""
+        return self._mapped(lambda tensor: tensor.trainable(), lambda form: form.trainable())
+
+    def quantized(self) -> Self:
+        """Return a trained copy as it is stored."""
+        return self._mapped(lambda tensor: tensor.quantized(), lambda form: form.quantized())
+
+    def runnable(self) -> Self:
+        """Return itself with every tensor that this CPU has no kernel for in fp32."""
+        if all(tensor.runnable() is tensor for tensor in self.coded().values()):
+            return self
+        return self._mapped(lambda tensor: tensor.runnable(), lambda form: form.runnable())
+
+    def with_path(self, path: Path) -> Self:
+        """Return the same format, to be multiplied another way."""
+        return type(self)(self.shape, self._own(), self.options, path, inner=self.inner(), indices=self.indices())
+
+    def recoded(self, codec: str) -> Self:
+        """Return the same factors, each stored by `codec`."""
+        return self._mapped(lambda tensor: tensor.recoded(codec_named(codec)), lambda form: form.recoded(codec))
+
+    def _own(self) -> dict[str, Coded]:
+        return {name: child for name, child in self._modules.items() if isinstance(child, Coded)}
+
+    def _mapped(self, tensor: Callable[[Coded], Coded], form: Callable[["Format"], "Format"]) -> Self:
+        coded = {name: tensor(own) for name, own in self._own().items()}
+        inner = {name: form(child) for name, child in self.inner().items()}
+        return type(self)(self.shape, coded, self.options, self.path, inner=inner, indices=self.indices())
+
+
+def _coded(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor], codec: str) -> Coded:
+    try:
+        return Coded(codec_named(codec), shape, below(tensors, name))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _spliced(coded: Coded, row: int, new: Mapping[str, Tensor]) -> Coded:
+    """Return `coded` with the parts of one row [1, ...] in place of its own or behind the last."""
+    parts = {name: torch.cat([part[:row], new[name], part[row + 1 :]]) for name, part in coded.parts().items()}
+    return Coded(coded.codec, (max(coded.shape[0], row + 1), *coded.shape[1:]), parts)
+
+
+def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors called "<name>.<rest>", by their rest."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _check_indices(kind: str, indices: Mapping[str, Tensor], layout: Mapping[str, PartLayout]) -> None:
+    if indices.keys() != layout.keys():
+        raise ValueError(f"{kind} has the index tensors {sorted(layout)}, not {sorted(indices)}")
+    for name, expected in layout.items():
+        if (tuple(indices[name].shape), indices[name].dtype) != expected:
+            found = f"{indices[name].dtype} {list(indices[name].shape)}"
+            raise ValueError(f"{name} must be {expected.dtype} {list(expected.shape)}, not {found}")
+
+
+def check_ids(ids: Tensor, out_features: int) -> None:
+    """Refuse row numbers outside [0, out), as indexing a matrix would; padding has no rows.
+
+    Raises:
+        IndexError: naming the range.
+    """
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < out_features:
+        raise IndexError(f"ids must lie in [0, {out_features}), not in [{int(ids.min())}, {int(ids.max())}]")
+
+
+def blocks(total: int, size: int) -> list[range]:
+    """Split range(total) into ranges of at most `size`."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,0 +1,79 @@
+"""`sparse`: a few entries of every row, exactly where they are, and zeros."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compressor.codecs import Coded, PartLayout, codec_named
+from compressor.formats.base import Format, Layout, Path, Shape, check_ids
+
+BATCH_ROWS = 32  # rows of x multiplied at a time, so that the transposed product stays in the cache
+
+
+class Sparse(Format):
+    """W[o, columns[o, j]] = values[o, j] for j < k; all else is 0.
+
+    The k columns of a row ascend, so that none is named twice. As a correction in a `residual` it makes the entries
+    right that the base gets most wrong.
+    """
+
+    kind = "sparse"
+    values: Coded  # [out, k]
+
+    @classmethod
+    def of(cls, values: Tensor, columns: Tensor, in_features: int, codec: str, path: Path = "factors") -> "Sparse":
+        """Store values [out, k] by `codec`, and which of `in_features` columns [out, k] they stand in, in any order."""
+        order = columns.argsort(dim=1)
+        coded = {"values": Coded.encode(codec_named(codec), values.gather(1, order))}
+        indices = {"columns": columns.gather(1, order).to(_index_dtype(in_features))}
+        return cls((len(values), in_features), coded, {"kept": values.shape[1]}, path, indices=indices)
+
+    def __init__(
+        self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], path: Path, **nested: Any
+    ) -> None:
+        super().__init__(shape, coded, options, path, **nested)
+        columns = self.indices()["columns"]
+        ascending = (columns[:, 1:] > columns[:, :-1]).all()
+        if not (ascending and columns.min() >= 0 and columns.max() < shape[1]):
+            raise ValueError(f"columns must ascend within 0 .. {shape[1] - 1} in every row")
+
+    @classmethod
+    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
+        if options.keys() != {"kept"}:
+            raise ValueError(f"sparse has the options kept, not {sorted(options)}")
+        kept = options["kept"]
+        if type(kept) is not int or not 1 <= kept <= shape[1]:
+            raise ValueError(f"kept must be an integer between 1 and {shape[1]}, not {kept!r}")
+        return {"values": (shape[0], kept)}
+
+    @classmethod
+    def index_layout(cls, shape: Shape, options: Mapping[str, Any]) -> dict[str, PartLayout]:
+        return {"columns": PartLayout((shape[0], options["kept"]), _index_dtype(shape[1]))}
+
+    def rows(self, ids: Tensor) -> Tensor:
+        check_ids(ids, self.out_features)
+        return self._scattered(self.values.take(ids), self.indices()["columns"][ids])  # [*ids, in]
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Return x @ dense().T [..., out]: per row of W, the k inputs that it names, weighted and summed."""
+        values, columns = self.values.decode(x.dtype), self.indices()["columns"].to(torch.int32)
+        flat = x.reshape(-1, self.in_features)
+        y = [
+            F.embedding_bag(columns, part.T.contiguous(), per_sample_weights=values, mode="sum").T
+            for part in flat.split(BATCH_ROWS)
+        ]
+        return torch.cat(y).reshape(*x.shape[:-1], self.out_features)  # [..., out]
+
+    def dense(self) -> Tensor:
+        return self._scattered(self.values.decode(), self.indices()["columns"])
+
+    def _scattered(self, values: Tensor, columns: Tensor) -> Tensor:
+        zeros = values.new_zeros(*values.shape[:-1], self.in_features)
+        return zeros.scatter(-1, columns.to(torch.int64), values)
+
+
+def _index_dtype(in_features: int) -> torch.dtype:
+    return torch.int16 if in_features < 1 << 15 else torch.int32

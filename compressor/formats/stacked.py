@@ -1,0 +1,76 @@
+"""`stacked`: blocks of rows, each a format of its own."""
+
+from bisect import bisect
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.formats.base import CutRow, Format, Layout, Path, Shape, check_ids
+
+
+class Stacked(Format):
+    """W is its blocks, called "0", "1", ..., one below the other.
+
+    The query, key and value of a fused attention matrix, or the frequent and the rare tokens of a table.
+    """
+
+    kind = "stacked"
+
+    @classmethod
+    def of(cls, blocks: Sequence[Format], path: Path = "stored") -> "Stacked":
+        """Stack `blocks` of equal width from top to bottom."""
+        if not blocks:
+            raise ValueError("stacked must have at least 1 block, not 0")
+        inner = {str(k): block for k, block in enumerate(blocks)}
+        shape = (sum(block.out_features for block in blocks), blocks[0].in_features)
+        return cls(shape, {}, {}, path, inner=inner)
+
+    @classmethod
+    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
+        if options:
+            raise ValueError(f"stacked has no options, not {sorted(options)}")
+        return {}
+
+    @classmethod
+    def check_inner(cls, shape: Shape, inner: Mapping[str, Shape]) -> None:
+        names = [str(k) for k in range(len(inner))]
+        if not inner or inner.keys() != set(names):
+            raise ValueError(f"blocks must be called 0, 1, ... and be at least one, not {sorted(inner)}")
+        if any(width != shape[1] for _, width in inner.values()):
+            raise ValueError(f"blocks must be {shape[1]} wide, not {[inner[name][1] for name in names]}")
+        if sum(rows for rows, _ in inner.values()) != shape[0]:
+            raise ValueError(f"blocks must have {shape[0]} rows together, not {[inner[name][0] for name in names]}")
+
+    def blocks(self) -> list[Format]:
+        """Return the blocks from top to bottom."""
+        inner = self.inner()
+        return [inner[str(k)] for k in range(len(inner))]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        check_ids(ids, self.out_features)
+        flat = ids.reshape(-1)
+        places, rows, start = [], [], 0
+        for block in self.blocks():
+            mine = ((flat >= start) & (flat < start + block.out_features)).nonzero().squeeze(-1)
+            places.append(mine)
+            rows.append(block.rows(flat[mine] - start))  # [rows of this block, in]
+            start += block.out_features
+        found = torch.cat(rows)[torch.cat(places).argsort()]  # [M, in]
+        return found.reshape(*ids.shape, self.in_features)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        return torch.cat([block.matmul(x) for block in self.blocks()], dim=-1)  # [..., out]
+
+    def replace_row(self, row: int, cut: CutRow) -> "Stacked":
+        """Replace the row in the block it belongs to; rows are appended to the last one."""
+        blocks = self.blocks()
+        starts = [0, *accumulate(block.out_features for block in blocks[:-1])]
+        k = bisect(starts, row) - 1
+        blocks[k] = blocks[k].replace_row(row - starts[k], cut)
+        return Stacked.of(blocks, path=self.path)
+
+    def dense(self) -> Tensor:
+        return torch.cat([block.dense() for block in self.blocks()])

@@ -1,0 +1,75 @@
+"""`token_mps`: one tensor train (matrix product state) per row, none of it shared.
+
+Reference: TensorGPT, arXiv 2307.00526, section 3.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.artifact.shapes import core_shapes, train_size
+from compressor.codecs import Coded, codec_named
+from compressor.formats.base import Format, Layout, Path, Shape, blocks
+
+BLOCK_ROWS = 4096  # rows decoded at a time by matmul and dense: 16 MB at 1024 values
+
+
+class TokenMPS(Format):
+    """Every row is the contraction of N cores [r_{k-1}, n_k, r_k], cropped from prod(n) to `in`.
+
+    The cores of a row are packed one after the other, so all rows are one tensor [out, values].
+    """
+
+    kind = "token_mps"
+    cores: Coded  # [out, values]
+
+    @classmethod
+    def of(
+        cls, cores: Tensor, *, in_features: int, modes: list[int], ranks: list[int], codec: str, path: Path
+    ) -> "TokenMPS":
+        """Store packed cores [out, values] by `codec`."""
+        coded = {"cores": Coded.encode(codec_named(codec), cores)}
+        return cls((cores.shape[0], in_features), coded, {"modes": modes, "ranks": ranks}, path)
+
+    @classmethod
+    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
+        if options.keys() != {"modes", "ranks"}:
+            raise ValueError(f"token_mps has the options modes and ranks, not {sorted(options)}")
+        modes, ranks = options["modes"], options["ranks"]
+        for name, sizes in (("modes", modes), ("ranks", ranks)):
+            if not isinstance(sizes, list) or not sizes or any(type(n) is not int or n < 1 for n in sizes):
+                raise ValueError(f"{name} must be a list of positive integers, not {sizes!r}")
+        if len(ranks) != len(modes) + 1 or ranks[0] != 1 or ranks[-1] != 1:
+            raise ValueError(f"ranks must be {len(modes) + 1} integers beginning and ending with 1, not {ranks}")
+        if prod(modes) < shape[1]:
+            raise ValueError(f"modes must multiply to at least {shape[1]}, not {prod(modes)}")
+        return {"cores": (shape[0], train_size(modes, ranks))}
+
+    def rows(self, ids: Tensor) -> Tensor:
+        flat = self._contract(self.cores.take(ids.reshape(-1)))  # [M, in]
+        return flat.reshape(*ids.shape, self.in_features)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        # Rows share no core, so there is nothing to contract x with but the rows themselves.
+        ids = blocks(self.out_features, BLOCK_ROWS)
+        return torch.cat([x @ self._block(block).to(x.dtype).T for block in ids], dim=-1)  # [..., out]
+
+    def dense(self) -> Tensor:
+        return torch.cat([self._block(block) for block in blocks(self.out_features, BLOCK_ROWS)])
+
+    def _block(self, block: range) -> Tensor:
+        return self.rows(torch.arange(block.start, block.stop))  # [block, in]
+
+    def _contract(self, packed: Tensor) -> Tensor:
+        """Contract the cores of M rows, left to right: [M, values] -> [M, in]."""
+        count = packed.shape[0]
+        shapes = core_shapes(self.options["modes"], self.options["ranks"])
+        cores = torch.split(packed, [prod(shape) for shape in shapes], dim=-1)
+        train = packed.new_ones(count, 1, 1)
+        for core, (left, mode, right) in zip(cores, shapes, strict=True):
+            train = train @ core.reshape(count, left, mode * right)  # [M, prod n, n_k r_k]
+            train = train.reshape(count, train.shape[1] * mode, right)  # [M, prod n * n_k, r_k]
+        return train.squeeze(-1)[:, : self.in_features]
