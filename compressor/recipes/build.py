@@ -19,7 +19,7 @@ from compressor.recipes.healing import NO_HEALING, Healing
 from compressor.recipes.journal import Journal
 from compressor.recipes.plans import CompressedModel, Plan
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
-from compressor.runtime.finite import check_logits
+from compressor.finite import check_logits
 from compressor.storage.run_folder import require_space
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
