@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor import native
 from compressor.artifact.gpt2_config import Activation, GPT2Config
 from compressor.codecs import Coded, codec_named
-from compressor.formats import Dense, Format, Path, TTMatrix, prepared
+from compressor.formats import Dense, Format, Path, prepared
 from compressor.kv_cache import KVCache
 from compressor.runtime.model import Model
 
@@ -287,8 +287,7 @@ class GPT2(native.Accelerated):
         Args:
             threads: that compute; all cores that the process may use by default.
         """
-        forms = {name: form.merged() if isinstance(form, TTMatrix) else form for name, form in self.matrices().items()}
-        matrices = {name: form.as_stored() for name, form in forms.items()}
+        matrices = {name: form.as_stored() for name, form in self.matrices().items()}
         vectors = {name: native.array(vector.decode()) for name, vector in self._vectors.items()}
         return Model(self.config, matrices, vectors, threads)
 

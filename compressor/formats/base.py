@@ -6,10 +6,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compressor import native
+from compressor.artifact.layouts import Spec
 from compressor.codecs import Coded, PartLayout, codec_named
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.matrices import matrix_of
@@ -22,28 +22,6 @@ FindProduct = Callable[[Span, tuple[int, ...], Callable[[], Tensor]], Tensor]
 CutRow = Callable[["Format"], Mapping[str, Mapping[str, Tensor]]]
 NONE: Mapping[str, Any] = MappingProxyType({})
 INDEX_PART = "values"
-
-
-class Spec(BaseModel):
-    """All of a format but its values; JSON in an artefact's config.
-
-    Attributes:
-        format: a key of FORMATS.
-        shape: (out, in).
-        codecs: codec name of every coded tensor.
-        options: the format's own integers, such as modes and ranks.
-        path: how it is multiplied, see `compressor.formats.prepared`.
-        inner: the formats that it is made of, by name.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: str
-    shape: Shape
-    codecs: dict[str, str]
-    options: dict[str, Any] = {}
-    path: Path = "stored"
-    inner: dict[str, "Spec"] = {}
 
 
 class Format(nn.Module, ABC):
@@ -191,9 +169,7 @@ class Format(nn.Module, ABC):
         """Return all that from_tensors needs besides the tensors."""
         codecs = {name: coded.codec.name for name, coded in self._own().items()}
         inner = {name: form.spec() for name, form in self.inner().items()}
-        return Spec(
-            format=self.kind, shape=self.shape, codecs=codecs, options=self.options, path=self.path, inner=inner
-        )
+        return Spec(format=self.kind, shape=self.shape, codecs=codecs, options=self.options, inner=inner)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Spec, inner: Mapping[str, "Format"] = NONE) -> Self:
@@ -210,7 +186,7 @@ class Format(nn.Module, ABC):
             raise ValueError(f"unknown tensors {sorted(unknown)}; {cls.kind} has {sorted(known | inner.keys())}")
         coded = {name: _coded(name, shape, tensors, spec.codecs[name]) for name, shape in layout.items()}
         indices = {name: t[INDEX_PART] for name in index_layout if (t := below(tensors, name)).keys() == {INDEX_PART}}
-        return cls(spec.shape, coded, spec.options, spec.path, inner=inner, indices=indices)
+        return cls(spec.shape, coded, spec.options, "stored", inner=inner, indices=indices)
 
     def as_stored(self) -> Matrix:
         """Return the matrix as it runs without torch, multiplied as it is stored."""
