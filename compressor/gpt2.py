@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.codecs import Coded, codec_named
 from compressor.formats import Dense, Format
-from compressor.formats.base import array
 from compressor.runtime.model import Model
+from compressor.tensors import array
 
 
 class Linear(nn.Module):

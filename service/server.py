@@ -6,25 +6,22 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
-from starlette.applications import Starlette
 
+from service.http.app import create_app
 from service.http.connection import connections_with
-from service.http.front import Front
+from service.http.lifecycle import Lifecycle
 from service.http.listener import address_of, listen, unlink
 from service.http.waiting_room import raise_descriptor_limit
 from service.process import background
-from service.process.allocator import share_arenas
-from service.process.lean_torch import skip_meta_kernels
 from service.process.logs import configure_logs
-from service.process.threads import keep_libraries_to
 from service.settings import Settings, check_names
 
 HANG_SECONDS = 10  # after the drain, in which everything else has to end
@@ -39,9 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error)
     configure_logs(settings.log_level)
     raise_descriptor_limit()
-    share_arenas()
-    keep_libraries_to(settings.threads)
-    skip_meta_kernels()
     sys.set_int_max_str_digits(sys.int_info.str_digits_check_threshold)  # reading n digits takes n * n steps
     return serve(settings, listener)
 
@@ -73,9 +67,9 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Serve on `listener`; accepted requests are finished before it returns the exit code."""
     structlog.get_logger().info("listening", url=address_of(listener))
-    front = Front(partial(_make, settings, lambda: stop()), lambda: stop(), settings.root_path)
+    app = create_app(settings, on_failure=lambda: stop())
     config = uvicorn.Config(
-        front,
+        app,
         http=connections_with(settings),
         log_config=None,
         access_log=False,
@@ -83,7 +77,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         ws="none",
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = _Server(config, front, settings)
+    server = _Server(config, app, settings)
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -94,9 +88,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
     unlink(settings)
-    failure = front.failure
-    if failure is None and front.app is not None:
-        failure = front.app.state.service.lifecycle.failure
+    failure = app.state.service.lifecycle.failure
     if failure is None:
         return 0
     if isinstance(failure, ValueError | OSError):
@@ -104,27 +96,19 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     raise failure
 
 
-def _make(settings: Settings, on_failure: Callable[[], None]) -> Starlette:
-    from service.http.app import create_app  # brings torch: probes are answered meanwhile, and its threads are bounded
-
-    return create_app(settings, on_failure=on_failure)
-
-
 class _Server(uvicorn.Server):
     """Refuses new requests from the first signal on, while those it has accepted are finished."""
 
-    def __init__(self, config: uvicorn.Config, front: Front, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
         super().__init__(config)
-        self._front = front
+        self._lifecycle: Lifecycle = app.state.service.lifecycle
         self._settings = settings
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        app = self._front.app
-        if self._front.failure is None and (app is None or app.state.service.lifecycle.phase == "loading"):
+        if self._lifecycle.phase == "loading":
             unlink(self._settings)
-            os._exit(0)  # nothing has been accepted, and what is imported or loaded may hang
-        if app is not None:
-            app.state.service.lifecycle.drain()
+            os._exit(0)  # nothing has been accepted, and what is loaded may hang
+        self._lifecycle.drain()
         background.exit_after(self._settings.drain_seconds + HANG_SECONDS)
         super().handle_exit(sig, frame)
 

@@ -3,17 +3,17 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.artifact.manifest import Golden, Provenance, Quality, Source
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2, encoded
-from compressor.runtime.evaluate import GOLDEN_SHARE
+from compressor.runtime.evaluate import GOLDEN_TOLERANCE, hidden_states
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("ttgpt", deadline=None)
@@ -51,20 +51,29 @@ def write_artifact(folder: Path, model: GPT2, *, force: bool = False) -> Path:
         top1_agreement=0.9,
     )
     prompt = [5, 6, 7]
-    with torch.inference_mode():
-        running = model.prepared()
-        top = running.logits(running(torch.tensor([prompt]))[0, -1]).topk(4)
+    running = model.decoder(threads=1)
+    logits = running.logits(hidden_states(running, np.array(prompt))[-1])
+    top = np.argsort(-logits)[:4]
     golden = Golden(
         prompt_ids=prompt,
         continuation_ids=[],
-        top_ids=top.indices.tolist(),
-        top_logits=top.values.tolist(),
-        tolerance=max(0.25, GOLDEN_SHARE * float(top.values.abs().max())),
+        top_ids=top.tolist(),
+        top_logits=logits[top].tolist(),
+        tolerance=GOLDEN_TOLERANCE,
     )
     provenance = Provenance(
         source=Source(id="tiny", sha256="0" * 64), method="dense", config={}, seed=0, versions={}, build_seconds=0.0
     )
-    artifact.write(folder, model, TOKENIZER, quality=quality, golden=golden, provenance=provenance, force=force)
+    stored.write(
+        folder,
+        model,
+        TOKENIZER,
+        running=running,
+        quality=quality,
+        golden=golden,
+        provenance=provenance,
+        force=force,
+    )
     return folder
 
 

@@ -17,6 +17,7 @@ COMPRESSOR = [
     {"codecs", "native", "_kernels"},
     {"formats", "kv_cache"},
     {"gpt2"},
+    {"finite"},
     {"evaluation", "huggingface", "methods"},
     {"recipes", "vocab"},
     {"pretraining"},

@@ -14,25 +14,22 @@ what it has verified is what it returns, whatever happens to the folder meanwhil
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from compressor.artifact import tensor_file
 from compressor.artifact.gpt2_config import COMPONENTS, GPT2Config, component_of
+from compressor.artifact.layouts import Part, Spec, codec_layout, tensors_of
 from compressor.artifact.manifest import SCHEMA_VERSION, Bytes, Compression, Golden, Manifest, Provenance, Quality
+from compressor.artifact.tensor_file import Array
 from compressor.artifact.tokenizer import check_size, end_of_text, read_tokenizer, tokenizer_config
-from compressor.codecs import Coded, codec_named
 from compressor.errors import ArtifactError
-from compressor.formats import from_tensors, resident_bytes
-from compressor.gpt2 import GPT2
 from compressor.storage import durable, files
 
 CONFIG, WEIGHTS, TOKENIZER, MANIFEST = "config.json", "model.safetensors", "tokenizer.json", "manifest.json"
@@ -40,15 +37,32 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CHECKED = (CONFIG, WEIGHTS, TOKENIZER)  # what the digest is of: these decide what the model says
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")  # what a matrix is made into
+Arrays = Mapping[str, Array]
+
+
+class Owner(NamedTuple):
+    """The matrix that tensors belong to: its artefact's digest, its name, and whether it is the head."""
+
+    digest: str
+    name: str
+    is_head: bool
+
+
+Make = Callable[[Owner, Arrays, Spec], T]
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(Generic[T]):
     """An artefact in memory, none of which is backed by its files any more.
 
     Attributes:
         name: the folder's.
-        model: as stored; `model.prepared()` is what runs.
+        config: hyper-parameters.
+        specs: of every matrix, by name.
+        matrices: what was made of them.
+        vectors: the stored parts of every bias and LayerNorm vector.
+        vector_codec: what they are stored by.
         tokenizer: text to ids.
         tokenizer_json: the file that it was made of.
         manifest: what the artefact says about itself.
@@ -57,7 +71,11 @@ class Artifact:
     """
 
     name: str
-    model: GPT2
+    config: GPT2Config
+    specs: Mapping[str, Spec]
+    matrices: Mapping[str, T]
+    vectors: Mapping[str, Arrays]
+    vector_codec: str
     tokenizer: Tokenizer
     tokenizer_json: bytes
     manifest: Manifest
@@ -67,42 +85,63 @@ class Artifact:
     @property
     def end_of_text(self) -> str:
         """What the tokenizer calls the token that ends a text."""
-        return end_of_text(self.tokenizer, self.model.config.eos_token_id)
+        return end_of_text(self.tokenizer, self.config.eos_token_id)
 
 
-def measure_bytes(model: GPT2, *, tied: bool = False) -> dict[str, Bytes]:
-    """Return the sizes of every component of `model`.
+def measure_bytes(
+    config: GPT2Config, compression: Compression, resident: Mapping[str, int] | None = None, *, tied: bool = False
+) -> dict[str, Bytes]:
+    """Return the sizes of every component.
 
     Args:
-        model: as stored.
+        config: hyper-parameters.
+        compression: how everything is stored.
+        resident: bytes in memory of every matrix and vector; 0 by default.
         tied: whether the dense model's head is its embedding though this one's is apart.
     """
-    disk, resident, dense = (dict.fromkeys(COMPONENTS, 0) for _ in range(3))
-    for name, form in model.matrices().items():
+    disk, dense, memory = (dict.fromkeys(COMPONENTS, 0) for _ in range(3))
+    for name, spec in compression.matrices.items():
         component = component_of(name)
-        disk[component] += form.num_bytes
-        resident[component] += resident_bytes(form)
+        disk[component] += sum(part.num_bytes for part in tensors_of(spec).values())
         if name != "lm_head" or not tied:
-            dense[component] += 4 * form.out_features * form.in_features
-    for name, vector in model.vectors().items():
+            dense[component] += 4 * prod(spec.shape)
+    for name, shape in config.vector_shapes().items():
         component = component_of(name)
-        disk[component] += vector.num_bytes
-        resident[component] += 4 * prod(vector.shape)
-        dense[component] += 4 * prod(vector.shape)
-    return {c: Bytes(disk=disk[c], resident=resident[c], dense_fp32=dense[c]) for c in COMPONENTS}
+        disk[component] += sum(part.num_bytes for part in codec_layout(compression.vectors, shape).values())
+        dense[component] += 4 * prod(shape)
+    for name, count in (resident or {}).items():
+        memory[component_of(name)] += count
+    return {c: Bytes(disk=disk[c], resident=memory[c], dense_fp32=dense[c]) for c in COMPONENTS}
 
 
 def write(
     folder: Path,
-    model: GPT2,
+    config: GPT2Config,
+    compression: Compression,
+    save_tensors: Callable[[Path], None],
     tokenizer_json: bytes,
     *,
+    make: Make[Any],
+    resident: Mapping[str, int],
     quality: Quality,
     golden: Golden,
     provenance: Provenance,
     force: bool = False,
 ) -> Manifest:
     """Write an artefact to `folder`, all of it or nothing, and read it back.
+
+    Args:
+        folder: to be made.
+        config: hyper-parameters.
+        compression: how everything is stored.
+        save_tensors: writes the safetensors file.
+        tokenizer_json: the tokenizer.
+        make: what every matrix is read back by, see `read`.
+        resident: bytes in memory of every matrix and vector.
+        quality: what was measured.
+        golden: known answers.
+        provenance: how it was made.
+        force: replace an artefact in `folder`.
 
     Raises:
         ArtifactError: if `folder` exists and `force` is not set, or does not read back.
@@ -111,24 +150,24 @@ def write(
     refuse_existing(folder, force)
     with durable.replacing(folder) as new:
         new.mkdir()
-        tokenizer = _parse_tokenizer(tokenizer_json, model.config)
-        texts = {CONFIG: _canonical(_config_json(model)), TOKENIZER: tokenizer_json}
-        texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, model.config.eos_token_id, model.config.n_positions)
+        tokenizer = _parse_tokenizer(tokenizer_json, config)
+        texts = {CONFIG: _canonical(_config_json(config, compression)), TOKENIZER: tokenizer_json}
+        texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, config.eos_token_id, config.n_positions)
         for name, data in texts.items():
             (new / name).write_bytes(data)
-        save_file(_named_tensors(model), new / WEIGHTS)
+        save_tensors(new / WEIGHTS)
         checksums = {name: _sha256(new / name) for name in (*texts, WEIGHTS)}
         manifest = Manifest(
             digest=_digest(checksums),
             files=checksums,
-            bytes=measure_bytes(model),
+            bytes=measure_bytes(config, compression, resident),
             quality=quality,
             golden=golden,
             provenance=provenance,
         )
         manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump())})
         (new / MANIFEST).write_bytes(_canonical(manifest.model_dump()))
-        _read(new, folder.name)
+        _read(new, folder.name, make)
     return manifest
 
 
@@ -141,8 +180,12 @@ def refuse_existing(folder: Path, force: bool) -> None:
             raise ArtifactError(str(folder), "", "is not an artefact, so --force does not replace it")
 
 
-def read(folder: Path) -> Artifact:
+def read(folder: Path, make: Make[T]) -> Artifact[T]:
     """Return the artefact in `folder`, after checking every byte of it.
+
+    Args:
+        folder: of the artefact.
+        make: is given the tensors of every matrix as soon as they are read; they are then forgotten here.
 
     Raises:
         ArtifactError: naming the file and the field that is missing, damaged, unknown or misshapen.
@@ -151,25 +194,31 @@ def read(folder: Path) -> Artifact:
         raise ArtifactError(str(folder), "", "there is no such artefact folder; make one with ttgpt compress")
     if any(durable.UNFINISHED.fullmatch(part) for part in folder.resolve().parts[-2:]):
         raise ArtifactError(str(folder), "", "was left by a writer that did not finish; make it again")
-    return _read(folder, folder.resolve().name)
+    return _read(folder, folder.resolve().name, make)
 
 
-def _read(folder: Path, name: str) -> Artifact:
+def _read(folder: Path, name: str, make: Make[T]) -> Artifact[T]:
     data, modified_seconds = _load(folder / MANIFEST)
     manifest = _parse_manifest(data)
     texts = {file: _load_checked(folder, file, manifest) for file in sorted(manifest.files.keys() - {WEIGHTS})}
-    config, compression = _parse_config(_parse_json(texts[CONFIG], CONFIG))
-    weights = _load_weights(folder / WEIGHTS, manifest)
-    model = _build_model(weights.tensors, config, compression)
-    if manifest.bytes != measure_bytes(model):
+    config, compression = _parse_config(_parse_json(texts[CONFIG], CONFIG), manifest)
+    layouts = _layouts(config, compression)
+    if {c: (size.disk, size.dense_fp32) for c, size in manifest.bytes.items()} != {
+        c: (size.disk, size.dense_fp32) for c, size in measure_bytes(config, compression).items()
+    }:
         raise ArtifactError(MANIFEST, "bytes", "does not match the tensors")
+    matrices, vectors, size_bytes = _read_weights(folder / WEIGHTS, layouts, compression.matrices, manifest, make)
     return Artifact(
         name=name,
-        model=model,
+        config=config,
+        specs=compression.matrices,
+        matrices=matrices,
+        vectors=vectors,
+        vector_codec=compression.vectors,
         tokenizer=_parse_tokenizer(texts[TOKENIZER], config),
         tokenizer_json=texts[TOKENIZER],
         manifest=manifest,
-        size_bytes=len(data) + sum(map(len, texts.values())) + weights.size_bytes,
+        size_bytes=len(data) + sum(map(len, texts.values())) + size_bytes,
         modified_seconds=modified_seconds,
     )
 
@@ -195,16 +244,76 @@ def _load_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
     return data
 
 
-def _load_weights(path: Path, manifest: Manifest) -> tensor_file.TensorFile:
+def _read_weights(
+    path: Path, layouts: Mapping[str, Mapping[str, Part]], specs: Mapping[str, Spec], manifest: Manifest, make: Make[T]
+) -> tuple[dict[str, T], dict[str, Arrays], int]:
+    """Return what `make` makes of every matrix, the parts of every vector, and the bytes of the file."""
+    owners = {f"{owner}.{key}": owner for owner, parts in layouts.items() for key in parts}
+    head = "lm_head" if "lm_head" in specs else "wte"
+    waiting: dict[str, dict[str, Array]] = {owner: {} for owner in layouts}
+    made: dict[str, T] = {}
     try:
-        weights = tensor_file.read(path)
+        with tensor_file.opened(path) as file:
+            _check_places({place.name: place.part for place in file.places}, layouts)
+            for name, values in file.tensors():
+                owner = owners[name]
+                waiting[owner][name.removeprefix(f"{owner}.")] = values
+                if owner in specs and waiting[owner].keys() == layouts[owner].keys():
+                    whose = Owner(manifest.digest, owner, owner == head)
+                    made[owner] = _made(whose, make, waiting.pop(owner), specs[owner])
+            _check_sha256(WEIGHTS, file.sha256, manifest)
+            return {name: made[name] for name in specs}, waiting, file.size_bytes
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
-        _check_sha256(WEIGHTS, _sha256(path), manifest)
+        _check_sha256(WEIGHTS, _sha256(path), manifest)  # which says more, where the file is another one
+        if isinstance(error, ArtifactError):
+            raise
         raise ArtifactError(WEIGHTS, "", f"is not a safetensors file: {error}") from error
-    _check_sha256(WEIGHTS, weights.sha256, manifest)
-    return weights
+
+
+def _layouts(config: GPT2Config, compression: Compression) -> dict[str, dict[str, Part]]:
+    """Return the tensors of every matrix and vector."""
+    shapes = config.matrix_shapes()
+    if "lm_head" in compression.matrices:
+        shapes["lm_head"] = shapes["wte"]
+    found = {}
+    for name, spec in compression.matrices.items():
+        if name not in shapes:
+            raise ArtifactError(CONFIG, "compression.matrices", f"matrix {name} is unknown")
+        if spec.shape != shapes[name]:
+            problem = f"matrix {name} must have shape {list(shapes[name])}, not {list(spec.shape)}"
+            raise ArtifactError(CONFIG, "compression.matrices", problem)
+        try:
+            found[name] = tensors_of(spec)
+        except ValueError as error:
+            raise ArtifactError(CONFIG, f"compression.matrices.{name}", str(error)) from error
+    if missing := shapes.keys() - found.keys():
+        raise ArtifactError(CONFIG, "compression.matrices", f"matrix {min(missing)} is missing")
+    try:
+        vectors = {name: codec_layout(compression.vectors, shape) for name, shape in config.vector_shapes().items()}
+    except ValueError as error:
+        raise ArtifactError(CONFIG, "compression.vectors", str(error)) from error
+    return found | vectors
+
+
+def _check_places(found: Mapping[str, Part], layouts: Mapping[str, Mapping[str, Part]]) -> None:
+    """Refuse tensors that are missing, unknown or misshapen."""
+    wanted = {f"{owner}.{key}": part for owner, parts in layouts.items() for key, part in parts.items()}
+    if missing := wanted.keys() - found.keys():
+        raise ArtifactError(WEIGHTS, min(missing), "is missing")
+    if unknown := found.keys() - wanted.keys():
+        raise ArtifactError(WEIGHTS, min(unknown), "is an unknown tensor")
+    for name, part in wanted.items():
+        if found[name] != part:
+            raise ArtifactError(WEIGHTS, name, f"must be {part}, not {found[name]}")
+
+
+def _made(owner: Owner, make: Make[T], tensors: Arrays, spec: Spec) -> T:
+    try:
+        return make(owner, tensors, spec)
+    except ValueError as error:
+        raise ArtifactError(WEIGHTS, owner.name, str(error)) from error
 
 
 def _check_sha256(name: str, found: str, manifest: Manifest) -> None:
@@ -222,14 +331,12 @@ def _parse_tokenizer(data: bytes, config: GPT2Config) -> Tokenizer:
     return tokenizer
 
 
-def _config_json(model: GPT2) -> dict[str, Any]:
-    matrices = {name: form.spec() for name, form in model.matrices().items()}
-    compression = Compression(schema_version=SCHEMA_VERSION, vectors=model.vector_codec, matrices=matrices)
-    hyper = {field.name: getattr(model.config, field.name) for field in fields(GPT2Config)}
+def _config_json(config: GPT2Config, compression: Compression) -> dict[str, Any]:
+    hyper = {field.name: getattr(config, field.name) for field in fields(GPT2Config)}
     return {"model_type": "ttgpt", **hyper, "compression": compression.model_dump()}
 
 
-def _parse_config(raw: Any) -> tuple[GPT2Config, Compression]:
+def _parse_config(raw: Any, manifest: Manifest) -> tuple[GPT2Config, Compression]:
     if not isinstance(raw, dict):
         raise ArtifactError(CONFIG, "", "must be a JSON object")
     if raw.get("model_type") != "ttgpt":
@@ -237,6 +344,7 @@ def _parse_config(raw: Any) -> tuple[GPT2Config, Compression]:
     known = {field.name for field in fields(GPT2Config)}
     if unknown := raw.keys() - known - {"model_type", "compression"}:
         raise ArtifactError(CONFIG, min(unknown), "is an unknown key")
+    _check_version(raw.get("compression"), manifest)
     compression = _parse(Compression, raw.get("compression"), CONFIG, "compression")
     try:
         return GPT2Config(**{key: raw[key] for key in known & raw.keys()}), compression
@@ -244,40 +352,12 @@ def _parse_config(raw: Any) -> tuple[GPT2Config, Compression]:
         raise ArtifactError(CONFIG, "", str(error)) from error
 
 
-def _named_tensors(model: GPT2) -> dict[str, Tensor]:
-    tensors = {f"{name}.{key}": t for name, form in model.matrices().items() for key, t in form.tensors().items()}
-    for name, vector in model.vectors().items():
-        tensors |= {f"{name}.{part}": tensor for part, tensor in vector.parts().items()}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _build_model(tensors: dict[str, Tensor], config: GPT2Config, compression: Compression) -> GPT2:
-    """Return the model of which `tensors`, left empty, are all values."""
-    matrices = {}
-    for name, spec in compression.matrices.items():
-        try:
-            matrices[name] = from_tensors(_take_prefixed(tensors, name), spec)
-        except ValueError as error:
-            raise ArtifactError(WEIGHTS, name, str(error)) from error
-    vectors = {}
-    for name, shape in config.vector_shapes().items():
-        try:
-            vectors[name] = Coded(codec_named(compression.vectors), shape, _take_prefixed(tensors, name))
-        except ValueError as error:
-            raise ArtifactError(WEIGHTS, name, str(error)) from error
-    if tensors:
-        raise ArtifactError(WEIGHTS, min(tensors), "is an unknown tensor")
-    try:
-        return GPT2(config, matrices, vectors)
-    except ValueError as error:
-        raise ArtifactError(CONFIG, "compression.matrices", str(error)) from error
-
-
-def _take_prefixed(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Remove and return the tensors below `name`, except biases, which are vectors of their own."""
-    prefix = f"{name}."
-    own = [key for key in tensors if key.startswith(prefix) and not key.startswith(f"{name}.bias.")]
-    return {key.removeprefix(prefix): tensors.pop(key) for key in own}
+def _check_version(raw: Any, manifest: Manifest) -> None:
+    """Refuse an artefact of an older version of this package, naming what makes it anew."""
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is int and 0 < version < SCHEMA_VERSION:
+        problem = f"is {version}, and only {SCHEMA_VERSION} is read; make it anew: {manifest.provenance.command}"
+        raise ArtifactError(CONFIG, "compression.schema_version", problem)
 
 
 def _parse(kind: type[M], raw: Any, file: str, field: str) -> M:

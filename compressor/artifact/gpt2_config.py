@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
 Activation = Literal["gelu_new", "gelu", "relu", "silu", "tanh", "quick_gelu"]
 Component = Literal["wte", "wpe", "attn", "mlp", "norm"]
 COMPONENTS: tuple[Component, ...] = ("wte", "wpe", "attn", "mlp", "norm")
@@ -67,10 +65,6 @@ class GPT2Config:
         for field in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
             if type(value := getattr(self, field)) is not bool:
                 raise ValueError(f"{field} must be true or false, not {value!r}")
-
-    def kv_bytes_per_token(self, dtype: torch.dtype = torch.float32) -> int:
-        """Return the bytes of one token's keys and values in a KV cache of `dtype`."""
-        return 2 * self.n_layer * self.n_embd * dtype.itemsize
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """Return the shape [out, in] of every matrix by name."""

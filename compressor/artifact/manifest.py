@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.formats import Spec
+from compressor.artifact.layouts import Spec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+AS_STORED = "as in the checkpoint"  # the codec of matrices that a method leaves alone
 
 
 class _Strict(BaseModel):
@@ -22,7 +23,7 @@ class Compression(_Strict):
         matrices: all but the values of every matrix.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     vectors: str
     matrices: dict[str, Spec]
 
@@ -115,6 +116,20 @@ class Provenance(_Strict):
     versions: dict[str, str]
     build_seconds: float
     edits: list[str] = []
+
+    @property
+    def command(self) -> str:
+        """What makes such an artefact of the same source; texts of the user's own are not named."""
+        given = {key: value for key, value in self.config.items() if type(value) in (int, float, str)}
+        given |= {"heal_tokens": heal["tokens"]} if "tokens" in (heal := self.config.get("heal") or {}) else {}
+        given |= {"budget": given.pop("size_bytes")} if "size_bytes" in given else {}
+        given.pop("calibration", None)
+        if self.method == "pretrain":
+            given = {}
+        chosen = [] if self.method in ("budget", "pretrain") else [f"--method {self.method}"]
+        options = [f"--{key.replace('_', '-')} {value}" for key, value in given.items() if value != AS_STORED]
+        verb = "pretrain --config FILE --text FILE" if self.method == "pretrain" else f"compress {self.source.id}"
+        return " ".join([f"ttgpt {verb}", *chosen, *options, "--out DIR"])
 
 
 class Manifest(_Strict):

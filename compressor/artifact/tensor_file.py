@@ -8,82 +8,91 @@ bytes, without a gap. safetensors itself maps files into memory: a file that is 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from compressor.artifact.layouts import Part
 from compressor.storage import files
 
 MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
-DTYPES = {
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "U8": torch.uint8,
+DTYPES: dict[str, type[np.generic]] = {  # what numpy does not know are the bits
+    "BF16": np.uint16,
+    "BOOL": np.bool_,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "F8_E4M3": np.uint8,
+    "F8_E5M2": np.uint8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "U32": np.uint32,
+    "U64": np.uint64,
+    "U8": np.uint8,
 }
+Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class TensorFile:
-    """What was in a file.
+class Place(NamedTuple):
+    """A tensor in the file: its name, what it is, and from where to where its bytes are behind the header."""
 
-    Attributes:
-        tensors: by name, each in memory of its own.
-        sha256: of the very bytes that were read.
-        size_bytes: of the file.
-    """
-
-    tensors: dict[str, Tensor]
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class _Place:
     name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+    part: Part
     start: int
     stop: int
 
 
-def read(path: Path) -> TensorFile:
-    """Return what is in the file; it is read once, from the beginning to the end.
+@dataclass
+class TensorFile:
+    """An open file: `tensors` reads it, once.
+
+    Attributes:
+        places: of all tensors, in the order of the file, which they fill without a gap.
+        size_bytes: of the file.
+    """
+
+    places: list[Place]
+    size_bytes: int
+    _file: BinaryIO
+    _checksum: "hashlib._Hash"
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Read every tensor in turn, each into memory of its own; raises ValueError if the file is cut off or grows."""
+        for place in self.places:
+            room = np.empty(place.stop - place.start, np.uint8)
+            if not files.fill(self._file, room.data):
+                raise ValueError(f"{place.name} is cut off")
+            self._checksum.update(room)
+            yield place.name, room.view(DTYPES[place.part.dtype]).reshape(place.part.shape)
+        if self._file.read(1):
+            raise ValueError("it grew while it was read")
+
+    @property
+    def sha256(self) -> str:
+        """Of the very bytes that were read."""
+        return self._checksum.hexdigest()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[TensorFile]:
+    """Open a file, and read its header.
 
     Raises:
         OSError: if it cannot be read.
         ValueError: saying why it is not a safetensors file.
     """
-    checksum = hashlib.sha256()
     with files.opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         header = _read_header(file, size)
-        checksum.update(header)
-        tensors = {}
-        for place in _places(header[8:], size - len(header)):
-            room = torch.empty(place.stop - place.start, dtype=torch.uint8)
-            if not files.fill(file, room.numpy().data):
-                raise ValueError(f"{place.name} is cut off")
-            checksum.update(room.numpy().data)
-            tensors[place.name] = room.view(place.dtype).reshape(place.shape)
-        if file.read(1):
-            raise ValueError("it grew while it was read")
-    return TensorFile(tensors, checksum.hexdigest(), size)
+        yield TensorFile(_places(header[8:], size - len(header)), size, file, hashlib.sha256(header))
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:
@@ -101,7 +110,7 @@ def _read_header(file: BinaryIO, size: int) -> bytes:
     return bytes(header)
 
 
-def _places(header: bytes, size: int) -> list[_Place]:
+def _places(header: bytes, size: int) -> list[Place]:
     """Return where every tensor is, in the order of the file, which they fill without a gap."""
     try:
         raw = json.loads(header, object_pairs_hook=_distinct)
@@ -121,7 +130,7 @@ def _places(header: bytes, size: int) -> list[_Place]:
     return places
 
 
-def _place(name: str, entry: Any) -> _Place:
+def _place(name: str, entry: Any) -> Place:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} must have dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
@@ -129,10 +138,10 @@ def _place(name: str, entry: Any) -> _Place:
         raise ValueError(f"{name} must have a shape and two data_offsets of whole numbers")
     if entry["dtype"] not in list(DTYPES):
         raise ValueError(f"{name} has the dtype {entry['dtype']}, and only {', '.join(DTYPES)} are read")
-    dtype, (start, stop) = DTYPES[entry["dtype"]], offsets
-    if stop - start != prod(shape) * dtype.itemsize:
+    part, (start, stop) = Part(tuple(shape), entry["dtype"]), offsets
+    if stop - start != part.num_bytes:
         raise ValueError(f"{name} has {stop - start} bytes, not as many as its shape and dtype need")
-    return _Place(name, dtype, tuple(shape), start, stop)
+    return Place(name, part, start, stop)
 
 
 def _are_counts(value: Any) -> bool:

@@ -7,39 +7,19 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from compressor.artifact.layouts import Spec
 from compressor.codecs import Coded, PartLayout, codec_named
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.matrices import matrix_of
+from compressor.tensors import array
 
 Shape = tuple[int, int]
 Layout = dict[str, tuple[int, ...]]
 CutRow = Callable[["Format"], Mapping[str, Mapping[str, Tensor]]]
 NONE: Mapping[str, Any] = MappingProxyType({})
 INDEX_PART = "values"
-
-
-class Spec(BaseModel):
-    """All of a format but its values; JSON in an artefact's config.
-
-    Attributes:
-        format: a key of FORMATS.
-        shape: (out, in).
-        codecs: codec name of every coded tensor.
-        options: the format's own integers, such as modes and ranks.
-        inner: the formats that it is made of, by name.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: str
-    shape: Shape
-    codecs: dict[str, str]
-    options: dict[str, Any] = {}
-    inner: dict[str, "Spec"] = {}
 
 
 class Format(nn.Module, ABC):
@@ -217,12 +197,6 @@ class Format(nn.Module, ABC):
         coded = {name: tensor(own) for name, own in self._own().items()}
         inner = {name: form(child) for name, child in self.inner().items()}
         return type(self)(self.shape, coded, self.options, inner=inner, indices=self.indices())
-
-
-def array(tensor: Tensor) -> NDArray[Any]:
-    """Return a view of a tensor, of its bits where it is bf16, which numpy does not know."""
-    view: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).detach().numpy()
-    return view
 
 
 def _coded(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor], codec: str) -> Coded:

@@ -10,6 +10,7 @@ from compressor import huggingface
 from compressor.artifact import folder as artifact
 from compressor.artifact.manifest import Manifest, Provenance, Quality
 from compressor.artifact.tokenizer import read_tokenizer
+from compressor.finite import check_logits
 from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
 from compressor.progress import Progress, silent
@@ -19,7 +20,6 @@ from compressor.recipes.healing import NO_HEALING, Healing
 from compressor.recipes.journal import Journal
 from compressor.recipes.plans import CompressedModel, Plan
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
-from compressor.runtime.finite import check_logits
 from compressor.storage.run_folder import require_space
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"

@@ -1,29 +1,24 @@
 """Matrices as they are stored, ready to be multiplied: from an artefact's arrays to objects of `_decoder`. No torch.
 
-A codec's parts and a format's tensors are described in `compressor.codecs` and `compressor.formats`.
+A codec's parts and a format's tensors are described in `compressor.artifact.layouts`.
 bf16, which numpy does not know, are their bits as uint16.
 """
 
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.artifact.layouts import Spec, integers_named
 from compressor.artifact.shapes import train_size
 from compressor.runtime._decoder import Matrix
 
-if TYPE_CHECKING:
-    from compressor.formats import Spec
-
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
-INTEGERS = re.compile(r"int([2348])(?:-(?:g(\d+)|row)(?:-zp)?)?")
-DEFAULT_GROUPS = {"int4": 64, "int3": 64, "int2": 32}
 
 
-def matrix_of(tensors: Arrays, spec: "Spec") -> Matrix:
+def matrix_of(tensors: Arrays, spec: Spec) -> Matrix:
     """Return the matrix that `spec` describes, of exactly these stored tensors; they may be freed afterwards.
 
     Raises:
@@ -50,17 +45,16 @@ def matrix_of(tensors: Arrays, spec: "Spec") -> Matrix:
             return Matrix.token_mps(cores, modes=modes, ranks=ranks, in_features=spec.shape[1])
         case "tt_matrix":
             return _tt_matrix(tensors, spec)
-    raise ValueError(f"format must be one that compressor.formats knows, not {spec.format!r}")
+    raise ValueError(f"format must be one of compressor.artifact.layouts, not {spec.format!r}")
 
 
 def coded(parts: Arrays, codec: str, columns: int) -> Matrix:
     """Return stored values [n, columns]."""
-    found = INTEGERS.fullmatch(codec)
-    if not found:
+    found = integers_named(codec)
+    if found is None:
         return Matrix.floats(parts["values"])
-    bits, group = int(found[1]), int(found[2] or DEFAULT_GROUPS.get(codec, columns))
-    group = min(group, columns)
-    return Matrix.integers(parts["codes"], parts["scale"], parts.get("zero"), bits=bits, columns=columns, group=group)
+    group, zero = min(found.group or columns, columns), parts.get("zero")
+    return Matrix.integers(parts["codes"], parts["scale"], zero, bits=found.bits, columns=columns, group=group)
 
 
 def rows(matrix: Matrix, ids: Array, threads: int = 1) -> NDArray[np.float32]:
@@ -79,27 +73,40 @@ def matmul(
     return out
 
 
-def _low_rank(tensors: Arrays, spec: "Spec") -> Matrix:
+def vector(parts: Arrays, codec: str, size: int) -> NDArray[np.float32]:
+    """Return the values [size] of a stored vector in fp32."""
+    return _decoded({name: part[np.newaxis] for name, part in parts.items()}, codec, size)[0]
+
+
+def _low_rank(tensors: Arrays, spec: Spec) -> Matrix:
     rank, width = spec.options["rank"], {"row_scale": spec.shape[0], "column_offset": spec.shape[1]}
     left = coded(_below(tensors, "left"), spec.codecs["left"], rank)
     right = coded(_below(tensors, "right"), spec.codecs["right"], spec.shape[1])
     vectors = {
-        name: _decoded({part: t[np.newaxis] for part, t in _below(tensors, name).items()}, spec.codecs[name], size)[0]
+        name: vector(_below(tensors, name), spec.codecs[name], size)
         for name, size in width.items()
         if spec.options[name]
     }
     return Matrix.low_rank(left, right, **vectors)
 
 
-def _tt_matrix(tensors: Arrays, spec: "Spec") -> Matrix:
+def _tt_matrix(tensors: Arrays, spec: Spec) -> Matrix:
     in_modes, out_modes, ranks = (spec.options[name] for name in ("in_modes", "out_modes", "ranks"))
-    cores = []
-    for k, (i, o) in enumerate(zip(in_modes, out_modes, strict=True)):
-        parts, codec, columns = _below(tensors, f"core_{k}"), spec.codecs[f"core_{k}"], o * ranks[k + 1]
-        core = parts["values"] if "values" in parts else _decoded(parts, codec, columns)
-        cores.append(np.ascontiguousarray(core).reshape(ranks[k], i, o, ranks[k + 1]))
-    places = tensors["permutation.values"].astype(np.int32) if spec.options["permuted"] else None
+    cores = [decoded_core(tensors, spec, k) for k in range(len(in_modes))]
+    places = None
+    if spec.options["permuted"]:
+        places = tensors["permutation.values"].astype(np.int32)
+        if not np.array_equal(np.sort(places), np.arange(spec.shape[0])):
+            raise ValueError(f"permutation must be a permutation of 0 .. {spec.shape[0] - 1}")
     return Matrix.tt_matrix(cores, shape=spec.shape, in_modes=in_modes, out_modes=out_modes, ranks=ranks, places=places)
+
+
+def decoded_core(tensors: Arrays, spec: Spec, k: int) -> Array:
+    """Return core k of a TT-matrix [r_{k-1}, in_k, out_k, r_k]: floats as they are stored, codes in fp32."""
+    in_modes, out_modes, ranks = (spec.options[name] for name in ("in_modes", "out_modes", "ranks"))
+    parts, columns = _below(tensors, f"core_{k}"), out_modes[k] * ranks[k + 1]
+    core = parts["values"] if "values" in parts else _decoded(parts, spec.codecs[f"core_{k}"], columns)
+    return np.ascontiguousarray(core).reshape(ranks[k], in_modes[k], out_modes[k], ranks[k + 1])
 
 
 def _decoded(parts: Arrays, codec: str, columns: int) -> NDArray[np.float32]:

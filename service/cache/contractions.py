@@ -10,13 +10,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from compressor.runtime.formats.base import Span
-from compressor.runtime.gpt2 import GPT2
+from compressor.artifact.folder import Arrays, Owner
+from compressor.artifact.layouts import Spec
+from compressor.runtime import matrices, trains
+from compressor.runtime._decoder import Matrix
 from compressor.runtime.model import Model
+from compressor.runtime.trains import Product, Span
 from service.cache.local_tier import LocalTier
 from service.cache.redis_tier import RedisTier
 from service.cache.rows import CachedRows
@@ -26,8 +26,6 @@ from service.settings import Settings
 
 SCHEMA = 2  # rises when the same artefact's values get other bits
 BLOCK_BYTES = 1 << 20  # of a product that is asked for at once, so that each piece comes within the timeout
-HEADS = ("lm_head", "wte")  # the first that a model has is its head
-Product = NDArray[np.float32]
 Result = TypeVar("Result")
 
 
@@ -70,22 +68,32 @@ class ContractionCache:
         if table is not None:
             await table.prefetch(ids)
 
-    def attach(self, name: str, digest: str, gpt2: GPT2) -> Model:
-        """Return the model as it is served; for the thread that loads it.
+    def make(self, owner: Owner, tensors: Arrays, spec: Spec) -> Matrix:
+        """Return a matrix as it is served; for the thread that loads it.
 
-        Its table remembers what it contracts, and its head has a product of its cores; this it has without a cache,
+        A head has the product of its cores that makes one row of its results cheaper. This it has without a cache,
         too, so that all replicas round alike.
         """
-        decoder = self._with_products(digest, gpt2).decoder(self._settings.threads)
+
+        def find(span: Span, shape: tuple[int, ...], compute: Callable[[], Product]) -> Product:
+            self._connect()
+            layout = Layout("<f4", shape)
+            self._products_bytes += layout.size_bytes
+            prefix = f"{_prefix(owner.digest, owner.name)}:cores-{span.start}-{span.stop}"
+            return self._product(prefix, layout, compute)
+
+        return matrices.matrix_of(*(trains.merged(tensors, spec, find) if owner.is_head else (tensors, spec)))
+
+    def attach(self, name: str, digest: str, decoder: Model) -> None:
+        """Have the table of a model remember what it contracts."""
         table = decoder.matrices["wte"]
         if self._settings.cache == "off" or not table.is_contracted:
-            return decoder
+            return
         self._connect()
         rows = CachedRows(table, name, _prefix(digest, "wte"), self.local, self.redis, self._metrics)
         rows.auto = self._settings.cache == "auto"
         self._tables[name] = rows
         decoder.row_lookup = rows
-        return decoder
 
     def _connect(self) -> None:
         """Have the event loop open the second tier, and wait for its first measurement."""
@@ -95,19 +103,6 @@ class ContractionCache:
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         assert self._loop is not None  # noqa: S101 - callers have looked
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def _with_products(self, digest: str, gpt2: GPT2) -> GPT2:
-        """Give the head the product of its cores that makes one row of its results cheaper, if it has any."""
-        name = next(name for name in HEADS if name in gpt2.matrices())
-
-        def find(span: Span, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
-            self._connect()
-            layout = Layout("<f4", shape)
-            self._products_bytes += layout.size_bytes
-            prefix = f"{_prefix(digest, name)}:cores-{span[0]}-{span[1]}"
-            return torch.from_numpy(self._product(prefix, layout, lambda: compute().numpy()))
-
-        return gpt2.with_matrices({name: gpt2.matrices()[name].with_products(1, find)})
 
     def _product(self, prefix: str, layout: Layout, compute: Callable[[], Product]) -> Product:
         """Return a product from Redis, or else contract it, and have it written if reading it would be faster."""

@@ -6,15 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from compressor.artifact.folder import MANIFEST, Arrays, Owner
+from compressor.artifact.gpt2_config import component_of
+from compressor.artifact.layouts import Spec
+from compressor.artifact.manifest import Golden, Manifest
 from compressor.errors import ArtifactError
-from compressor.runtime.artifact import MANIFEST, read
-from compressor.runtime.gpt2 import GPT2
-from compressor.runtime.gpt2_config import component_of
-from compressor.runtime.manifest import Golden, Manifest
+from compressor.runtime._decoder import Matrix
+from compressor.runtime.load import as_stored
+from compressor.runtime.load import load as read
 from compressor.runtime.model import Cache, Model
 from service.engine.streaming import Vocabulary, vocabulary
 from service.errors import UnknownModelError
@@ -104,18 +108,22 @@ class Models:
         return self._by_name[name]
 
 
-Attach = Callable[[str, str, GPT2], Model]  # name, digest and model as it is stored; returns what computes
+class Remembers(Protocol):
+    """What models remember contractions with."""
 
+    def make(self, owner: Owner, tensors: Arrays, spec: Spec) -> Matrix:
+        """Return a matrix as it is served."""
 
-def _as_it_is(name: str, digest: str, gpt2: GPT2) -> Model:
-    return gpt2.decoder()
+    def attach(self, name: str, digest: str, decoder: Model) -> None:
+        """Have a model remember what it contracts."""
 
 
 def load_all(
     folders: Sequence[Path],
     default: str | None,
     on_loaded: Callable[[LoadedModel], None],
-    attach: Attach = _as_it_is,
+    cache: Remembers | None = None,
+    threads: int | None = None,
 ) -> Models:
     """Load every folder, the default model first, and report each as soon as it is ready.
 
@@ -123,7 +131,8 @@ def load_all(
         folders: of the artefacts.
         default: name of the default model, the first one's by default.
         on_loaded: callback for every model.
-        attach: gives each model its cache.
+        cache: what they remember with, if anything.
+        threads: that compute; all cores that the process may use by default.
 
     Raises:
         ValueError: if two folders have the same name, or none has the default's.
@@ -136,12 +145,12 @@ def load_all(
         raise ValueError(f"default_model must be one of {', '.join(by_name)}, not {default}")
     models = []
     for name in sorted(by_name, key=lambda name: name != default):
-        models.append(load(by_name[name], attach))
+        models.append(load(by_name[name], cache, threads))
         on_loaded(models[-1])
     return Models(models)
 
 
-def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
+def load(folder: Path, cache: Remembers | None = None, threads: int | None = None) -> LoadedModel:
     """Load one artefact and make it reproduce its golden values.
 
     Raises:
@@ -149,9 +158,10 @@ def load(folder: Path, attach: Attach = _as_it_is) -> LoadedModel:
     """
     times = [time.monotonic()]
     try:
-        artifact = read(folder)
+        artifact, decoder = read(folder, threads, as_stored if cache is None else cache.make)
         times.append(time.monotonic())
-        decoder = attach(artifact.name, artifact.manifest.digest, artifact.model)
+        if cache is not None:
+            cache.attach(artifact.name, artifact.manifest.digest, decoder)
         words = vocabulary(artifact.tokenizer, decoder.config.vocab_size)
         times.append(time.monotonic())
         check_golden(decoder, artifact.manifest.golden)

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 
-import torch
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -22,7 +21,7 @@ from service.engine.models import Models, load_all, report
 from service.errors import ServiceError, as_service_error
 from service.http.bodies import WholeBodies
 from service.http.lifecycle import Lifecycle
-from service.http.middleware import CountRequests, Identify, error_response, request_id
+from service.http.middleware import CountRequests, EndInTime, Identify, error_response, request_id
 from service.http.openai import routes as openai_routes
 from service.http.openapi import described
 from service.http.paths import HeadAsGet, Paths
@@ -30,7 +29,6 @@ from service.http.security import RequireKey
 from service.http.state import Service
 from service.http.tgi import routes
 from service.metrics import Metrics
-from service.process.allocator import settle, unmap_idle_code
 from service.settings import Settings
 
 
@@ -73,6 +71,7 @@ def create_app(
     app.add_middleware(CountRequests, metrics=engine.metrics)
     app.add_middleware(Identify)
     app.add_middleware(Paths, root_path=settings.root_path)
+    app.add_middleware(EndInTime)
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
     for router in (routes.text, openai_routes.v1, routes.probes):
@@ -95,14 +94,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models:
-    torch.set_num_threads(settings.threads)
-    unmap_idle_code()
-    models = load_all(settings.models, settings.default_model, partial(report, metrics=engine.metrics), cache.attach)
-    settle()  # what was freed while loading, before the KV caches are made
+    models = load_all(
+        settings.models, settings.default_model, partial(report, metrics=engine.metrics), cache, settings.threads
+    )
     check_kv_budget(tuple(models), settings)
     for model in models:
         engine.prepare(model)
-    settle()
     return models
 
 

@@ -1,7 +1,9 @@
 """Pure ASGI middleware: requests are counted and have ids."""
 
+import asyncio
 import re
 import time
+from contextlib import suppress
 from uuid import uuid4
 
 import structlog
@@ -9,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ServiceError, wire_of
+from service.errors import DrainingError, ServiceError, wire_of
 from service.metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -38,6 +40,23 @@ def error_response(error: ServiceError, metrics: Metrics, path: str) -> JSONResp
         metrics.requests_rejected.labels(error.reason).inc()
     status, body = wire_of(error, path)
     return JSONResponse(body, status, error.headers)
+
+
+class EndInTime:
+    """Tells a client whose request is cancelled, because the time in which accepted ones are finished is over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            status, body = wire_of(error := DrainingError(), scope["path"])
+            with suppress(RuntimeError):  # the answer has begun, and will be cut
+                await JSONResponse(body, status, error.headers)(scope, receive, send)
 
 
 class CountRequests:

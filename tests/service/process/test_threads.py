@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.process.cgroup import memory_limit_bytes
-from service.process.threads import compute_threads, keep_libraries_to
+from service.process.threads import compute_threads
 
 V2 = {"proc/self/cgroup": "0::/pod/box\n"}
 V1 = {"proc/self/cgroup": "3:cpuset:/box\n2:cpu,cpuacct:/box\n1:memory:/box\n0::/\n"}
@@ -61,12 +61,3 @@ def test_affinity_holds_too(tmp_path: Path) -> None:
 )
 def test_memory_limit(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
     assert memory_limit_bytes(write(tmp_path, files)) == limit
-
-
-def test_libraries_keep_to_the_threads_unless_the_operator_says_otherwise() -> None:
-    environment = {"RAYON_NUM_THREADS": "7", "OMP_WAIT_POLICY": "active"}
-    keep_libraries_to(3, environment)
-    assert environment["OMP_NUM_THREADS"] == "3"
-    assert environment["TOKENIZERS_PARALLELISM"] == "false"
-    assert environment["RAYON_NUM_THREADS"] == "7"
-    assert "GOMP_SPINCOUNT" not in environment

@@ -17,7 +17,7 @@ def check_logits(model: GPT2, ids: Tensor | None = None) -> None:
     """Refuse a model whose logits are not finite.
 
     Args:
-        model: as it runs.
+        model: as it was made.
         ids: tokens [B, T]; by default those with the largest vectors.
 
     Raises:
@@ -27,7 +27,7 @@ def check_logits(model: GPT2, ids: Tensor | None = None) -> None:
         if ids is None and not torch.isfinite(form.dense()).all():
             raise ValueError(f"{name}: must be finite")
     ids = _largest(model) if ids is None else ids
-    if not torch.isfinite(model.logits(_hidden(model, ids))).all():
+    if not torch.isfinite(model.logits(model(ids))).all():
         raise ValueError(f"{_culprit(model, ids)} is not finite: the weights are too large for fp32, or wrong")
 
 
@@ -39,14 +39,6 @@ def _largest(model: GPT2) -> Tensor:
     return ids.unsqueeze(0)
 
 
-def _hidden(model: GPT2, ids: Tensor) -> Tensor:
-    """Return the hidden states of tokens [B, T], read as a service reads them: a prompt, and then one more."""
-    cache = model.new_cache(*ids.shape)
-    return torch.cat(
-        [model(part, cache) for part in ids.tensor_split([ids.shape[1] - 1], dim=1) if part.numel()], dim=1
-    )
-
-
 def _culprit(model: GPT2, ids: Tensor) -> str:
     """Return the first of what a model computes from tokens [B, T] that is not finite, all matrices in fp32."""
     plain = model.with_matrices({name: Dense.of(form.dense(), "fp32") for name, form in model.matrices().items()})
@@ -54,7 +46,7 @@ def _culprit(model: GPT2, ids: Tensor) -> str:
     parts = {name: part for name, part in plain.named_modules() if isinstance(part, Linear | LayerNorm)}
     hooks = [part.register_forward_hook(_noting(name, found)) for name, part in parts.items()]
     try:
-        _hidden(plain, ids)
+        plain(ids)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,91 @@
+"""GPT-2 in torch from an artefact, and an artefact from it."""
+
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compressor.artifact import folder as artifact
+from compressor.artifact.folder import Arrays, Owner
+from compressor.artifact.layouts import Spec, codec_layout, tensors_of
+from compressor.artifact.manifest import SCHEMA_VERSION, Compression, Golden, Manifest, Provenance, Quality
+from compressor.codecs import Coded, codec_named
+from compressor.formats import Format, from_tensors
+from compressor.gpt2 import GPT2
+from compressor.runtime.load import as_stored
+from compressor.runtime.model import Model
+from compressor.tensors import tensor
+
+
+def read(folder: Path) -> artifact.Artifact[Format]:
+    """Return an artefact, its matrices in torch; raises ArtifactError."""
+    return artifact.read(folder, _format)
+
+
+def gpt2(stored: artifact.Artifact[Format]) -> GPT2:
+    """Return the model of an artefact."""
+    shapes, codec = stored.config.vector_shapes(), codec_named(stored.vector_codec)
+    vectors = {}
+    for name, parts in stored.vectors.items():
+        layout = codec_layout(codec.name, shapes[name])
+        vectors[name] = Coded(codec, shapes[name], {part: tensor(a, layout[part].dtype) for part, a in parts.items()})
+    return GPT2(stored.config, stored.matrices, vectors)
+
+
+def compression_of(model: GPT2) -> Compression:
+    """Return how a model is stored."""
+    matrices = {name: form.spec() for name, form in model.matrices().items()}
+    return Compression(schema_version=SCHEMA_VERSION, vectors=model.vector_codec, matrices=matrices)
+
+
+def write(
+    folder: Path,
+    model: GPT2,
+    tokenizer_json: bytes,
+    *,
+    running: Model,
+    quality: Quality,
+    golden: Golden,
+    provenance: Provenance,
+    force: bool = False,
+) -> Manifest:
+    """Write an artefact to `folder`, all of it or nothing, and read it back.
+
+    Args:
+        folder: to be made.
+        model: as stored.
+        tokenizer_json: its tokenizer.
+        running: the same model as it is served.
+        quality: of it.
+        golden: its known answers.
+        provenance: how it was made.
+        force: replace an artefact in `folder`.
+
+    Raises:
+        ArtifactError: if `folder` exists and `force` is not set, or does not read back.
+    """
+    return artifact.write(
+        folder,
+        model.config,
+        compression_of(model),
+        partial(save_file, _named_tensors(model)),
+        tokenizer_json,
+        make=as_stored,
+        resident=running.num_bytes,
+        quality=quality,
+        golden=golden,
+        provenance=provenance,
+        force=force,
+    )
+
+
+def _format(_: Owner, tensors: Arrays, spec: Spec) -> Format:
+    return from_tensors({name: tensor(tensors[name], part.dtype) for name, part in tensors_of(spec).items()}, spec)
+
+
+def _named_tensors(model: GPT2) -> dict[str, Tensor]:
+    tensors = {f"{name}.{key}": t for name, form in model.matrices().items() for key, t in form.tensors().items()}
+    for name, vector in model.vectors().items():
+        tensors |= {f"{name}.{part}": tensor for part, tensor in vector.parts().items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
