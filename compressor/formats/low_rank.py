@@ -67,7 +67,9 @@ class LowRank(Format):
 
     def matmul(self, x: Tensor) -> Tensor:
         coded = self.coded()
-        y = F.linear(F.linear(x, self.right.decode(x.dtype)), self.left.decode(x.dtype))  # [..., in] -> [..., r] -> [..., out]
+        y = F.linear(
+            F.linear(x, self.right.decode(x.dtype)), self.left.decode(x.dtype)
+        )  # [..., in] -> [..., r] -> [..., out]
         if "row_scale" in coded:
             y = y * coded["row_scale"].decode(x.dtype)
         if "column_offset" in coded:

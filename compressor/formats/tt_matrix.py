@@ -139,6 +139,7 @@ class TTMatrix(Format):
             train = _extended(train, torch.searchsorted(parents, prefixes // mode), core, prefixes % mode)
         return train.reshape(-1, width)[:, : self.in_features]
 
+
 def _extended(trains: Tensor, parents: Tensor, core: Tensor, digits: Tensor) -> Tensor:
     """Multiply trains[parents] [M, P, r] by the slices of a core [r, i, o, s] at the digits o [M]: [M, P i, s]."""
     places, products = [], []

@@ -191,7 +191,7 @@ def measure(
     """Return every candidate of every piece, by the piece's name, with its bytes and its loss.
 
     Args:
-        dense: the prepared dense model.
+        dense: the dense model, see `GPT2.expanded`.
         statistics: of every matrix, see `calibrate.collect`.
         ids: calibration text [rows, T], of which the first MEASURED_TOKENS tokens are used.
         only: which matrices, by name, are measured.
