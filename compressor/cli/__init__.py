@@ -12,7 +12,7 @@ from rich.table import Table
 
 from compressor import __version__
 from compressor.cli.compress import compress
-from compressor.cli.options import AsJson, ExecutorName, Folder, TextFile, Workers, megabytes, say, size_of
+from compressor.cli.options import AsJson, ExecutorName, Folder, TextFile, Workers, megabytes, say
 from compressor.display import bar
 from compressor.figures import figure
 from compressor.recipes.executor import Executor
