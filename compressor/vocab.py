@@ -23,6 +23,7 @@ from safetensors.torch import load
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from torch import Tensor
 
+from compressor import stored
 from compressor.artifact import folder as artifact
 from compressor.artifact.folder import Artifact
 from compressor.artifact.manifest import Manifest
@@ -88,7 +89,7 @@ def set_token(folder: Path, token: str, *, like: str | None = None, vector: Path
         ArtifactError: if the artefact is damaged.
     """
     _check_token(token)
-    loaded = artifact.read(folder)
+    loaded = stored.read(folder)
     pattern = _pattern(loaded, like, vector)
     ids = _encode(loaded, token)
     if len(ids) != 1 or loaded.tokenizer.decode(ids, skip_special_tokens=False) != token:
@@ -113,7 +114,7 @@ def add_token(folder: Path, token: str, *, like: str | None = None, vector: Path
         ArtifactError: if the artefact is damaged.
     """
     _check_token(token)
-    loaded = artifact.read(folder)
+    loaded = stored.read(folder)
     pattern = _pattern(loaded, like, vector)
     token_id = _add(loaded, token)
     tokenizer_json = loaded.tokenizer.to_str(pretty=True).encode()
@@ -129,10 +130,12 @@ def with_row(table: Format, row: int, vector: Tensor) -> Format:
     return table.replace_row(row, lambda form: _encoded(form, _cut(form, vector)))
 
 
-def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row: int, pattern: _Pattern) -> Edited:
+def _edit(
+    folder: Path, loaded: Artifact[Format], tokenizer_json: bytes, edit: str, row: int, pattern: _Pattern
+) -> Edited:
     """Make `row` of every table after `pattern` and write the artefact anew."""
     edited, errors = {}, []
-    matrices = loaded.model.matrices()
+    matrices = loaded.matrices
     for name in sorted(TABLES & matrices.keys()):
         try:
             edited[name] = _edit_table(matrices[name], row, pattern)
@@ -142,15 +145,17 @@ def _edit(folder: Path, loaded: Artifact, tokenizer_json: bytes, edit: str, row:
         errors.append(_error(edited[name], row, wanted))
         if errors[-1] > MAX_ERROR * (1 + 1e-6):
             raise ValueError(f"{name}: {_too_coarse(matrices[name], row, wanted, errors[-1])}")
-    config = replace(loaded.model.config, vocab_size=edited["wte"].out_features)
-    model = GPT2(config, matrices | edited, loaded.model.vectors())
+    config = replace(loaded.config, vocab_size=edited["wte"].out_features)
+    model = GPT2(config, {**matrices, **edited}, stored.gpt2(loaded).vectors())
+    running = model.decoder()
     provenance = loaded.manifest.provenance
-    manifest = artifact.write(
+    manifest = stored.write(
         folder.resolve(),
         model,
         tokenizer_json,
+        running=running,
         quality=loaded.manifest.quality,
-        golden=golden(model.prepared(), read_tokenizer(tokenizer_json)),
+        golden=golden(running, read_tokenizer(tokenizer_json)),
         provenance=provenance.model_copy(update={"edits": [*provenance.edits, f"{edit} {pattern.described}"]}),
         force=True,
     )
@@ -259,19 +264,19 @@ def _check_text(field: str, text: str) -> None:
         raise ValueError(f"{field}: must be valid Unicode, not {text!r}")
 
 
-def _encode(loaded: Artifact, text: str) -> list[int]:
+def _encode(loaded: Artifact[Format], text: str) -> list[int]:
     ids = loaded.tokenizer.encode(text, add_special_tokens=False).ids
-    if max(ids, default=0) >= loaded.model.config.vocab_size:
+    if max(ids, default=0) >= loaded.config.vocab_size:
         raise _beyond_the_table(max(ids), loaded)
     return ids
 
 
-def _beyond_the_table(token_id: int, loaded: Artifact) -> ArtifactError:
-    size = loaded.model.config.vocab_size
+def _beyond_the_table(token_id: int, loaded: Artifact[Format]) -> ArtifactError:
+    size = loaded.config.vocab_size
     return ArtifactError(artifact.TOKENIZER, "vocab", f"numbers a token {token_id}, but the table has {size} rows")
 
 
-def _add(loaded: Artifact, token: str) -> int:
+def _add(loaded: Artifact[Format], token: str) -> int:
     """Add `token` to the loaded tokenizer and return its id."""
     tokenizer = loaded.tokenizer
     before = _encode(loaded, token)
@@ -284,7 +289,7 @@ def _add(loaded: Artifact, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     if token_id is None or token_id in known or tokenizer.encode(token, add_special_tokens=False).ids != [token_id]:
         raise ValueError(f"token: the tokenizer cannot take {token!r}")
-    if token_id > loaded.model.config.vocab_size:
+    if token_id > loaded.config.vocab_size:
         raise _beyond_the_table(token_id, loaded)
     _teach_decoder(tokenizer, token, token_id)
     return token_id
@@ -310,7 +315,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _pattern(loaded: Artifact, like: str | None, vector: Path | None) -> _Pattern:
+def _pattern(loaded: Artifact[Format], like: str | None, vector: Path | None) -> _Pattern:
     if like is not None and vector is None:
         _check_text("like", like)
         ids = tuple(_encode(loaded, like))
@@ -319,7 +324,7 @@ def _pattern(loaded: Artifact, like: str | None, vector: Path | None) -> _Patter
         return _Pattern(described=f"like {_quoted(like)}", ids=ids)
     if vector is not None and like is None:
         data = _read(vector)
-        values = _parse_vector(data, loaded.model.config.n_embd)
+        values = _parse_vector(data, loaded.config.n_embd)
         return _Pattern(described=f"from a vector file with sha256 {hashlib.sha256(data).hexdigest()}", vector=values)
     raise ValueError("exactly one of --like and --vector must be given")
 

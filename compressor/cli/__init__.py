@@ -232,9 +232,6 @@ def pretrain(
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="To measure on; by default the end of the text.")
     ] = None,
-    memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Bytes of all matrices while serving; by default of fp32.")
-    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False,
 ) -> None:
     """Train a GPT-2 of any shape and format from scratch; resumes where an interrupted run stopped."""
@@ -243,14 +240,12 @@ def pretrain(
     from compressor.pretraining.display import shown
     from compressor.process.memory import keep_freed_memory
 
-    limit = None if memory_limit is None else size_of("memory_limit", memory_limit)
     keep_freed_memory()
     manifest = build.pretrain(
         read_config(SHIPPED.get(config, Path(config))),
         text,
         out,
         validation=validation,
-        memory_limit=limit,
         force=force,
         progress=bar,
         watch=shown,

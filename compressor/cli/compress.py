@@ -110,9 +110,6 @@ class Run:
     calibration_text: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="To measure and heal on; by default the model's own.")
     ] = None
-    memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Bytes of all matrices while serving; by default of fp32.")
-    ] = None
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False
     text: TextFile = None
     executor: ExecutorName = "local"
@@ -138,7 +135,6 @@ def _compress(
     if not plan.is_measured:
         refuse_beside("method", {"workers": run.workers, "executor": run.executor if run.executor != "local" else None})
     executor = Executor(kind=run.executor, workers=run.workers)
-    limit = None if run.memory_limit is None else size_of("memory_limit", run.memory_limit)
     text, texts = run.text or VALIDATION_TEXT, run.calibration_text or ()
     require_files("text", [text])
     require_files("calibration text", texts)
@@ -151,7 +147,7 @@ def _compress(
         for note in checkpoint.notes:
             say(f"note: {note}")
         context = Context(checkpoint=checkpoint, texts=texts, executor=executor, progress=bar, echo=say, run=folder)
-        manifest = build(context, plan, out, healing=healing, text=text, memory_limit=limit, force=run.force)
+        manifest = build(context, plan, out, healing=healing, text=text, force=run.force)
     _print_plan(manifest.provenance.config.get("plan", []))
     _print_result(out, manifest)
 

@@ -6,10 +6,7 @@ from math import prod
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from compressor import native
 
 Parts = Mapping[str, Tensor]
 MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max
@@ -50,22 +47,6 @@ class Codec(ABC):
     def num_bytes(self, shape: Sequence[int]) -> int:
         """Return what the parts of a tensor of `shape` occupy."""
         return sum(prod(part.shape) * part.dtype.itemsize for part in self.layout(shape).values())
-
-    def linear(self, parts: Parts, x: Tensor) -> Tensor:
-        """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n], on any CPU."""
-        return F.linear(x, self.decode(parts, x.shape[-1], x.dtype))
-
-    def has_kernel(self, columns: int) -> bool:
-        """Return whether matrices of so many columns are multiplied as they are stored, on CPUs that can."""
-        return False
-
-    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
-        """Return what `compressor.native` multiplies by, or None where it cannot."""
-        return None
-
-    def needs_kernel(self, columns: int) -> bool:
-        """Return whether matrices of so many columns are multiplied as they are stored by a kernel only."""
-        return False
 
     def grid(self, weight: Tensor) -> "Grid":
         """Return the levels that values of `weight` [out, in] are rounded to; raises ValueError if it has none."""

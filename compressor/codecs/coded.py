@@ -1,18 +1,14 @@
 """One stored tensor, and the same while it is trained."""
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor import native
 from compressor.codecs.base import Codec, Parts
-from compressor.codecs.named import codec_named
 
 
-class Coded(native.Accelerated):
+class Coded(nn.Module):
     """One tensor, stored by a codec.
 
     Attributes:
@@ -40,11 +36,6 @@ class Coded(native.Accelerated):
                 )
             self.register_buffer(name, part)
 
-    @cached_property
-    def kernel(self) -> "native.Matrix | None":
-        """The same matrix for `compressor.native`, or None where that cannot multiply by it."""
-        return self.codec.kernel(self.parts(), self.shape[-1]) if len(self.shape) == 2 else None
-
     @classmethod
     def encode(cls, codec: Codec, values: Tensor) -> "Coded":
         """Store `values`; raises ValueError where the codec cannot hold them."""
@@ -67,17 +58,6 @@ class Coded(native.Accelerated):
         """Return decode()[ids] [*ids, ...], decoding only the rows asked for."""
         rows = {name: part[ids] for name, part in self.parts().items()}
         return self.codec.decode(rows, self.shape[-1], dtype)
-
-    def linear(self, x: Tensor) -> Tensor:
-        """Return x @ W.T [..., m] for a stored matrix W [m, n] and x [..., n]."""
-        if self.kernel is not None and native.takes(x):
-            return native.linear(x, self.kernel)
-        return self.codec.linear(self.parts(), x)
-
-    def runnable(self) -> "Coded":
-        """Return itself, or its values in fp32 where only a kernel that is not here would multiply by it."""
-        lacks = self.codec.needs_kernel(self.shape[-1]) and self.kernel is None
-        return Coded.encode(codec_named("fp32"), self.decode()) if lacks else self
 
     def trainable(self) -> "Coded":
         """Return the same values as float parameters, see `Latent`."""
@@ -109,18 +89,11 @@ class Latent(Coded):
         for name, part in coded.codec.latent(coded.parts()).items():
             self.register_parameter(name, nn.Parameter(part))
 
-    @cached_property
-    def kernel(self) -> None:
-        return None
-
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._rounded(slice(None)).to(dtype)
 
     def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._rounded(ids).to(dtype)
-
-    def linear(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.decode(x.dtype))
 
     def quantized(self) -> Coded:
         latent = {name: part.detach() for name, part in self._others().items()}

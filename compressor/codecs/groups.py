@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor import native
 from compressor.codecs.base import (
     MOST_BF16,
     MOST_FP32,
@@ -20,8 +19,6 @@ from compressor.codecs.base import (
 )
 from compressor.errors import check_range
 
-# Groups of 4-bit codes that are a multiple of this are kept as they are, also where no kernel was built to say so.
-KERNEL_GROUP = 64
 # Shares of the range that the clip search tries; fewer levels want more clipping.
 CLIPS = {bits: torch.linspace(1.0, narrowest, 12).tolist() for bits, narrowest in ((4, 0.70), (3, 0.55), (2, 0.40))}
 # For groups that would lose more than half of themselves: the range is that of an outlier, and all else vanishes in it.
@@ -122,16 +119,6 @@ class GroupCodec(Codec):
         else:
             values = (codes - (2**self.bits - 1) / 2) * scale
         return values.flatten(-2)[..., :columns]
-
-    def has_kernel(self, columns: int) -> bool:
-        group = self.group or columns
-        return self.bits == 4 and not self.zero_point and columns % group == group % KERNEL_GROUP == 0
-
-    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
-        return native.matrix(parts["codes"], parts["scale"]) if self.has_kernel(columns) else None
-
-    def needs_kernel(self, columns: int) -> bool:
-        return self.has_kernel(columns)
 
     def grid(self, weight: Tensor) -> Grid:
         return _GroupGrid(self, weight)

@@ -5,18 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from compressor import native
 from compressor.codecs.base import Codec, Grid, PartLayout, Parts, finite, largest_step
-
-# torch's int8 kernel reads past the end of rows that are not a multiple of its vectors (seen to crash at 20).
-KERNEL_COLUMNS = 32
 
 
 class Int8Codec(Codec):
     """Symmetric int8 with one bf16 scale per row, a row being everything along the last axis.
 
-    The scale is rounded to bf16 before the codes are computed, so that it is the one that the low-bit kernel
-    multiplies by; the largest code is then always 127, and encoding what was decoded changes nothing.
+    The scale is rounded to bf16 before the codes are computed, so that it is the one that is
+    multiplied by; the largest code is then always 127, and encoding what was decoded changes nothing.
     """
 
     name = "int8"
@@ -43,20 +39,6 @@ class Int8Codec(Codec):
 
     def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         return parts["codes"].to(dtype) * parts["scale"].to(dtype)
-
-    def linear(self, parts: Parts, x: Tensor) -> Tensor:
-        """Multiply through torch's weight-only int8 kernel, whose activations are bf16."""
-        if x.requires_grad or x.shape[-1] % KERNEL_COLUMNS:  # the kernel has no derivative and no remainder loop
-            return super().linear(parts, x)
-        flat = x.reshape(-1, x.shape[-1]).bfloat16()  # [rows, n]
-        y = torch._weight_int8pack_mm(flat, parts["codes"], parts["scale"].squeeze(-1))
-        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
-
-    def has_kernel(self, columns: int) -> bool:
-        return True
-
-    def kernel(self, parts: Parts, columns: int) -> "native.Matrix | None":
-        return native.matrix(parts["codes"], parts["scale"])
 
     def grid(self, weight: Tensor) -> Grid:
         scale = self.encode(weight)["scale"].float()

@@ -7,17 +7,17 @@ figures depend on the text and compare with no other benchmark.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from compressor.gpt2 import GPT2
 from compressor.progress import Progress, silent
+from compressor.runtime.evaluate import hidden_states, log_probabilities
+from compressor.runtime.model import Model
 
 MIN_WORDS = 30  # of a passage whose last word is asked for
 CONTEXT_TOKENS, ANSWER_TOKENS, ANSWERS = 48, 16, 4
-BATCH = 16
 
 
 class Question(NamedTuple):
@@ -79,8 +79,8 @@ def continuations(text: str, tokenizer: Tokenizer, limit: int = 200, seed: int =
     return found
 
 
-def accuracy(model: GPT2, text: str, tokenizer: Tokenizer, progress: Progress = silent) -> Accuracy:
-    """Return how often a prepared model answers questions about `text` rightly.
+def accuracy(model: Model, text: str, tokenizer: Tokenizer, progress: Progress = silent) -> Accuracy:
+    """Return how often a model answers questions about `text` rightly.
 
     Raises:
         ValueError: if the text is too short for a question of either kind.
@@ -106,19 +106,16 @@ def check_passages(found: int) -> None:
         raise ValueError(f"text: must have a paragraph of at least {MIN_WORDS} words that ends with one, and has none")
 
 
-@torch.inference_mode()
-def _scores(model: GPT2, questions: list[Question], progress: Progress) -> list[list[tuple[float, bool]]]:
+def _scores(model: Model, questions: list[Question], progress: Progress) -> list[list[tuple[float, bool]]]:
     """Return for every answer its log-probability and whether each of its tokens is the likeliest."""
     room = model.config.n_positions + 1
-    rows = [(torch.cat([q.context, answer])[-room:], len(answer)) for q in questions for answer in q.answers]
-    batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    found: list[tuple[float, bool]] = []
-    for batch in progress(batches, label="Asking questions", total=len(batches)):
-        hidden = model(pad_sequence([ids[:-1] for ids, _ in batch], batch_first=True))  # [B, T, D]
-        for row, (ids, answer) in zip(hidden, batch, strict=True):
-            log_probs = model.logits(row[len(ids) - 1 - answer : len(ids) - 1]).log_softmax(-1)  # [answer, V]
-            target = ids[-answer:]
-            total = float(log_probs.gather(1, target.unsqueeze(1)).sum())
-            found.append((total, bool((log_probs.argmax(-1) == target).all())))
-    answers = iter(found)
-    return [[next(answers) for _ in question.answers] for question in questions]
+    asked = progress(questions, label="Asking questions", total=len(questions))
+    return [[_score(model, torch.cat([q.context, answer])[-room:], len(answer)) for answer in q.answers] for q in asked]
+
+
+def _score(model: Model, text: Tensor, answer: int) -> tuple[float, bool]:
+    ids = text.numpy()
+    log_probs = log_probabilities(model.logits(hidden_states(model, ids[:-1])[-answer:]))  # [answer, V]
+    target = ids[-answer:]
+    total = np.take_along_axis(log_probs, target[:, np.newaxis], -1).sum(dtype=np.float64)
+    return float(total), bool((log_probs.argmax(-1) == target).all())

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from tokenizers import Tokenizer
 
 from compressor import huggingface
@@ -24,6 +24,8 @@ from compressor.recipes.healing import Healing
 from compressor.recipes.plans import Budget, CompressedModel, Plan, Recipe
 from compressor.runtime.evaluate import GOLDEN_PROMPT, evaluate, read_text
 from compressor.runtime.generate import generate
+from compressor.runtime.model import Model
+from compressor.stored import compression_of
 
 SAMPLE_TOKENS = 40
 
@@ -72,20 +74,21 @@ class Compression(Experiment):
         if bench.anew:
             shutil.rmtree(self._healing_folder, ignore_errors=True)
         made = self._healed(self._untied(self.compressed(bench), bench), bench)
-        sizes = measure_bytes(made.model, tied=self.untied)
-        quality = measure(made.model, bench.checkpoint, read_text(VALIDATION_TEXT, bench.tokenizer), bench.progress)
-        tasks = accuracy(made.model.prepared(), VALIDATION_TEXT.read_text(), bench.tokenizer, bench.progress)
+        running = made.model.decoder()
+        sizes = measure_bytes(running.config, compression_of(made.model), running.num_bytes, tied=self.untied)
+        quality = measure(running, bench.checkpoint, read_text(VALIDATION_TEXT, bench.tokenizer), bench.progress)
+        tasks = accuracy(running, VALIDATION_TEXT.read_text(), bench.tokenizer, bench.progress)
         result = {
             "inputs": self.inputs(),
             "bytes": {component: size.model_dump() for component, size in sizes.items()},
             "quality": quality.model_dump(),
             "tasks": asdict(tasks),
-            "sample": sample(made.model.prepared(), bench.tokenizer),
+            "sample": sample(running, bench.tokenizer),
         }
         result |= {key: made.settings[key] for key in ("heal", "plan") if key in made.settings}
         if self.books:
             text = read_packed_text(bench.folder / VALID, bench.tokenizer)
-            judged = evaluate(made.model.prepared(), bench.dense, text, bench.progress)
+            judged = evaluate(running, bench.checkpoint.model.decoder(), text, bench.progress)
             result |= {"valid": judged.model_dump(), "target_bytes": _target_bytes(made.model, self.target)}
         shutil.rmtree(self._healing_folder, ignore_errors=True)
         return result
@@ -157,8 +160,8 @@ def _target_bytes(model: GPT2, target: Target) -> dict[str, int]:
     }
 
 
-def sample(model: GPT2, tokenizer: Tokenizer) -> str:
-    """Return what a prepared model continues the prompt with, greedily."""
+def sample(model: Model, tokenizer: Tokenizer) -> str:
+    """Return what a model continues the prompt with, greedily."""
     prompt = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids
-    ids = generate(model, torch.tensor([prompt]), SAMPLE_TOKENS, temperature=0)[0]
+    ids = generate(model, np.array([prompt]), SAMPLE_TOKENS, temperature=0)[0]
     return tokenizer.decode(ids[len(prompt) :].tolist())

@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from compressor.experiments.tables import frontier_experiments
 from compressor.experiments.workbench import Workbench
-from compressor.gpt2 import GPT2
 from compressor.process.processor import processor
-from compressor.recipes import paths
 from compressor.runtime.generate import generate
+from compressor.runtime.model import Model
 
 ROUNDS = 9
 DECODED = 64  # tokens after a prompt of one
@@ -25,17 +24,21 @@ DECODED = 64  # tokens after a prompt of one
 def measured(books: Path) -> dict[str, Any]:
     """Return the speed of every model, medians over rounds in turns; the first round is not counted."""
     bench = Workbench(books)
-    made = {experiment.name: experiment.compressed(bench).model for experiment in frontier_experiments()}
-    models = {name: paths.measured(model).prepared() for name, model in made.items()}
+    models = {experiment.name: experiment.compressed(bench).model.decoder() for experiment in frontier_experiments()}
     load = round(os.getloadavg()[0], 1)
     turns = [{name: decoding(model) for name, model in models.items()} for _ in range(ROUNDS + 1)]
     speeds = {name: round(statistics.median(turn[name] for turn in turns[1:])) for name in models}
-    found = {"processor": processor(), "threads": torch.get_num_threads(), "load_average": load, "rounds": ROUNDS}
+    found = {
+        "processor": processor(),
+        "threads": next(iter(models.values())).threads,
+        "load_average": load,
+        "rounds": ROUNDS,
+    }
     return found | {"tokens_per_second": speeds}
 
 
-def decoding(model: GPT2, tokens: int = DECODED) -> float:
-    """Return tokens per second of a prepared model that continues one text by so many."""
+def decoding(model: Model, tokens: int = DECODED) -> float:
+    """Return tokens per second of a model that continues one text by so many."""
     started = time.perf_counter()
-    generate(model, torch.tensor([[1]]), tokens, temperature=0.0)
+    generate(model, np.array([[1]]), tokens, temperature=0.0)
     return tokens / (time.perf_counter() - started)

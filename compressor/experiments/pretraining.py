@@ -19,6 +19,7 @@ from compressor.pretraining.text import Corpus
 from compressor.pretraining.training import Training
 from compressor.progress import Progress, silent
 from compressor.runtime.evaluate import Text, evaluate
+from compressor.stored import compression_of
 
 JUDGED_CONTEXTS = 160  # of the validation text, for the final perplexity
 BASE: dict[str, Any] = json.loads((DEFINITIONS / "pretraining.json").read_text())
@@ -77,7 +78,7 @@ class Pretraining(Experiment):
         stored = quantized(training.model, config.codec)
         text = corpus.validation
         part = Text(text.name, text.sha256, text.num_bytes, text.ids[: JUDGED_CONTEXTS * config.model.n_positions + 1])
-        quality = evaluate(stored.prepared(), None, part)
+        quality = evaluate(stored.decoder(), None, part)
         found = {
             "perplexity": round(quality.perplexity, 3),
             "text": {"name": text.name, "sha256": text.sha256, "tokens": quality.tokens, "context": quality.context},
@@ -100,5 +101,5 @@ def _sizes(config: Config, stored: GPT2) -> dict[str, Any]:
     parts = {"attention": 0, "mlp": 0}
     for name, layer in linears(model).items():
         parts["attention" if ".attn." in name else "mlp"] += parameter_count(layer)
-    disk = sum(size.disk for size in artifact.measure_bytes(stored).values())
+    disk = sum(size.disk for size in artifact.measure_bytes(config.decoder(), compression_of(stored)).values())
     return {"parameters": {"all": parameter_count(model), **parts}, "bytes": disk}

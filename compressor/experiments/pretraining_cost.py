@@ -23,7 +23,6 @@ from compressor.pretraining.model import quantized
 from compressor.pretraining.text import Corpus, batch_of_step
 from compressor.pretraining.training import Training
 from compressor.process.memory import keep_freed_memory
-from compressor.recipes import paths
 from compressor.runtime.evaluate import Text
 
 REFERENCE = "gpt2-mini"  # the shipped recipe, beside the experiment's variants
@@ -60,8 +59,8 @@ def work(variant: str, threads: int) -> None:
     ids = torch.randint(
         config.model.vocab_size, (64 * config.batch_tokens,), generator=torch.Generator().manual_seed(0)
     )
-    training = Training(config, Corpus(None, ids, Text("", "", 1, ids[:2]), ""), Path())  # type: ignore[arg-type]
-    stored = paths.measured(quantized(training.model, config.codec)).prepared()
+    training = Training(config, Corpus(None, ids, Text("", "", 1, ids[:2].numpy()), ""), Path())  # type: ignore[arg-type]
+    stored = quantized(training.model, config.codec).decoder(threads)
     for _ in sys.stdin:
         turn = {str(phase.context): _step_seconds(training, k) for k, phase in enumerate(config.phases)}
         turn["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -3,22 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor import native
 from compressor.artifact.layouts import Spec
 from compressor.codecs import Coded, PartLayout, codec_named
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.matrices import matrix_of
+from compressor.tensors import array
 
-Path = Literal["stored", "factors", "dense"]
 Shape = tuple[int, int]
 Layout = dict[str, tuple[int, ...]]
-Span = tuple[int, int]  # the first core and the one behind the last
-FindProduct = Callable[[Span, tuple[int, ...], Callable[[], Tensor]], Tensor]
 CutRow = Callable[["Format"], Mapping[str, Mapping[str, Tensor]]]
 NONE: Mapping[str, Any] = MappingProxyType({})
 INDEX_PART = "values"
@@ -33,7 +31,7 @@ class Format(nn.Module, ABC):
         from_tensors(f.tensors(), f.spec()) is bitwise f
         num_bytes is what tensors() occupy
 
-    A format may be made of others (`inner`), which are multiplied along the outer one's path.
+    A format may be made of others (`inner`).
     """
 
     kind: ClassVar[str]
@@ -44,7 +42,6 @@ class Format(nn.Module, ABC):
         shape: Shape,
         coded: Mapping[str, Coded],
         options: Mapping[str, Any],
-        path: Path,
         *,
         inner: Mapping[str, "Format"] = NONE,
         indices: Mapping[str, Tensor] = NONE,
@@ -55,7 +52,6 @@ class Format(nn.Module, ABC):
             shape: (out, in).
             coded: every tensor of `layout`.
             options: the format's own.
-            path: how it is multiplied.
             inner: the formats it is made of.
             indices: every tensor of `index_layout`; integers, which no codec touches.
 
@@ -67,7 +63,6 @@ class Format(nn.Module, ABC):
             raise ValueError(f"shape must be two positive integers (out, in), not {list(shape)}")
         self.out_features, self.in_features = shape
         self.options = dict(options)
-        self.path = path
         layout = self.layout(shape, options)
         if coded.keys() != layout.keys():
             raise ValueError(f"{self.kind} has the tensors {sorted(layout)}, not {sorted(coded)}")
@@ -77,7 +72,7 @@ class Format(nn.Module, ABC):
             self.add_module(name, coded[name])
         self.check_inner(shape, {name: form.shape for name, form in inner.items()})
         for name, form in inner.items():
-            self.add_module(name, form if form.path == path else form.with_path(path))
+            self.add_module(name, form)
         _check_indices(self.kind, indices, self.index_layout(shape, options))
         for name, tensor in indices.items():
             self.register_buffer(name, tensor)
@@ -102,9 +97,9 @@ class Format(nn.Module, ABC):
     def rows(self, ids: Tensor) -> Tensor:
         """Return dense()[ids] [*ids, in] for integer ids in [0, out)."""
 
-    @abstractmethod
     def matmul(self, x: Tensor) -> Tensor:
         """Return x @ dense().T [..., out] for x [..., in]."""
+        return F.linear(x, self.dense().to(x.dtype))
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -124,15 +119,6 @@ class Format(nn.Module, ABC):
         """Return the formats that it is made of."""
         return {name: child for name, child in self._modules.items() if isinstance(child, Format)}
 
-    def with_products(self, rows: int, find: FindProduct) -> "Format":
-        """Return the same matrix with the products of its cores that make `matmul` cheaper, if it has any such.
-
-        Args:
-            rows: of x, at most.
-            find: gives a product of its span of cores and its shape, from what computes it.
-        """
-        return self
-
     def replace_row(self, row: int, cut: CutRow) -> "Format":
         """Return the same matrix with another row, or one more behind the last; all else is bitwise the same.
 
@@ -144,7 +130,7 @@ class Format(nn.Module, ABC):
         for name, parts in cut(self).items():
             coded[name] = _spliced(coded[name], row, parts)
         shape = max(self.out_features, row + 1), self.in_features
-        return type(self)(shape, coded, self.options, self.path)
+        return type(self)(shape, coded, self.options)
 
     def indices(self) -> dict[str, Tensor]:
         """Return the index tensors by name."""
@@ -186,11 +172,11 @@ class Format(nn.Module, ABC):
             raise ValueError(f"unknown tensors {sorted(unknown)}; {cls.kind} has {sorted(known | inner.keys())}")
         coded = {name: _coded(name, shape, tensors, spec.codecs[name]) for name, shape in layout.items()}
         indices = {name: t[INDEX_PART] for name in index_layout if (t := below(tensors, name)).keys() == {INDEX_PART}}
-        return cls(spec.shape, coded, spec.options, "stored", inner=inner, indices=indices)
+        return cls(spec.shape, coded, spec.options, inner=inner, indices=indices)
 
     def as_stored(self) -> Matrix:
         """Return the matrix as it runs without torch, multiplied as it is stored."""
-        return matrix_of({name: native.array(tensor) for name, tensor in self.tensors().items()}, self.spec())
+        return matrix_of({name: array(tensor) for name, tensor in self.tensors().items()}, self.spec())
 
     def trainable(self) -> Self:
         """Return a copy whose tensors are float parameters, to be trained; see `compressor.codecs.Latent`."""
@@ -199,16 +185,6 @@ class Format(nn.Module, ABC):
     def quantized(self) -> Self:
         """Return a trained copy as it is stored."""
         return self._mapped(lambda tensor: tensor.quantized(), lambda form: form.quantized())
-
-    def runnable(self) -> Self:
-        """Return itself with every tensor that this CPU has no kernel for in fp32."""
-        if all(tensor.runnable() is tensor for tensor in self.coded().values()):
-            return self
-        return self._mapped(lambda tensor: tensor.runnable(), lambda form: form.runnable())
-
-    def with_path(self, path: Path) -> Self:
-        """Return the same format, to be multiplied another way."""
-        return type(self)(self.shape, self._own(), self.options, path, inner=self.inner(), indices=self.indices())
 
     def recoded(self, codec: str) -> Self:
         """Return the same factors, each stored by `codec`."""
@@ -220,7 +196,7 @@ class Format(nn.Module, ABC):
     def _mapped(self, tensor: Callable[[Coded], Coded], form: Callable[["Format"], "Format"]) -> Self:
         coded = {name: tensor(own) for name, own in self._own().items()}
         inner = {name: form(child) for name, child in self.inner().items()}
-        return type(self)(self.shape, coded, self.options, self.path, inner=inner, indices=self.indices())
+        return type(self)(self.shape, coded, self.options, inner=inner, indices=self.indices())
 
 
 def _coded(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor], codec: str) -> Coded:

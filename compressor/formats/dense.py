@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Layout, Path, Shape
+from compressor.formats.base import Format, Layout, Shape
 
 
 class Dense(Format):
@@ -16,16 +16,15 @@ class Dense(Format):
     matrix: Coded  # [out, in]
 
     @classmethod
-    def of(cls, matrix: Tensor, codec: str, path: Path | None = None) -> "Dense":
-        """Store `matrix` [out, in] by `codec`; it is multiplied as stored where there is a kernel for that."""
-        return cls.coded_as(Coded.encode(codec_named(codec), matrix), path)
+    def of(cls, matrix: Tensor, codec: str) -> "Dense":
+        """Store `matrix` [out, in] by `codec`."""
+        return cls.coded_as(Coded.encode(codec_named(codec), matrix))
 
     @classmethod
-    def coded_as(cls, matrix: Coded, path: Path | None = None) -> "Dense":
+    def coded_as(cls, matrix: Coded) -> "Dense":
         """Take over a coded matrix [out, in]."""
         out_features, in_features = matrix.shape
-        path = path or ("stored" if matrix.codec.has_kernel(in_features) else "dense")
-        return cls((out_features, in_features), {"matrix": matrix}, {}, path)
+        return cls((out_features, in_features), {"matrix": matrix}, {})
 
     @classmethod
     def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
@@ -35,9 +34,6 @@ class Dense(Format):
 
     def rows(self, ids: Tensor) -> Tensor:
         return self.matrix.take(ids)  # [*ids, in]
-
-    def matmul(self, x: Tensor) -> Tensor:
-        return self.matrix.linear(x)  # [..., out]
 
     def dense(self) -> Tensor:
         return self.matrix.decode()

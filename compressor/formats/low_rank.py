@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Layout, Path, Shape
+from compressor.formats.base import Format, Layout, Shape
 
 
 class LowRank(Format):
@@ -29,7 +30,6 @@ class LowRank(Format):
         *,
         row_scale: Tensor | None = None,
         column_offset: Tensor | None = None,
-        path: Path = "factors",
     ) -> "LowRank":
         """Store the factors left [out, r] and right [r, in] and the optional vectors by `codec`."""
         values = {"left": left, "right": right, "row_scale": row_scale, "column_offset": column_offset}
@@ -39,7 +39,7 @@ class LowRank(Format):
             "row_scale": row_scale is not None,
             "column_offset": column_offset is not None,
         }
-        return cls((left.shape[0], right.shape[1]), coded, options, path)
+        return cls((left.shape[0], right.shape[1]), coded, options)
 
     @classmethod
     def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
@@ -67,7 +67,9 @@ class LowRank(Format):
 
     def matmul(self, x: Tensor) -> Tensor:
         coded = self.coded()
-        y = self.left.linear(self.right.linear(x))  # [..., in] -> [..., r] -> [..., out]
+        y = F.linear(
+            F.linear(x, self.right.decode(x.dtype)), self.left.decode(x.dtype)
+        )  # [..., in] -> [..., r] -> [..., out]
         if "row_scale" in coded:
             y = y * coded["row_scale"].decode(x.dtype)
         if "column_offset" in coded:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.formats.base import Format, Layout, Path, Shape
+from compressor.formats.base import Format, Layout, Shape
 
 
 class Residual(Format):
@@ -19,9 +19,9 @@ class Residual(Format):
     correction: Format
 
     @classmethod
-    def of(cls, base: Format, correction: Format, path: Path = "stored") -> "Residual":
+    def of(cls, base: Format, correction: Format) -> "Residual":
         """Add `correction` to `base`."""
-        return cls(base.shape, {}, {}, path, inner={"base": base, "correction": correction})
+        return cls(base.shape, {}, {}, inner={"base": base, "correction": correction})
 
     @classmethod
     def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:

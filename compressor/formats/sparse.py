@@ -4,13 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.codecs import Coded, PartLayout, codec_named
-from compressor.formats.base import Format, Layout, Path, Shape, check_ids
-
-BATCH_ROWS = 32  # rows of x multiplied at a time, so that the transposed product stays in the cache
+from compressor.formats.base import Format, Layout, Shape, check_ids
 
 
 class Sparse(Format):
@@ -24,17 +21,15 @@ class Sparse(Format):
     values: Coded  # [out, k]
 
     @classmethod
-    def of(cls, values: Tensor, columns: Tensor, in_features: int, codec: str, path: Path = "factors") -> "Sparse":
+    def of(cls, values: Tensor, columns: Tensor, in_features: int, codec: str) -> "Sparse":
         """Store values [out, k] by `codec`, and which of `in_features` columns [out, k] they stand in, in any order."""
         order = columns.argsort(dim=1)
         coded = {"values": Coded.encode(codec_named(codec), values.gather(1, order))}
         indices = {"columns": columns.gather(1, order).to(_index_dtype(in_features))}
-        return cls((len(values), in_features), coded, {"kept": values.shape[1]}, path, indices=indices)
+        return cls((len(values), in_features), coded, {"kept": values.shape[1]}, indices=indices)
 
-    def __init__(
-        self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], path: Path, **nested: Any
-    ) -> None:
-        super().__init__(shape, coded, options, path, **nested)
+    def __init__(self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], **nested: Any) -> None:
+        super().__init__(shape, coded, options, **nested)
         columns = self.indices()["columns"]
         ascending = (columns[:, 1:] > columns[:, :-1]).all()
         if not (ascending and columns.min() >= 0 and columns.max() < shape[1]):
@@ -56,16 +51,6 @@ class Sparse(Format):
     def rows(self, ids: Tensor) -> Tensor:
         check_ids(ids, self.out_features)
         return self._scattered(self.values.take(ids), self.indices()["columns"][ids])  # [*ids, in]
-
-    def matmul(self, x: Tensor) -> Tensor:
-        """Return x @ dense().T [..., out]: per row of W, the k inputs that it names, weighted and summed."""
-        values, columns = self.values.decode(x.dtype), self.indices()["columns"].to(torch.int32)
-        flat = x.reshape(-1, self.in_features)
-        y = [
-            F.embedding_bag(columns, part.T.contiguous(), per_sample_weights=values, mode="sum").T
-            for part in flat.split(BATCH_ROWS)
-        ]
-        return torch.cat(y).reshape(*x.shape[:-1], self.out_features)  # [..., out]
 
     def dense(self) -> Tensor:
         return self._scattered(self.values.decode(), self.indices()["columns"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.formats.base import CutRow, Format, Layout, Path, Shape, check_ids
+from compressor.formats.base import CutRow, Format, Layout, Shape, check_ids
 
 
 class Stacked(Format):
@@ -20,13 +20,13 @@ class Stacked(Format):
     kind = "stacked"
 
     @classmethod
-    def of(cls, blocks: Sequence[Format], path: Path = "stored") -> "Stacked":
+    def of(cls, blocks: Sequence[Format]) -> "Stacked":
         """Stack `blocks` of equal width from top to bottom."""
         if not blocks:
             raise ValueError("stacked must have at least 1 block, not 0")
         inner = {str(k): block for k, block in enumerate(blocks)}
         shape = (sum(block.out_features for block in blocks), blocks[0].in_features)
-        return cls(shape, {}, {}, path, inner=inner)
+        return cls(shape, {}, {}, inner=inner)
 
     @classmethod
     def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
@@ -70,7 +70,7 @@ class Stacked(Format):
         starts = [0, *accumulate(block.out_features for block in blocks[:-1])]
         k = bisect(starts, row) - 1
         blocks[k] = blocks[k].replace_row(row - starts[k], cut)
-        return Stacked.of(blocks, path=self.path)
+        return Stacked.of(blocks)
 
     def dense(self) -> Tensor:
         return torch.cat([block.dense() for block in self.blocks()])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from compressor.artifact.shapes import core_shapes, train_size
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Layout, Path, Shape, blocks
+from compressor.formats.base import Format, Layout, Shape
 
-BLOCK_ROWS = 4096  # rows decoded at a time by matmul and dense: 16 MB at 1024 values
+BLOCK_ROWS = 4096  # rows decoded at a time by dense: 16 MB at 1024 values
 
 
 class TokenMPS(Format):
@@ -27,12 +27,10 @@ class TokenMPS(Format):
     cores: Coded  # [out, values]
 
     @classmethod
-    def of(
-        cls, cores: Tensor, *, in_features: int, modes: list[int], ranks: list[int], codec: str, path: Path
-    ) -> "TokenMPS":
+    def of(cls, cores: Tensor, *, in_features: int, modes: list[int], ranks: list[int], codec: str) -> "TokenMPS":
         """Store packed cores [out, values] by `codec`."""
         coded = {"cores": Coded.encode(codec_named(codec), cores)}
-        return cls((cores.shape[0], in_features), coded, {"modes": modes, "ranks": ranks}, path)
+        return cls((cores.shape[0], in_features), coded, {"modes": modes, "ranks": ranks})
 
     @classmethod
     def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
@@ -52,16 +50,8 @@ class TokenMPS(Format):
         flat = self._contract(self.cores.take(ids.reshape(-1)))  # [M, in]
         return flat.reshape(*ids.shape, self.in_features)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        # Rows share no core, so there is nothing to contract x with but the rows themselves.
-        ids = blocks(self.out_features, BLOCK_ROWS)
-        return torch.cat([x @ self._block(block).to(x.dtype).T for block in ids], dim=-1)  # [..., out]
-
     def dense(self) -> Tensor:
-        return torch.cat([self._block(block) for block in blocks(self.out_features, BLOCK_ROWS)])
-
-    def _block(self, block: range) -> Tensor:
-        return self.rows(torch.arange(block.start, block.stop))  # [block, in]
+        return torch.cat([self.rows(ids) for ids in torch.arange(self.out_features).split(BLOCK_ROWS)])
 
     def _contract(self, packed: Tensor) -> Tensor:
         """Contract the cores of M rows, left to right: [M, values] -> [M, in]."""

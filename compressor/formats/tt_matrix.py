@@ -4,21 +4,15 @@ References: Oseledets, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33 (20
 Novikov et al., "Tensorizing Neural Networks", arXiv 1509.06569; in GPT-2: arXiv 2306.02697.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
-import opt_einsum
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.codecs import Coded, PartLayout, codec_named
-from compressor.formats.base import FindProduct, Format, Layout, Path, Shape, Span, check_ids
-
-BATCH_ROWS = 256  # rows of x contracted at a time, which bounds the intermediate products
-Modes = tuple[int, ...]
+from compressor.formats.base import Format, Layout, Shape, check_ids
 
 
 class TTMatrix(Format):
@@ -41,7 +35,6 @@ class TTMatrix(Format):
         codec: str,
         *,
         permutation: Tensor | None = None,
-        path: Path = "factors",
     ) -> "TTMatrix":
         """Store cores [r_{k-1}, in_k, out_k, r_k] by `codec`.
 
@@ -50,7 +43,6 @@ class TTMatrix(Format):
             shape: (out, in), at most the products of the modes.
             codec: of every core.
             permutation: the train's row for every row of W [out], a permutation; None if they are the same.
-            path: how it is multiplied.
         """
         if any(core.dim() != 4 for core in cores):
             raise ValueError(f"cores must have 4 dimensions, not {[core.dim() for core in cores]}")
@@ -62,14 +54,11 @@ class TTMatrix(Format):
         }
         matrices = [core.reshape(core.shape[0] * core.shape[1], -1) for core in cores]  # [r_{k-1} in_k, out_k r_k]
         coded = {f"core_{k}": Coded.encode(codec_named(codec), matrix) for k, matrix in enumerate(matrices)}
-        return cls(shape, coded, options, path, indices=_indices(permutation))
+        return cls(shape, coded, options, indices=_indices(permutation))
 
-    def __init__(
-        self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], path: Path, **nested: Any
-    ) -> None:
-        super().__init__(shape, coded, options, path, **nested)
+    def __init__(self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], **nested: Any) -> None:
+        super().__init__(shape, coded, options, **nested)
         self.in_modes, self.out_modes, self.ranks = (tuple(options[k]) for k in ("in_modes", "out_modes", "ranks"))
-        self._products: dict[Span, Tensor] = {}
         permutation = self._permutation()
         if permutation is not None and not torch.equal(permutation.sort().values, torch.arange(shape[0])):
             raise ValueError(f"permutation must be a permutation of 0 .. {shape[0] - 1}")
@@ -114,88 +103,8 @@ class TTMatrix(Format):
         distinct, back = places.unique(return_inverse=True)
         return self._contract(distinct)[back].reshape(*ids.shape, self.in_features)
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """Return x @ dense().T [..., out].
-
-        The cores are contracted with x and W is never formed, unless the path is "dense".
-        """
-        if self.path == "dense":
-            return x @ self.dense().to(x.dtype).T
-        flat = F.pad(x.reshape(-1, self.in_features), (0, prod(self.in_modes) - self.in_features))
-        cores = self.cores(x.dtype)
-        known = self._products if x.dtype == torch.float32 else {}
-        y = torch.cat([self._product(block, cores, known) for block in flat.split(BATCH_ROWS)])  # [B, prod out_k]
-        permutation = self._permutation()
-        y = y[:, : self.out_features] if permutation is None else y[:, permutation]
-        return y.reshape(*x.shape[:-1], self.out_features)
-
-    def product_shapes(self, rows: int) -> dict[Span, tuple[int, ...]]:
-        """Return the shapes of the products of neighbouring cores that make `matmul` cheap, by their span.
-
-        They do not depend on x, so that once made they serve every call. None has more than half
-        as many values as W.
-
-        Args:
-            rows: of x, at most.
-        """
-        shapes = {span: self._merged_shape(*span) for span in _spans(len(self.in_modes)) if span[1] - span[0] > 1}
-        small = frozenset(span for span, shape in shapes.items() if 2 * prod(shape) <= prod(self.shape))
-        classes = [1 << k for k in range((min(rows, BATCH_ROWS) - 1).bit_length() + 1)]
-        plans = [_plan(self.in_modes, self.out_modes, self.ranks, size, small) for size in classes]
-        return {span: shapes[span] for plan in plans if (span := (plan.start, plan.stop)) in small}
-
-    def product(self, span: Span) -> Tensor:
-        """Return the product of the cores start .. stop - 1 in fp32, the boundary ranks left out."""
-        modes = self.in_modes, self.out_modes, self.ranks
-        merge = _plan_through(*modes, 1, *span).merge
-        if merge is None:
-            raise ValueError(f"span must hold at least two cores, not {list(span)}")
-        return merge(*_without_ends(self.cores())[slice(*span)])
-
-    def with_products(self, rows: int, find: FindProduct) -> "TTMatrix":
-        """Return the same matrix, which multiplies by products of cores where that is cheaper.
-
-        It rounds otherwise than the matrix without them does.
-
-        Raises:
-            ValueError: if `find` gives what is no product of these cores.
-        """
-        copy = self.with_path(self.path)
-        for span, shape in self.product_shapes(rows).items():
-            found = find(span, shape, partial(self.product, span))
-            if tuple(found.shape) != shape or found.dtype != torch.float32:
-                raise ValueError(f"product {list(span)} must be fp32 {list(shape)}, not {list(found.shape)}")
-            copy._products[span] = found
-        return copy
-
-    def merged(self) -> "TTMatrix":
-        """Return the same matrix, in which a given product of cores is one core; itself if it has none."""
-        if not self._products:
-            return self
-        (start, stop), product = next(iter(self._products.items()))  # of those for one row of x, if there is one
-        modes = range(start, stop)
-        sizes = [(self.in_modes[k], self.out_modes[k]) for k in modes]
-        ins, outs = (prod(side[start:stop]) for side in (self.in_modes, self.out_modes))
-        left, right = self.ranks[start], self.ranks[stop]
-        axes = product.reshape(left, right, *(n for size in sizes for n in size))
-        order = [0, *range(2, 2 + 2 * len(modes), 2), *range(3, 2 + 2 * len(modes), 2), 1]
-        core = axes.permute(order).reshape(left, ins, outs, right)
-        cores = self.cores()
-        return TTMatrix.of(
-            [*cores[:start], core, *cores[stop:]], self.shape, "fp32", permutation=self._permutation(), path=self.path
-        )
-
-    def _merged_shape(self, start: int, stop: int) -> tuple[int, ...]:
-        order = len(self.in_modes)
-        bonds = [self.ranks[start]] * (start > 0) + [self.ranks[stop]] * (stop < order)
-        return *bonds, *(side[k] for k in range(start, stop) for side in (self.in_modes, self.out_modes))
-
     def dense(self) -> Tensor:
         return self.rows(torch.arange(self.out_features))
-
-    def multiply_adds(self, batch: int) -> int:
-        """Return how many multiply-adds `matmul` spends on `batch` rows of x; dense() would take batch * out * in."""
-        return _plan(self.in_modes, self.out_modes, self.ranks, batch).multiply_adds
 
     def rounded(self, rank: int | None = None) -> "TTMatrix":
         """Return the same matrix with no rank above what its modes can use on either side.
@@ -211,7 +120,7 @@ class TTMatrix(Format):
         matrices = [core.reshape(core.shape[0] * core.shape[1], -1).float() for core in cores]
         pairs = enumerate(zip(codecs, matrices, strict=True))
         coded = {f"core_{k}": Coded.encode(codec, matrix) for k, (codec, matrix) in pairs}
-        return TTMatrix(self.shape, coded, options, self.path, indices=self.indices())
+        return TTMatrix(self.shape, coded, options, indices=self.indices())
 
     def _permutation(self) -> Tensor | None:
         index = self.indices().get("permutation")
@@ -229,99 +138,6 @@ class TTMatrix(Format):
             width *= core.shape[1]
             train = _extended(train, torch.searchsorted(parents, prefixes // mode), core, prefixes % mode)
         return train.reshape(-1, width)[:, : self.in_features]
-
-    def _product(self, x: Tensor, cores: list[Tensor], known: Mapping[Span, Tensor]) -> Tensor:
-        """Return x [B, prod in_k] times the train [B, prod out_k]; `known` products of cores need not be made."""
-        batch = x.shape[0]
-        size_class = 1 << max(0, batch - 1).bit_length()
-        plan = _plan(self.in_modes, self.out_modes, self.ranks, size_class, frozenset(known))
-        product = known.get((plan.start, plan.stop))
-        return plan(x.reshape(batch, *self.in_modes), _without_ends(cores), product).reshape(batch, -1)
-
-
-class _Contraction(NamedTuple):
-    """One contraction of several tensors."""
-
-    multiply_adds: int
-    expression: Callable[..., Tensor]
-
-    def __call__(self, *operands: Tensor) -> Tensor:
-        return self.expression(*operands)
-
-
-class _Plan(NamedTuple):
-    """The cheapest order of contracting x with the cores that never multiplies all cores together first.
-
-    Cores start .. stop - 1 are merged, x is contracted with the result, then with all that is left.
-    """
-
-    multiply_adds: int
-    start: int
-    stop: int
-    merge: _Contraction | None
-    absorb: _Contraction
-    finish: _Contraction | None
-
-    def __call__(self, x: Tensor, cores: list[Tensor], merged: Tensor | None = None) -> Tensor:
-        """Return x [B, in_1 .. in_N] times the cores; `merged` is the product of the middle ones, if it is known."""
-        if merged is None:
-            merged = self.merge(*cores[self.start : self.stop]) if self.merge else cores[self.start]
-        y = self.absorb(x, merged)
-        return self.finish(y, *cores[: self.start], *cores[self.stop :]) if self.finish else y
-
-
-@lru_cache(maxsize=512)
-def _plan(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int, known: frozenset[Span] = frozenset()) -> _Plan:
-    """Return the plan for one class of batch sizes; the products of the spans in `known` cost nothing."""
-    plans = [_plan_through(in_modes, out_modes, ranks, batch, *span) for span in _spans(len(in_modes))]
-
-    def cost(plan: _Plan) -> tuple[int, int, int]:
-        free = plan.merge.multiply_adds if plan.merge and (plan.start, plan.stop) in known else 0
-        return plan.multiply_adds - free, plan.start, plan.stop
-
-    return min(plans, key=cost)
-
-
-def _spans(order: int) -> list[Span]:
-    """Return the spans of cores that may be multiplied first: never all of several."""
-    return [(a, b) for a in range(order) for b in range(a + 1, order + 1) if b - a < max(order, 2)]
-
-
-def _plan_through(in_modes: Modes, out_modes: Modes, ranks: Modes, batch: int, start: int, stop: int) -> _Plan:
-    """Return the cheapest plan that merges cores start .. stop - 1."""
-    order = len(in_modes)
-    sizes = {f"i{k}": n for k, n in enumerate(in_modes)} | {f"o{k}": n for k, n in enumerate(out_modes)}
-    sizes |= {f"r{k}": n for k, n in enumerate(ranks)} | {"b": batch}
-    cores = [[f"r{k}"] * (k > 0) + [f"i{k}", f"o{k}"] + [f"r{k + 1}"] * (k < order - 1) for k in range(order)]
-    bonds = [f"r{start}"] * (start > 0) + [f"r{stop}"] * (stop < order)
-    span = range(start, stop)
-    merged = bonds + [f"{side}{k}" for k in span for side in "io"]
-    mixed = ["b", *bonds, *(f"{'o' if k in span else 'i'}{k}" for k in range(order))]
-    result = ["b", *(f"o{k}" for k in range(order))]
-    rest = [*cores[:start], *cores[stop:]]
-    merge = _contraction(cores[start:stop], merged, sizes) if stop - start > 1 else None
-    first = merged if merge else cores[start]
-    absorb = _contraction([["b", *(f"i{k}" for k in range(order))], first], mixed if rest else result, sizes)
-    finish = _contraction([mixed, *rest], result, sizes) if rest else None
-    steps = [step for step in (merge, absorb, finish) if step]
-    cost = sum(step.multiply_adds for step in steps)
-    return _Plan(cost, start, stop, merge, absorb, finish)
-
-
-def _contraction(inputs: list[list[str]], output: list[str], sizes: Mapping[str, int]) -> _Contraction:
-    """Return the contraction of tensors with named axes, in opt_einsum's best order of pairs."""
-    symbols = {name: opt_einsum.get_symbol(k) for k, name in enumerate(sizes)}
-    terms = ["".join(symbols[name] for name in axes) for axes in inputs]
-    equation = f"{','.join(terms)}->{''.join(symbols[name] for name in output)}"
-    shapes = [tuple(sizes[name] for name in axes) for axes in inputs]
-    path, info = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="dp")
-    return _Contraction(int(info.opt_cost) // 2, opt_einsum.contract_expression(equation, *shapes, optimize=path))
-
-
-def _without_ends(cores: list[Tensor]) -> list[Tensor]:
-    """Drop the two boundary ranks, which are 1."""
-    inner = [cores[0].squeeze(0), *cores[1:]]
-    return [*inner[:-1], inner[-1].squeeze(-1)]
 
 
 def _extended(trains: Tensor, parents: Tensor, core: Tensor, digits: Tensor) -> Tensor:

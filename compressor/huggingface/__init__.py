@@ -55,7 +55,7 @@ class Checkpoint:
     """A dense model as it was found.
 
     Attributes:
-        model: matrices in the checkpoint's own dtypes, on the `dense` path.
+        model: matrices in the checkpoint's own dtypes.
         tokenizer_json: a tokenizer that cuts nothing and adds nothing.
         source: the checkpoint.
         notes: what the user should know, a line each.
@@ -68,8 +68,8 @@ class Checkpoint:
 
     @cached_property
     def dense(self) -> GPT2:
-        """The model in the form that runs."""
-        return self.model.prepared()
+        """The model as torch runs it."""
+        return self.model.expanded()
 
     @property
     def end_of_text(self) -> str:

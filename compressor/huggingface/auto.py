@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
 from transformers import GPT2Config as PeerConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from compressor.artifact import folder as artifact
 from compressor.artifact.gpt2_config import GPT2Config
-from compressor.gpt2 import GPT2
-from compressor.kv_cache import KVCache
+from compressor.runtime.load import load
+from compressor.runtime.model import Cache, Model
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 FILES = [*artifact.CHECKED, artifact.TOKENIZER_CONFIG, artifact.MANIFEST]
@@ -48,10 +49,11 @@ class TTGPTCache(transformers.Cache):
         real: what is no padding [B, T].
     """
 
-    def __init__(self, kv: KVCache) -> None:
+    def __init__(self, config: GPT2Config, rows: int) -> None:
         super().__init__(layers=[])
-        self.kv = kv
-        self.real = torch.empty(kv.slots, 0, dtype=torch.bool)
+        self.config = config
+        self.kv = Cache(config, rows, config.n_positions)
+        self.real = torch.empty(rows, 0, dtype=torch.bool)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.real.shape[1]
@@ -80,15 +82,14 @@ class TTGPTCache(transformers.Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         old, used = self.kv, int(self.kv.lengths.max())
-        layers, _, heads, capacity, size = old.keys.shape
-        self.kv = KVCache(layers=layers, slots=len(indices), heads=heads, capacity=capacity, size=size, dtype=old.dtype)
-        self.kv.keys[:, :, :, :used] = old.keys[:, indices, :, :used]
-        self.kv.values[:, :, :, :used] = old.values[:, indices, :, :used]
+        self.kv = Cache(self.config, len(indices), old.capacity)
+        self.kv.keys[:, :, :, :used] = old.keys[:, indices.numpy(), :, :used]
+        self.kv.values[:, :, :, :used] = old.values[:, indices.numpy(), :, :used]
         self._keep(self.real[indices])
 
     def _keep(self, real: Tensor) -> None:
         self.real = real
-        self.kv.lengths[:] = real.sum(1)
+        self.kv.lengths[:] = real.sum(1).numpy()
 
 
 class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
@@ -102,11 +103,12 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "decoder"
     main_input_name = "input_ids"
 
-    def __init__(self, config: TTGPTConfig, decoder: GPT2 | None = None) -> None:
+    def __init__(self, config: TTGPTConfig, decoder: Model | None = None) -> None:
         if decoder is None:
             raise ValueError("an artefact's model is read by from_pretrained; ttgpt compress makes one")
         super().__init__(config)
         self.decoder = decoder
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # whose device and dtype transformers asks for
         self.eval()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -136,13 +138,13 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
             name = str(pretrained_model_name_or_path)
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, **given))
         folder = folder / (options.get("subfolder") or "")
-        decoder = artifact.read(folder).model
+        decoder = load(folder)[1]
         config = TTGPTConfig.from_pretrained(folder) if config is None else config
         for field in fields(GPT2Config):
             stored, asked = getattr(decoder.config, field.name), getattr(config, field.name)
             if stored != asked:
                 raise ValueError(f"{field.name} must be {stored!r}, as the artefact was made, not {asked!r}")
-        return cls(config, decoder.prepared())
+        return cls(config, decoder)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **options: Any) -> None:
         """Refuse: what is in memory may be decoded, and has no checksums; raises ValueError."""
@@ -183,16 +185,17 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
         older, position_ids = options.pop("past_key_values", None), options.pop("position_ids", None)
         cache = older if cache is None else cache
         _check_unset(options)
-        past = self._past(cache, len(input_ids)) if use_cache or cache is not None else None
+        past = self._past(cache, len(input_ids))
         real = _new_tokens(input_ids, attention_mask, past)
         _check_positions(position_ids, real, past)
         hidden = self._hidden(input_ids, real, past)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.decoder.logits(hidden[:, kept])  # [B, kept, V]
+        logits = torch.from_numpy(self.decoder.logits(hidden[:, kept].numpy()))  # [B, kept, V]
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, cache=past)
+        kept_cache = past if use_cache or cache is not None else None
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, cache=kept_cache)
         return output.to_tuple() if return_dict is False else output
 
     def _past(self, cache: transformers.Cache | None, rows: int) -> TTGPTCache:
@@ -200,39 +203,32 @@ class TTGPTForCausalLM(PreTrainedModel, GenerationMixin):
             return cache
         if cache is not None and cache.get_seq_length():
             raise ValueError(f"cache must be one that this model returned, not a {type(cache).__name__}")
-        return TTGPTCache(self.decoder.new_cache(rows, self.decoder.config.n_positions))
+        return TTGPTCache(self.decoder.config, rows)
 
-    def _hidden(self, ids: Tensor, real: Tensor, past: TTGPTCache | None) -> Tensor:
-        """Return the hidden states [B, T, D]; those of padding mean nothing.
-
-        Every row's tokens are put before its padding, where the decoder has it.
-        """
-        kv = None if past is None else past.kv
-        if past is not None:
-            past.real = torch.cat([past.real, real], dim=1)
-        if real.all():
-            return self.decoder(ids, kv)  # type: ignore[no-any-return]
-        counts = real.sum(1)
-        order = real.logical_not().byte().argsort(dim=1, stable=True)[:, : int(counts.max())]  # [B, longest]
-        hidden = self.decoder(ids.gather(1, order), kv, None if kv is None else counts)
-        every = torch.zeros(*ids.shape, hidden.shape[-1])  # [B, T, D]
-        return every.scatter_(1, order.unsqueeze(-1).expand_as(hidden), hidden)
+    def _hidden(self, ids: Tensor, real: Tensor, past: TTGPTCache) -> Tensor:
+        """Return the hidden states [B, T, D], zeros for padding."""
+        counts = real.sum(1).numpy()
+        read = self.decoder.read(ids[real].numpy(), past.kv, np.arange(len(ids)), counts, hidden=True)
+        past.real = torch.cat([past.real, real], dim=1)
+        hidden = torch.zeros(*ids.shape, self.decoder.config.n_embd)
+        hidden[real] = torch.from_numpy(read.hidden)
+        return hidden
 
 
-def _new_tokens(ids: Tensor, mask: Tensor | None, past: TTGPTCache | None) -> Tensor:
+def _new_tokens(ids: Tensor, mask: Tensor | None, past: TTGPTCache) -> Tensor:
     """Return which of the new tokens are no padding [B, T]."""
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
-    cached = 0 if past is None else past.get_seq_length()
+    cached = past.get_seq_length()
     expected = [ids.shape[0], cached + ids.shape[1]]
     if list(mask.shape) != expected:
         raise ValueError(f"attention_mask must have shape {expected}, not {list(mask.shape)}")
     return mask[:, cached:].bool()
 
 
-def _check_positions(positions: Tensor | None, real: Tensor, past: TTGPTCache | None) -> None:
+def _check_positions(positions: Tensor | None, real: Tensor, past: TTGPTCache) -> None:
     """Refuse positions other than how many tokens came before."""
-    before = 0 if past is None else past.kv.lengths.unsqueeze(1)  # [B, 1]
+    before = torch.from_numpy(past.kv.lengths).unsqueeze(1)  # [B, 1]
     expected = before + real.cumsum(1) - 1  # [B, T]
     if positions is not None and not torch.equal(positions.expand_as(expected)[real], expected[real]):
         raise ValueError("position_ids must be those that attention_mask gives; leave them out")

@@ -74,7 +74,7 @@ def compress(
     pairs = list(zip(q.split(size), k.split(size), strict=True))
     cut = [joint_factors(*pair, config.rank, root) for pair in progress(pairs, label="Heads", total=len(pairs))]
     blocks: list[Format] = [LowRank.of(*heads[side], config.codec) for side in (0, 1) for heads in cut]
-    return Stacked.of([*blocks, Dense.of(v, config.codec)], path="dense")
+    return Stacked.of([*blocks, Dense.of(v, config.codec)])
 
 
 def joint_factors(query: Tensor, key: Tensor, rank: int, root: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -41,4 +41,4 @@ def compress(
     fused = weight.shape[0] == 3 * weight.shape[1]
     factors = [whitened_factors(part, config.rank, root, None) for part in weight.chunk(3 if fused else 1)]
     forms = [LowRank.of(left, right, config.codec) for left, right in factors]
-    return Stacked.of(forms, path="factors") if fused else forms[0]
+    return Stacked.of(forms) if fused else forms[0]

@@ -62,7 +62,7 @@ def compress(
         left, right = whitened_factors(weight - base.dense(), config.rank, root, statistics.row_weights)
         correction = LowRank.of(left, right, config.factor_codec)
         rest = weight - correction.dense()
-        form = Residual.of(base, correction, path=base.path)
+        form = Residual.of(base, correction)
         found.append((_error(rest - base.dense(), root, statistics.row_weights), form))
     return min(found, key=lambda pair: pair[0])[1]
 

@@ -71,4 +71,4 @@ def compress(
         values = missing.gather(1, columns)
         rest = weight.scatter_add(1, columns, -values)
     sparse = Sparse.of(values, columns, weight.shape[1], config.kept_codec)
-    return Residual.of(low_rank, sparse, path="factors")
+    return Residual.of(low_rank, sparse)

@@ -47,7 +47,7 @@ def compress(
     padding = prod(modes) - width
     steps = progress(blocks(vocabulary, BLOCK_ROWS), label="TT-SVD per token", total=-(-vocabulary // BLOCK_ROWS))
     packed = [tt_svd(F.pad(weight[b.start : b.stop].double(), (0, padding)), modes, ranks).float() for b in steps]
-    return TokenMPS.of(torch.cat(packed), in_features=width, modes=modes, ranks=ranks, codec=config.codec, path="dense")
+    return TokenMPS.of(torch.cat(packed), in_features=width, modes=modes, ranks=ranks, codec=config.codec)
 
 
 def tt_svd(rows: Tensor, modes: list[int], ranks: list[int]) -> Tensor:

@@ -74,9 +74,7 @@ def compress(
     cores = tt_svd(scaled, in_modes, out_modes, config.rank, steps)
     per_core = zip(cores, column_scales, row_scales, strict=True)
     found = [(core / (i[:, None] * o)[:, :, None]).float() for core, i, o in per_core]
-    shape = (out_features, in_features)
-    form = TTMatrix.of(found, shape, config.codec, permutation=permutation)
-    return form if form.multiply_adds(1) < weight.numel() else form.with_path("dense")
+    return TTMatrix.of(found, (out_features, in_features), config.codec, permutation=permutation)
 
 
 def tt_svd(

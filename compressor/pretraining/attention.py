@@ -14,7 +14,7 @@ BLOCK_ROWS = 64  # queries at a time; keys behind the last of them are never tou
 class TrainedAttention(Attention):
     """The decoder's attention, computed by blocks of queries."""
 
-    def attend(self, qkv: Tensor, step: Any) -> Tensor:
+    def attend(self, qkv: Tensor) -> Tensor:
         """Return the causal attention [B, T, D] of T tokens to themselves, for qkv [B, T, 3 D]."""
         return causal_attention(qkv, self.n_head, self.scale)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from compressor import stored
 from compressor.artifact import folder as artifact
 from compressor.artifact.manifest import Manifest, Provenance, Source
 from compressor.pretraining.config import Config
@@ -12,7 +13,7 @@ from compressor.pretraining.model import initialised, parameter_count, quantized
 from compressor.pretraining.text import Corpus, read_corpus
 from compressor.pretraining.training import CHECKPOINT, CHECKPOINT_BYTES, Training
 from compressor.progress import Echo, Progress, silent
-from compressor.recipes import checkpoint, paths
+from compressor.recipes import checkpoint
 from compressor.runtime.evaluate import evaluate, golden
 from compressor.storage.run_folder import claimed, require_space
 
@@ -26,7 +27,6 @@ def pretrain(
     out: Path,
     *,
     validation: Path | None = None,
-    memory_limit: int | None = None,
     force: bool = False,
     progress: Progress = silent,
     watch: Watch = Training.run,
@@ -41,7 +41,6 @@ def pretrain(
         texts: to train on, files or folders.
         out: the artefact's folder.
         validation: for the validation curve and the artefact's quality; by default the end of the texts.
-        memory_limit: bytes that the matrices may occupy while serving, see `compressor.recipes.paths`.
         force: replace an artefact in `out`.
         progress: progress callback.
         watch: runs the training to its end, and may tell about it.
@@ -58,12 +57,11 @@ def pretrain(
         remembered = checkpoint.metadata(folder / CHECKPOINT).get("tokenizer") if config.tokenizer is None else None
         corpus = read_corpus(config, texts, validation, tokenizer_json=remembered, progress=progress)
         training = Training(config, corpus, folder, echo)
-        paths.check_limit(quantized(training.model, config.codec), memory_limit)
         if training.step:
             echo(f"resumes from the checkpoint in {folder}: {training.tokens:,} tokens are done")
         for _ in watch(training):
             pass
-        manifest = _write_artifact(training, corpus, out, memory_limit, force, progress)
+        manifest = _write_artifact(training, corpus, out, force, progress)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return manifest
 
@@ -75,13 +73,11 @@ def _check_space(config: Config, folder: Path) -> None:
     require_space("out", folder, (2 * CHECKPOINT_BYTES + 4) * parameter_count(initialised(config)) - have)
 
 
-def _write_artifact(
-    training: Training, corpus: Corpus, out: Path, memory_limit: int | None, force: bool, progress: Progress
-) -> Manifest:
+def _write_artifact(training: Training, corpus: Corpus, out: Path, force: bool, progress: Progress) -> Manifest:
     """Measure the trained model and write its artefact."""
     config = training.config
-    model = paths.measured(quantized(training.model, config.codec), memory_limit)
-    running = model.prepared()
+    model = quantized(training.model, config.codec)
+    running = model.decoder()
     run = {
         "parameters": parameter_count(training.model),
         "tokens_per_second": round(training.tokens / max(training.seconds, 1e-9)),
@@ -95,10 +91,11 @@ def _write_artifact(
         versions={"torch": torch.__version__},
         build_seconds=round(training.seconds, 1),
     )
-    return artifact.write(
+    return stored.write(
         out,
         model,
         corpus.tokenizer.to_str().encode(),
+        running=running,
         quality=evaluate(running, None, corpus.validation, progress),
         golden=golden(running, corpus.tokenizer),
         provenance=provenance,

@@ -91,7 +91,7 @@ class ProjectedQKV(Layer):
         ups = [up.detach() for up in self.ups]
         forms = [LowRank.of(up, down, "fp32") for up, down in zip(ups, downs, strict=True)]
         folded = torch.cat([up @ bias for up, bias in zip(ups, biases, strict=True)])  # [3 D]
-        return Stacked.of(forms, path="factors"), folded
+        return Stacked.of(forms), folded
 
 
 class TTMLayer(Layer):

@@ -77,7 +77,7 @@ def read_corpus(
         cut = len(ids) - max(int(HELD_OUT * len(ids)), config.model.n_positions + 1)
         ids, rest = ids[:cut], ids[cut:].long()
         data = tokenizer.decode(rest.tolist(), skip_special_tokens=False).encode()
-        held_out = Text("end of the training text", hashlib.sha256(data).hexdigest(), len(data), rest)
+        held_out = Text("end of the training text", hashlib.sha256(data).hexdigest(), len(data), rest.numpy())
     else:
         held_out = read_text(validation, tokenizer, "validation")
     digest = hashlib.sha256("".join(contents).encode()).hexdigest()

@@ -111,7 +111,7 @@ class Training:
     @torch.no_grad()
     def measure(self) -> None:
         """Add a point to the validation curve: whole contexts, each token but the first of a text predicted once."""
-        ids, context = self.corpus.validation.ids, self.model.config.n_positions
+        ids, context = torch.from_numpy(self.corpus.validation.ids), self.model.config.n_positions
         count = min(len(ids) - 1, self.config.validation_tokens)
         total = 0.0
         for start in range(0, count, context):

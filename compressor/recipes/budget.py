@@ -191,7 +191,7 @@ def measure(
     """Return every candidate of every piece, by the piece's name, with its bytes and its loss.
 
     Args:
-        dense: the prepared dense model.
+        dense: the dense model, see `GPT2.expanded`.
         statistics: of every matrix, see `calibrate.collect`.
         ids: calibration text [rows, T], of which the first MEASURED_TOKENS tokens are used.
         only: which matrices, by name, are measured.
@@ -296,7 +296,7 @@ def assembled(chosen: Iterable[Choice]) -> dict[str, Format]:
     forms: dict[str, list[Format]] = {}
     for choice in sorted(chosen, key=lambda c: (c.piece.matrix, c.piece.rows.start)):
         forms.setdefault(choice.piece.matrix, []).append(choice.form)
-    return {name: parts[0] if len(parts) == 1 else Stacked.of(parts, path="factors") for name, parts in forms.items()}
+    return {name: parts[0] if len(parts) == 1 else Stacked.of(parts) for name, parts in forms.items()}
 
 
 def frontier(choices: Iterable[Choice]) -> list[Choice]:

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import torch
 
-from compressor import huggingface
+from compressor import huggingface, stored
 from compressor.artifact import folder as artifact
 from compressor.artifact.manifest import Manifest, Provenance, Quality
 from compressor.artifact.tokenizer import read_tokenizer
 from compressor.finite import check_logits
-from compressor.gpt2 import GPT2
 from compressor.huggingface import Checkpoint
 from compressor.progress import Progress, silent
-from compressor.recipes import paths
 from compressor.recipes.context import Context
 from compressor.recipes.healing import NO_HEALING, Healing
 from compressor.recipes.journal import Journal
 from compressor.recipes.plans import CompressedModel, Plan
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
+from compressor.runtime.model import Model
 from compressor.storage.run_folder import require_space
 
 VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
@@ -32,7 +31,6 @@ def build(
     *,
     healing: Healing = NO_HEALING,
     text: Path = VALIDATION_TEXT,
-    memory_limit: int | None = None,
     force: bool = False,
 ) -> Manifest:
     """Compress, heal, measure and write an artefact to `out`.
@@ -43,7 +41,6 @@ def build(
         out: the artefact's folder.
         healing: how long; not at all by default.
         text: what quality is measured on.
-        memory_limit: bytes that the matrices may occupy while serving, see `compressor.recipes.paths`.
         force: replace an artefact in `out`.
 
     Raises:
@@ -61,16 +58,15 @@ def build(
     healing.check(plan, context)
     if context.run is not None:
         require_space("out", context.run, plan.estimated_bytes(checkpoint.model))
-    compressed = plan.make(context)
-    paths.check_limit(compressed.model, memory_limit)
-    compressed = healing.apply(compressed, context)
+    compressed = healing.apply(plan.make(context), context)
     if plan.is_calibrated or healing.is_wanted:
         source = [path.name for path in context.texts] or "sampled from the model"
         compressed = replace(compressed, settings=compressed.settings | {"calibration": source})
-    compressed = replace(compressed, model=paths.measured(compressed.model, memory_limit))
+    check_logits(compressed.model)
     seconds = round(time.perf_counter() - started, 1)
-    quality = measure(compressed.model, checkpoint, judged, context.progress)
-    manifest = write_artifact(compressed, checkpoint, out, quality=quality, build_seconds=seconds, force=force)
+    running = compressed.model.decoder()
+    quality = measure(running, checkpoint, judged, context.progress)
+    manifest = write_artifact(compressed, checkpoint, out, running, quality=quality, build_seconds=seconds, force=force)
     if context.run is not None:
         Journal.clear(context.run)
     return manifest
@@ -80,6 +76,7 @@ def write_artifact(
     compressed: CompressedModel,
     checkpoint: Checkpoint,
     out: Path,
+    running: Model,
     *,
     quality: Quality,
     build_seconds: float,
@@ -98,17 +95,18 @@ def write_artifact(
         versions={"torch": torch.__version__},
         build_seconds=build_seconds,
     )
-    return artifact.write(
+    return stored.write(
         out,
         compressed.model,
         checkpoint.tokenizer_json,
+        running=running,
         quality=quality,
-        golden=golden(compressed.model.prepared(), read_tokenizer(checkpoint.tokenizer_json)),
+        golden=golden(running, read_tokenizer(checkpoint.tokenizer_json)),
         provenance=provenance,
         force=force,
     )
 
 
-def measure(model: GPT2, checkpoint: Checkpoint, text: Text, progress: Progress = silent) -> Quality:
-    """Return the quality of `model` against the checkpoint on a text."""
-    return evaluate(model.prepared(), checkpoint.dense, text, progress)
+def measure(running: Model, checkpoint: Checkpoint, text: Text, progress: Progress = silent) -> Quality:
+    """Return the quality of a model, as it is served, against the checkpoint on a text."""
+    return evaluate(running, checkpoint.model.decoder(), text, progress)

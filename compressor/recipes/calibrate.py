@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from compressor.methods.base import Statistics
 from compressor.progress import Progress, silent
 from compressor.runtime.evaluate import read_utf8
 from compressor.runtime.generate import generate
+from compressor.runtime.model import Model
 
 T = TypeVar("T")
 DEFAULT_TOKENS = 16384
@@ -28,11 +30,11 @@ EXCERPT_CHARACTERS = 12  # per token wanted; English has 4 to 5
 LONGEST_WORD = 64  # characters at the beginning of an excerpt, in which a space is looked for
 
 
-def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progress: Progress = silent) -> Tensor:
+def sample_text(model: Model, tokens: int = DEFAULT_TOKENS, seed: int = 0, progress: Progress = silent) -> Tensor:
     """Return text [rows, context] that the model itself writes after an end of text, at temperature 1.
 
     Args:
-        model: a prepared dense model.
+        model: the dense model.
         tokens: how many at least.
         seed: of the sampling; equal seeds give equal texts.
         progress: progress callback.
@@ -48,9 +50,9 @@ def sample_text(model: GPT2, tokens: int = DEFAULT_TOKENS, seed: int = 0, progre
     batches = blocks(rows, max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // row_bytes)))
     texts = []
     for batch in batches:
-        start = torch.full((len(batch), 1), model.config.eos_token_id)
+        start = np.full((len(batch), 1), model.config.eos_token_id)
         texts.append(generate(model, start, context - 1, temperature=1.0, seed=seed + batch.start, progress=each))
-    return torch.cat(texts)
+    return torch.from_numpy(np.concatenate(texts))
 
 
 def read_ids(paths: Sequence[Path], tokenizer: Tokenizer, *, context: int, tokens: int = DEFAULT_TOKENS) -> Tensor:
@@ -90,7 +92,7 @@ def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, 
     """Return the statistics of every matrix by name.
 
     Args:
-        model: a prepared dense model.
+        model: the dense model, see `GPT2.expanded`.
         ids: tokens [rows, T].
         progress: progress callback, once per batch of rows.
     """

@@ -51,7 +51,7 @@ class Context:
             return self.given
         if self.texts:
             return self.read(DEFAULT_TOKENS)
-        return sample_text(self.checkpoint.dense, progress=self.progress)
+        return sample_text(self.checkpoint.model.decoder(), progress=self.progress)
 
     @cached_property
     def statistics(self) -> dict[str, Statistics]:
@@ -68,7 +68,7 @@ class Context:
         if self.texts:
             return self.read(min(tokens, MAX_HEALING_TOKENS) + least)
         wanted = min(tokens, HEALING_TOKENS) + least
-        return sample_text(self.checkpoint.dense, wanted, seed=1, progress=self.progress)
+        return sample_text(self.checkpoint.model.decoder(), wanted, seed=1, progress=self.progress)
 
     def candidates(self, target: Target) -> Mapping[str, list[budget.Choice]]:
         """Return every candidate of every piece of the matrices of a target, measured."""

@@ -20,7 +20,6 @@ from compressor.formats.base import blocks
 from compressor.gpt2 import GPT2
 from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import checkpoint
-from compressor.runtime.evaluate import kl_divergence
 
 MINUTES = 0.01, 10**6
 HEAD_ROWS = 1024  # positions whose logits exist at a time
@@ -129,7 +128,7 @@ def heal(
 
     Args:
         model: what to heal, as stored.
-        dense: the teacher, prepared.
+        dense: the teacher, see `GPT2.expanded`.
         text: tokens [T].
         config: how.
         held_back: tokens [T] that select the state; by default the last tenth of `text`.
@@ -238,8 +237,9 @@ class _Checkpoint:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the summed KL divergence of logits [rows, V] from the teacher's."""
-    return kl_divergence(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1))
+    """Return the summed KL divergence of logits [rows, V] from the teacher's, the same with any number of threads."""
+    student, teacher = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).double().sum()
 
 
 def distillation_gradient(student: Tensor, teacher: Tensor) -> Tensor:

@@ -227,11 +227,12 @@ def _verified(
     checkpoint: Checkpoint, measured: Mapping[str, list[budget.Choice]], limit: float, ids: Tensor
 ) -> dict[str, budget.Choice]:
     """Return the smallest choice whose perplexity ratio on calibration text keeps `limit`, not only by prediction."""
-    text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten())
+    text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten().numpy())
+    dense = checkpoint.model.decoder()
     for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1, 0.0):
         chosen = budget.smallest_within(measured, share * math.log(limit))
         model = checkpoint.model.with_matrices(budget.assembled(chosen.values()))
-        ratio = evaluate(model.prepared(), checkpoint.dense, text).perplexity_ratio
+        ratio = evaluate(model.decoder(), dense, text).perplexity_ratio
         if ratio is not None and ratio <= limit:
             return chosen
     best = math.ceil(1e4 * (ratio or 1.0)) / 1e4

@@ -136,14 +136,6 @@ int check_apart(const Py_buffer *out, const Py_buffer *other, const char *name)
     return 0;
 }
 
-int check_multiple(const char *name, int64_t value, int64_t of)
-{
-    if (value % of == 0)
-        return 1;
-    PyErr_Format(PyExc_ValueError, "%s must be a multiple of %lld, not %lld", name, (long long)of, (long long)value);
-    return 0;
-}
-
 int check_threads(Py_ssize_t threads)
 {
     if (threads >= 1 && threads <= MAX_THREADS)

@@ -12,7 +12,7 @@
 enum { FLOAT32 = 1, FLOAT16 = 2, BFLOAT16 = 4, INT8 = 8, UINT8 = 16, INT64 = 32, INT32 = 64 };
 enum { READ, WRITE };
 enum { ANY = -1 };           /* a size that is not prescribed, but at least 1 */
-enum { MAX_THREADS = 1024 }; /* more would fail in OpenMP, which ends the process */
+enum { MAX_THREADS = 1024 };
 
 /* All checks return 1, or 0 after setting an error that names the argument and what is legal. */
 
@@ -25,7 +25,6 @@ int open_shaped(Py_buffer *view, PyObject *object, const char *name, int dtypes,
 int open_optional(Py_buffer *view, PyObject *object, const char *name, int dtypes, int ndim, const Py_ssize_t *shape);
 int check_shape(const Py_buffer *view, const char *name, int ndim, const Py_ssize_t *shape);
 int check_apart(const Py_buffer *out, const Py_buffer *other, const char *name);
-int check_multiple(const char *name, int64_t value, int64_t of);
 int check_threads(Py_ssize_t threads);
 int check_positive(const char *name, double value);
 int dtype_of(const Py_buffer *view);
