@@ -33,7 +33,8 @@ def codec_named(name: str) -> Codec:
     Raises:
         ValueError: naming the legal codecs.
     """
-    return CODECS[name] if name in CODECS else GroupCodec(*integers_named(name))
+    found = integers_named(name)
+    return CODECS[name] if found is None or name in CODECS else GroupCodec(*found)
 
 
 def float_codec(dtype: torch.dtype) -> Codec:

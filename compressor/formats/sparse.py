@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.artifact.layouts import Shape, format_layout
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Shape, check_ids, format_layout, index
+from compressor.formats.base import Format, check_ids, index
 
 
 class Sparse(Format):

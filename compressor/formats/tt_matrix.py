@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.artifact.layouts import Shape, format_layout
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Shape, check_ids, format_layout, index
+from compressor.formats.base import Format, check_ids, index
 
 
 class TTMatrix(Format):
@@ -54,8 +55,10 @@ class TTMatrix(Format):
         }
         matrices = [core.reshape(core.shape[0] * core.shape[1], -1) for core in cores]  # [r_{k-1} in_k, out_k r_k]
         coded = {f"core_{k}": Coded.encode(codec_named(codec), matrix) for k, matrix in enumerate(matrices)}
-        parts = format_layout(cls.kind, shape, options, {}).indices
-        return cls(shape, coded, options, indices={name: index(permutation, part) for name, part in parts.items()})
+        if permutation is None:
+            return cls(shape, coded, options)
+        part = format_layout(cls.kind, shape, options, {}).indices["permutation"]
+        return cls(shape, coded, options, indices={"permutation": index(permutation, part)})
 
     def __init__(self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], **nested: Any) -> None:
         super().__init__(shape, coded, options, **nested)
