@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from compressor import huggingface
-from compressor.artifact import tensor_file
+from compressor import tensors as tensor_file
 from compressor.errors import CheckpointError
 from compressor.storage import files
+from compressor.tensors import DTYPES
 from tests.cases import FORMAT_CASES
 from tests.conftest import TOKENIZER, tiny_model
 
@@ -28,7 +29,7 @@ TENSORS = {
     "bf16": torch.ones(7).bfloat16(),
     "transposed": torch.arange(6.0).reshape(2, 3).T,
     'sign \N{GREEK SMALL LETTER ALPHA} "': torch.tensor([True, False]),
-} | {str(kind): torch.ones(3, dtype=kind) for kind in tensor_file.DTYPES.values()}
+} | {str(kind): torch.ones(3, dtype=kind) for kind in DTYPES.values()}
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
@@ -122,12 +123,11 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 WRITER = """
 import os, sys
 from pathlib import Path
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 from tests.conftest import tiny_model, write_artifact
 os.umask(int(sys.argv[2], 8))
-made = artifact.read(write_artifact(Path(sys.argv[1]) / "artefact", tiny_model()))
-huggingface.export(made.model, made.tokenizer_json, Path(sys.argv[1]) / "export")
+made = stored.read(write_artifact(Path(sys.argv[1]) / "artefact", tiny_model()))
+huggingface.export(stored.gpt2(made), made.tokenizer_json, Path(sys.argv[1]) / "export")
 """
 
 
@@ -154,13 +154,12 @@ def checkpoint(tmp_path: Path) -> Path:
 READER = """
 import os, sys
 from pathlib import Path
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)
-huggingface.load(".") if sys.argv[2] == "checkpoint" else artifact.read(Path("."))
+huggingface.load(".") if sys.argv[2] == "checkpoint" else stored.read(Path("."))
 """
 
 
