@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compressor.artifact import tensor_file
+from compressor.artifact.layouts import Part
 from compressor.artifact.tensor_file import Array
 
 DTYPES = {
@@ -37,6 +38,12 @@ def array(tensor: Tensor) -> Array:
     found = tensor.detach().contiguous()
     values: Array = (found.view(torch.uint16) if found.dtype is torch.bfloat16 else found).numpy()
     return values
+
+
+def check_part(name: str, found: Tensor, expected: Part) -> None:
+    """Refuse a tensor of another shape or dtype than its layout says; raises ValueError."""
+    if (tuple(found.shape), found.dtype) != (expected.shape, dtype := DTYPES[expected.dtype]):
+        raise ValueError(f"{name} must be {dtype} {list(expected.shape)}, not {found.dtype} {list(found.shape)}")
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -4,7 +4,7 @@ A codec turns values [..., n] into named parts, all of which share the leading a
 So a row can be taken from the parts before anything is decoded.
 """
 
-from compressor.codecs.base import Codec, Grid, PartLayout, Parts, finite, power_of_2
+from compressor.codecs.base import Codec, Grid, Parts, finite, power_of_2
 from compressor.codecs.coded import Coded, Latent
 from compressor.codecs.named import CODECS, codec_named, float_codec
 
@@ -14,7 +14,6 @@ __all__ = [
     "Coded",
     "Grid",
     "Latent",
-    "PartLayout",
     "Parts",
     "codec_named",
     "finite",

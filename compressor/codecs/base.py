@@ -2,21 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from math import prod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from compressor.artifact.layouts import Part, codec_layout
+
 Parts = Mapping[str, Tensor]
 MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max
-
-
-class PartLayout(NamedTuple):
-    """Shape and dtype that a part must have."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class Codec(ABC):
@@ -32,9 +26,9 @@ class Codec(ABC):
     name: str
     is_float: ClassVar[bool] = False
 
-    @abstractmethod
-    def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
+    def layout(self, shape: Sequence[int]) -> dict[str, Part]:
         """Return the parts that a tensor of `shape` is stored as."""
+        return codec_layout(self.name, shape)
 
     @abstractmethod
     def encode(self, values: Tensor) -> dict[str, Tensor]:
@@ -46,7 +40,7 @@ class Codec(ABC):
 
     def num_bytes(self, shape: Sequence[int]) -> int:
         """Return what the parts of a tensor of `shape` occupy."""
-        return sum(prod(part.shape) * part.dtype.itemsize for part in self.layout(shape).values())
+        return sum(part.num_bytes for part in self.layout(shape).values())
 
     def grid(self, weight: Tensor) -> "Grid":
         """Return the levels that values of `weight` [out, in] are rounded to; raises ValueError if it has none."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.codecs.base import Codec, Parts
+from compressor.tensors import check_part
 
 
 class Coded(nn.Module):
@@ -30,10 +31,7 @@ class Coded(nn.Module):
             raise ValueError(f"{codec.name} has the parts {sorted(layout)}, not {sorted(parts)}")
         for name, expected in layout.items():
             part = parts[name]
-            if (tuple(part.shape), part.dtype) != expected:
-                raise ValueError(
-                    f"{name} must be {expected.dtype} {list(expected.shape)}, not {part.dtype} {list(part.shape)}"
-                )
+            check_part(name, part, expected)
             self.register_buffer(name, part)
 
     @classmethod

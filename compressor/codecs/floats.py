@@ -1,11 +1,9 @@
 """Floating-point dtypes."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from compressor.codecs.base import Codec, PartLayout, Parts
+from compressor.codecs.base import Codec, Parts
 
 
 class FloatCodec(Codec):
@@ -16,9 +14,6 @@ class FloatCodec(Codec):
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name = name
         self.dtype = dtype
-
-    def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
-        return {"values": PartLayout(tuple(shape), self.dtype)}
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         stored = values.to(self.dtype)

@@ -6,18 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.artifact.layouts import integers_named
 from compressor.codecs.base import (
     MOST_BF16,
     MOST_FP32,
     Codec,
     Grid,
-    PartLayout,
     Parts,
     finite,
     largest_step,
     power_of_2,
 )
-from compressor.errors import check_range
 
 # Shares of the range that the clip search tries; fewer levels want more clipping.
 CLIPS = {bits: torch.linspace(1.0, narrowest, 12).tolist() for bits, narrowest in ((4, 0.70), (3, 0.55), (2, 0.40))}
@@ -39,22 +38,12 @@ class GroupCodec(Codec):
     """
 
     def __init__(self, bits: int, group: int, zero_point: bool = False) -> None:
-        check_range("bits", bits, 2, 4)
-        if group and not 8 <= group <= 65536:
-            raise ValueError(f"group must be 0 (the whole row) or between 8 and 65536, not {group}")
         self.name = f"int{bits}-{f'g{group}' if group else 'row'}{'-zp' if zero_point else ''}"
+        integers_named(self.name)  # refuses other bits and groups
         self.bits = bits
         self.steps = 2**bits - 1
         self.group = group
         self.zero_point = zero_point
-
-    def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
-        if not shape:
-            raise ValueError(f"{self.name} stores tensors of at least 1 dimension, not 0")
-        *lead, columns = shape
-        per_group = PartLayout((*lead, self.num_groups(columns)), torch.bfloat16)
-        codes = PartLayout((*lead, -(-columns // 8) * self.bits), torch.uint8)
-        return {"codes": codes, "scale": per_group} | ({"zero": per_group} if self.zero_point else {})
 
     def num_groups(self, columns: int) -> int:
         """Return how many groups a row of `columns` values has."""

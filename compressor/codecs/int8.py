@@ -1,11 +1,9 @@
 """8 bits a value, with one scale per row."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from compressor.codecs.base import Codec, Grid, PartLayout, Parts, finite, largest_step
+from compressor.codecs.base import Codec, Grid, Parts, finite, largest_step
 
 
 class Int8Codec(Codec):
@@ -16,14 +14,6 @@ class Int8Codec(Codec):
     """
 
     name = "int8"
-
-    def layout(self, shape: Sequence[int]) -> dict[str, PartLayout]:
-        if not shape:
-            raise ValueError("int8 stores tensors of at least 1 dimension, not 0")
-        return {
-            "codes": PartLayout(tuple(shape), torch.int8),
-            "scale": PartLayout((*shape[:-1], 1), torch.bfloat16),
-        }
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         self.layout(values.shape)

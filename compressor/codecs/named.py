@@ -1,10 +1,10 @@
 """All codecs by name."""
 
-import re
 from functools import cache
 
 import torch
 
+from compressor.artifact.layouts import integers_named
 from compressor.codecs.base import Codec
 from compressor.codecs.floats import FloatCodec
 from compressor.codecs.groups import GroupCodec
@@ -22,7 +22,6 @@ CODECS: dict[str, Codec] = {
     "int3": GroupCodec(3, 64),
     "int2": GroupCodec(2, 32),
 }
-GROUP_CODEC = re.compile(r"int([234])-(?:g([1-9]\d{0,5})|row)(-zp)?")
 
 
 @cache
@@ -34,12 +33,8 @@ def codec_named(name: str) -> Codec:
     Raises:
         ValueError: naming the legal codecs.
     """
-    if name in CODECS:
-        return CODECS[name]
-    if match := GROUP_CODEC.fullmatch(name):
-        return GroupCodec(int(match[1]), int(match[2] or 0), bool(match[3]))
-    legal = f"{', '.join(CODECS)}, or int2, int3, int4 with -g<group> or -row, and -zp for zero points"
-    raise ValueError(f"codec must be one of {legal}; not {name!r}")
+    found = integers_named(name)
+    return CODECS[name] if found is None or name in CODECS else GroupCodec(*found)
 
 
 def float_codec(dtype: torch.dtype) -> Codec:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from compressor.formats.base import Format, Spec, below
+from compressor.artifact.layouts import Spec
+from compressor.formats.base import Format, below
 from compressor.formats.dense import Dense
 from compressor.formats.low_rank import LowRank
 from compressor.formats.residual import Residual

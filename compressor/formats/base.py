@@ -9,17 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.artifact.layouts import Spec
-from compressor.codecs import Coded, PartLayout, codec_named
+from compressor.artifact.layouts import INDEX_PART, Part, Shape, Spec, format_layout
+from compressor.codecs import Coded, codec_named
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.matrices import matrix_of
-from compressor.tensors import array
+from compressor.tensors import DTYPES, array, check_part
 
-Shape = tuple[int, int]
-Layout = dict[str, tuple[int, ...]]
 CutRow = Callable[["Format"], Mapping[str, Mapping[str, Tensor]]]
 NONE: Mapping[str, Any] = MappingProxyType({})
-INDEX_PART = "values"
 
 
 class Format(nn.Module, ABC):
@@ -50,48 +47,31 @@ class Format(nn.Module, ABC):
 
         Args:
             shape: (out, in).
-            coded: every tensor of `layout`.
+            coded: every tensor that `format_layout` names.
             options: the format's own.
             inner: the formats it is made of.
-            indices: every tensor of `index_layout`; integers, which no codec touches.
+            indices: every index tensor that it names; integers, which no codec touches.
 
         Raises:
             ValueError: if an option is illegal or a tensor is missing, unknown or misshapen.
         """
         super().__init__()
-        if len(shape) != 2 or min(shape) < 1:
-            raise ValueError(f"shape must be two positive integers (out, in), not {list(shape)}")
+        layout = format_layout(self.kind, shape, options, {name: form.shape for name, form in inner.items()})
         self.out_features, self.in_features = shape
         self.options = dict(options)
-        layout = self.layout(shape, options)
-        if coded.keys() != layout.keys():
-            raise ValueError(f"{self.kind} has the tensors {sorted(layout)}, not {sorted(coded)}")
-        for name, expected in layout.items():
+        if coded.keys() != layout.coded.keys():
+            raise ValueError(f"{self.kind} has the tensors {sorted(layout.coded)}, not {sorted(coded)}")
+        for name, expected in layout.coded.items():
             if coded[name].shape != expected:
                 raise ValueError(f"{name} must have shape {list(expected)}, not {list(coded[name].shape)}")
             self.add_module(name, coded[name])
-        self.check_inner(shape, {name: form.shape for name, form in inner.items()})
         for name, form in inner.items():
             self.add_module(name, form)
-        _check_indices(self.kind, indices, self.index_layout(shape, options))
+        if indices.keys() != layout.indices.keys():
+            raise ValueError(f"{self.kind} has the index tensors {sorted(layout.indices)}, not {sorted(indices)}")
         for name, tensor in indices.items():
+            check_part(name, tensor, layout.indices[name])
             self.register_buffer(name, tensor)
-
-    @classmethod
-    @abstractmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        """Return the shape of every coded tensor; raises ValueError for illegal options."""
-
-    @classmethod
-    def index_layout(cls, shape: Shape, options: Mapping[str, Any]) -> dict[str, PartLayout]:
-        """Return the shape and dtype of every index tensor."""
-        return {}
-
-    @classmethod
-    def check_inner(cls, shape: Shape, inner: Mapping[str, Shape]) -> None:
-        """Refuse inner formats of other names or shapes; raises ValueError."""
-        if inner:
-            raise ValueError(f"{cls.kind} has no inner formats, not {sorted(inner)}")
 
     @abstractmethod
     def rows(self, ids: Tensor) -> Tensor:
@@ -164,7 +144,8 @@ class Format(nn.Module, ABC):
         Raises:
             ValueError: naming the tensor or the option that does not fit.
         """
-        layout, index_layout = cls.layout(spec.shape, spec.options), cls.index_layout(spec.shape, spec.options)
+        shapes = {name: form.shape for name, form in inner.items()}
+        layout, index_layout = format_layout(cls.kind, spec.shape, spec.options, shapes)
         if spec.codecs.keys() != layout.keys():
             raise ValueError(f"codecs must name {sorted(layout)}, not {sorted(spec.codecs)}")
         known = layout.keys() | index_layout.keys()
@@ -199,6 +180,11 @@ class Format(nn.Module, ABC):
         return type(self)(self.shape, coded, self.options, inner=inner, indices=self.indices())
 
 
+def index(tensor: Tensor, part: Part) -> Tensor:
+    """Return an index tensor as it is stored."""
+    return tensor.to(DTYPES[part.dtype])
+
+
 def _coded(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor], codec: str) -> Coded:
     try:
         return Coded(codec_named(codec), shape, below(tensors, name))
@@ -216,15 +202,6 @@ def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return the tensors called "<name>.<rest>", by their rest."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-
-
-def _check_indices(kind: str, indices: Mapping[str, Tensor], layout: Mapping[str, PartLayout]) -> None:
-    if indices.keys() != layout.keys():
-        raise ValueError(f"{kind} has the index tensors {sorted(layout)}, not {sorted(indices)}")
-    for name, expected in layout.items():
-        if (tuple(indices[name].shape), indices[name].dtype) != expected:
-            found = f"{indices[name].dtype} {list(indices[name].shape)}"
-            raise ValueError(f"{name} must be {expected.dtype} {list(expected.shape)}, not {found}")
 
 
 def check_ids(ids: Tensor, out_features: int) -> None:

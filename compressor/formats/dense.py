@@ -1,12 +1,9 @@
 """`dense`: W itself. "int8" is this format with the int8 codec."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Layout, Shape
+from compressor.formats.base import Format
 
 
 class Dense(Format):
@@ -25,12 +22,6 @@ class Dense(Format):
         """Take over a coded matrix [out, in]."""
         out_features, in_features = matrix.shape
         return cls((out_features, in_features), {"matrix": matrix}, {})
-
-    @classmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        if options:
-            raise ValueError(f"dense has no options, not {sorted(options)}")
-        return {"matrix": shape}
 
     def rows(self, ids: Tensor) -> Tensor:
         return self.matrix.take(ids)  # [*ids, in]

@@ -1,13 +1,10 @@
 """`low_rank`: two factors, W = left @ right, which is also a tensor train of two cores."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Layout, Shape
+from compressor.formats.base import Format
 
 
 class LowRank(Format):
@@ -40,21 +37,6 @@ class LowRank(Format):
             "column_offset": column_offset is not None,
         }
         return cls((left.shape[0], right.shape[1]), coded, options)
-
-    @classmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        if options.keys() != {"rank", "row_scale", "column_offset"}:
-            raise ValueError(f"low_rank has the options rank, row_scale and column_offset, not {sorted(options)}")
-        rank = options["rank"]
-        if type(rank) is not int or not 1 <= rank <= min(shape):
-            raise ValueError(f"rank must be an integer between 1 and {min(shape)}, not {rank!r}")
-        layout: Layout = {"left": (shape[0], rank), "right": (rank, shape[1])}
-        for name, size in (("row_scale", shape[0]), ("column_offset", shape[1])):
-            if type(options[name]) is not bool:
-                raise ValueError(f"{name} must be true or false, not {options[name]!r}")
-            if options[name]:
-                layout[name] = (size,)
-        return layout
 
     def rows(self, ids: Tensor) -> Tensor:
         coded = self.coded()

@@ -3,12 +3,9 @@
 Reference: LQER, arXiv 2402.02446.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
-from compressor.formats.base import Format, Layout, Shape
+from compressor.formats.base import Format
 
 
 class Residual(Format):
@@ -22,20 +19,6 @@ class Residual(Format):
     def of(cls, base: Format, correction: Format) -> "Residual":
         """Add `correction` to `base`."""
         return cls(base.shape, {}, {}, inner={"base": base, "correction": correction})
-
-    @classmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        if options:
-            raise ValueError(f"residual has no options, not {sorted(options)}")
-        return {}
-
-    @classmethod
-    def check_inner(cls, shape: Shape, inner: Mapping[str, Shape]) -> None:
-        if inner.keys() != {"base", "correction"}:
-            raise ValueError(f"residual is made of base and correction, not {sorted(inner)}")
-        for name, found in inner.items():
-            if found != shape:
-                raise ValueError(f"{name} must have shape {list(shape)}, not {list(found)}")
 
     def rows(self, ids: Tensor) -> Tensor:
         return self.base.rows(ids) + self.correction.rows(ids)

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.codecs import Coded, PartLayout, codec_named
-from compressor.formats.base import Format, Layout, Shape, check_ids
+from compressor.artifact.layouts import Shape, format_layout
+from compressor.codecs import Coded, codec_named
+from compressor.formats.base import Format, check_ids, index
 
 
 class Sparse(Format):
@@ -25,8 +26,9 @@ class Sparse(Format):
         """Store values [out, k] by `codec`, and which of `in_features` columns [out, k] they stand in, in any order."""
         order = columns.argsort(dim=1)
         coded = {"values": Coded.encode(codec_named(codec), values.gather(1, order))}
-        indices = {"columns": columns.gather(1, order).to(_index_dtype(in_features))}
-        return cls((len(values), in_features), coded, {"kept": values.shape[1]}, indices=indices)
+        shape, options = (len(values), in_features), {"kept": values.shape[1]}
+        part = format_layout(cls.kind, shape, options, {}).indices["columns"]
+        return cls(shape, coded, options, indices={"columns": index(columns.gather(1, order), part)})
 
     def __init__(self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], **nested: Any) -> None:
         super().__init__(shape, coded, options, **nested)
@@ -34,19 +36,6 @@ class Sparse(Format):
         ascending = (columns[:, 1:] > columns[:, :-1]).all()
         if not (ascending and columns.min() >= 0 and columns.max() < shape[1]):
             raise ValueError(f"columns must ascend within 0 .. {shape[1] - 1} in every row")
-
-    @classmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        if options.keys() != {"kept"}:
-            raise ValueError(f"sparse has the options kept, not {sorted(options)}")
-        kept = options["kept"]
-        if type(kept) is not int or not 1 <= kept <= shape[1]:
-            raise ValueError(f"kept must be an integer between 1 and {shape[1]}, not {kept!r}")
-        return {"values": (shape[0], kept)}
-
-    @classmethod
-    def index_layout(cls, shape: Shape, options: Mapping[str, Any]) -> dict[str, PartLayout]:
-        return {"columns": PartLayout((shape[0], options["kept"]), _index_dtype(shape[1]))}
 
     def rows(self, ids: Tensor) -> Tensor:
         check_ids(ids, self.out_features)
@@ -58,7 +47,3 @@ class Sparse(Format):
     def _scattered(self, values: Tensor, columns: Tensor) -> Tensor:
         zeros = values.new_zeros(*values.shape[:-1], self.in_features)
         return zeros.scatter(-1, columns.to(torch.int64), values)
-
-
-def _index_dtype(in_features: int) -> torch.dtype:
-    return torch.int16 if in_features < 1 << 15 else torch.int32

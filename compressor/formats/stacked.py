@@ -1,14 +1,13 @@
 """`stacked`: blocks of rows, each a format of its own."""
 
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressor.formats.base import CutRow, Format, Layout, Shape, check_ids
+from compressor.formats.base import CutRow, Format, check_ids
 
 
 class Stacked(Format):
@@ -27,22 +26,6 @@ class Stacked(Format):
         inner = {str(k): block for k, block in enumerate(blocks)}
         shape = (sum(block.out_features for block in blocks), blocks[0].in_features)
         return cls(shape, {}, {}, inner=inner)
-
-    @classmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        if options:
-            raise ValueError(f"stacked has no options, not {sorted(options)}")
-        return {}
-
-    @classmethod
-    def check_inner(cls, shape: Shape, inner: Mapping[str, Shape]) -> None:
-        names = [str(k) for k in range(len(inner))]
-        if not inner or inner.keys() != set(names):
-            raise ValueError(f"blocks must be called 0, 1, ... and be at least one, not {sorted(inner)}")
-        if any(width != shape[1] for _, width in inner.values()):
-            raise ValueError(f"blocks must be {shape[1]} wide, not {[inner[name][1] for name in names]}")
-        if sum(rows for rows, _ in inner.values()) != shape[0]:
-            raise ValueError(f"blocks must have {shape[0]} rows together, not {[inner[name][0] for name in names]}")
 
     def blocks(self) -> list[Format]:
         """Return the blocks from top to bottom."""

@@ -3,16 +3,14 @@
 Reference: TensorGPT, arXiv 2307.00526, section 3.
 """
 
-from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressor.artifact.shapes import core_shapes, train_size
+from compressor.artifact.shapes import core_shapes
 from compressor.codecs import Coded, codec_named
-from compressor.formats.base import Format, Layout, Shape
+from compressor.formats.base import Format
 
 BLOCK_ROWS = 4096  # rows decoded at a time by dense: 16 MB at 1024 values
 
@@ -31,20 +29,6 @@ class TokenMPS(Format):
         """Store packed cores [out, values] by `codec`."""
         coded = {"cores": Coded.encode(codec_named(codec), cores)}
         return cls((cores.shape[0], in_features), coded, {"modes": modes, "ranks": ranks})
-
-    @classmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        if options.keys() != {"modes", "ranks"}:
-            raise ValueError(f"token_mps has the options modes and ranks, not {sorted(options)}")
-        modes, ranks = options["modes"], options["ranks"]
-        for name, sizes in (("modes", modes), ("ranks", ranks)):
-            if not isinstance(sizes, list) or not sizes or any(type(n) is not int or n < 1 for n in sizes):
-                raise ValueError(f"{name} must be a list of positive integers, not {sizes!r}")
-        if len(ranks) != len(modes) + 1 or ranks[0] != 1 or ranks[-1] != 1:
-            raise ValueError(f"ranks must be {len(modes) + 1} integers beginning and ending with 1, not {ranks}")
-        if prod(modes) < shape[1]:
-            raise ValueError(f"modes must multiply to at least {shape[1]}, not {prod(modes)}")
-        return {"cores": (shape[0], train_size(modes, ranks))}
 
     def rows(self, ids: Tensor) -> Tensor:
         flat = self._contract(self.cores.take(ids.reshape(-1)))  # [M, in]

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.codecs import Coded, PartLayout, codec_named
-from compressor.formats.base import Format, Layout, Shape, check_ids
+from compressor.artifact.layouts import Shape, format_layout
+from compressor.codecs import Coded, codec_named
+from compressor.formats.base import Format, check_ids, index
 
 
 class TTMatrix(Format):
@@ -54,7 +55,10 @@ class TTMatrix(Format):
         }
         matrices = [core.reshape(core.shape[0] * core.shape[1], -1) for core in cores]  # [r_{k-1} in_k, out_k r_k]
         coded = {f"core_{k}": Coded.encode(codec_named(codec), matrix) for k, matrix in enumerate(matrices)}
-        return cls(shape, coded, options, indices=_indices(permutation))
+        if permutation is None:
+            return cls(shape, coded, options)
+        part = format_layout(cls.kind, shape, options, {}).indices["permutation"]
+        return cls(shape, coded, options, indices={"permutation": index(permutation, part)})
 
     def __init__(self, shape: Shape, coded: Mapping[str, Coded], options: Mapping[str, Any], **nested: Any) -> None:
         super().__init__(shape, coded, options, **nested)
@@ -62,29 +66,6 @@ class TTMatrix(Format):
         permutation = self._permutation()
         if permutation is not None and not torch.equal(permutation.sort().values, torch.arange(shape[0])):
             raise ValueError(f"permutation must be a permutation of 0 .. {shape[0] - 1}")
-
-    @classmethod
-    def layout(cls, shape: Shape, options: Mapping[str, Any]) -> Layout:
-        if options.keys() != {"in_modes", "out_modes", "ranks", "permuted"}:
-            legal = "in_modes, out_modes, ranks and permuted"
-            raise ValueError(f"tt_matrix has the options {legal}, not {sorted(options)}")
-        in_modes, out_modes, ranks = (options[name] for name in ("in_modes", "out_modes", "ranks"))
-        for name, sizes in (("in_modes", in_modes), ("out_modes", out_modes), ("ranks", ranks)):
-            if not isinstance(sizes, list) or not sizes or any(type(n) is not int or n < 1 for n in sizes):
-                raise ValueError(f"{name} must be a list of positive integers, not {sizes!r}")
-        if type(options["permuted"]) is not bool:
-            raise ValueError(f"permuted must be true or false, not {options['permuted']!r}")
-        for name, sizes, size in (("out_modes", out_modes, shape[0]), ("in_modes", in_modes, shape[1])):
-            if len(sizes) != len(in_modes) or prod(sizes) < size:
-                raise ValueError(f"{name} must be {len(in_modes)} and multiply to at least {size}, not {sizes}")
-        _check_ranks(ranks, [i * o for i, o in zip(in_modes, out_modes, strict=True)])
-        left, right = ranks[:-1], ranks[1:]
-        cores = zip(left, in_modes, out_modes, right, strict=True)
-        return {f"core_{k}": (r * i, o * s) for k, (r, i, o, s) in enumerate(cores)}
-
-    @classmethod
-    def index_layout(cls, shape: Shape, options: Mapping[str, Any]) -> dict[str, PartLayout]:
-        return {"permutation": PartLayout((shape[0],), _index_dtype(shape[0]))} if options["permuted"] else {}
 
     def core(self, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return core k [r_{k-1}, in_k, out_k, r_k], counted from 0."""
@@ -175,19 +156,3 @@ def _cut_left_to_right(cores: list[Tensor], rank: int | None) -> list[Tensor]:
         done.append(u[:, :kept].reshape(*first.shape[:3], kept))
         first = torch.tensordot(s[:kept, None] * vh[:kept], core, dims=1)  # [r', i, o, s]
     return [*done, first]
-
-
-def _check_ranks(ranks: Sequence[int], modes: Sequence[int]) -> None:
-    if len(ranks) != len(modes) + 1 or ranks[0] != 1 or ranks[-1] != 1:
-        raise ValueError(f"ranks must be {len(modes) + 1} integers beginning and ending with 1, not {list(ranks)}")
-    for k, rank in enumerate(ranks):
-        if rank > (most := max(prod(modes[:k]), prod(modes[k:]))):
-            raise ValueError(f"ranks must not exceed what both sides have, {most} at {k}, not {list(ranks)}")
-
-
-def _indices(permutation: Tensor | None) -> dict[str, Tensor]:
-    return {} if permutation is None else {"permutation": permutation.to(_index_dtype(permutation.numel()))}
-
-
-def _index_dtype(count: int) -> torch.dtype:
-    return torch.uint16 if count <= 1 << 16 else torch.int32

@@ -66,4 +66,4 @@ def stored(left: Tensor, right: Tensor, codec: str, **vectors: Tensor) -> LowRan
         is_large = fine.name == "fp16" and float(vector.abs().max()) > torch.finfo(torch.float16).max
         coded[name] = Coded.encode(codec_named("bf16") if is_large else fine, vector)
     options = {"rank": left.shape[1]} | {name: name in vectors for name in ("row_scale", "column_offset")}
-    return LowRank((left.shape[0], right.shape[1]), coded, options, "factors")
+    return LowRank((left.shape[0], right.shape[1]), coded, options)

@@ -68,7 +68,7 @@ def compress(
     known = replace(statistics, second_moment=inner.float(), difference_moment=None)
     coded = {"left": _rounded(left.float(), config.codec, config, known, progress), "right": right}
     options = {"rank": config.rank, "row_scale": False, "column_offset": False}
-    return LowRank((weight.shape[0], weight.shape[1]), coded, options, "factors")
+    return LowRank((weight.shape[0], weight.shape[1]), coded, options)
 
 
 def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Tensor:
