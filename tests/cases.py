@@ -1,7 +1,7 @@
 """One row per format and per method; the contract suites run over all of them."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 
 import torch
 from torch import Tensor
@@ -87,6 +87,15 @@ FORMAT_CASES: dict[str, Callable[[], Format]] = {
         _ttm((30, 12), [5, 6], [4, 3], [1, 2, 1]),
     ),
 }
+
+# What the runtime's suites store each of them by.
+CODECS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int2", "int4-g8-zp", "int3-g10", "int2-row-zp", "int4-row"]
+
+
+@cache
+def format_case(name: str, codec: str) -> Format:
+    """Return a row of FORMAT_CASES, stored by a codec; it is made once, as formats are never changed."""
+    return FORMAT_CASES[name]().recoded(codec)
 
 
 def statistics(rows: int, width: int) -> Statistics:

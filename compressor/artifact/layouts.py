@@ -166,6 +166,11 @@ def tensors_of(spec: Spec) -> dict[str, Part]:
     return found
 
 
+def codecs_of(spec: Spec) -> set[str]:
+    """Return the codecs of a matrix, with those of its inner formats."""
+    return set(spec.codecs.values()).union(*map(codecs_of, spec.inner.values()))
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     try:

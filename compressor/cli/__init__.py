@@ -9,18 +9,33 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from compressor import __version__
-from compressor.cli.compress import compress
 from compressor.cli.options import AsJson, ExecutorName, Folder, TextFile, Workers, megabytes, say
 from compressor.display import bar
 from compressor.figures import figure
-from compressor.recipes.executor import Executor
 from compressor.storage.run_folder import claimed, require_space, require_writable
 
 INTERRUPTED = 130
+PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    """All commands, of which `compress` gets its options from the methods, and so torch, when it is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name == "compress":
+            from compressor.cli.compress import compress
+
+            alone = typer.Typer(**PLAIN)
+            alone.command("compress")(compress)
+            command = typer.main.get_command(alone)
+        return name, command, rest
+
+
+app = typer.Typer(**PLAIN, cls=_Commands)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,7 +73,9 @@ def _ttgpt(
     """Compress GPT-2; serve it."""
 
 
-app.command("compress")(compress)
+@app.command("compress")
+def _compress() -> None:
+    """Compress a checkpoint, by a method or within a budget, and write an artefact."""
 
 
 @app.command()
@@ -72,28 +89,27 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity, bits per byte, and KL and top-1 agreement with the dense model."""
-    from compressor import huggingface
-    from compressor.artifact import folder as artifact
-    from compressor.process.memory import keep_freed_memory
-    from compressor.recipes.build import VALIDATION_TEXT
+    from compressor.runtime import reference
     from compressor.runtime.evaluate import evaluate as measure
     from compressor.runtime.evaluate import read_text
+    from compressor.runtime.kept import dense_states
+    from compressor.runtime.load import load
 
-    keep_freed_memory()
-    loaded = artifact.read(folder)
-    reference = None
+    loaded, model = load(folder)
+    judged = read_text(text or reference.VALIDATION_TEXT, loaded.tokenizer)
+    other, source = None, ""
     if dense is not None:
-        reference = artifact.read(dense).model.prepared()
-    elif loaded.manifest.provenance.source.sha256 == huggingface.embedded_sha256():
-        reference = huggingface.load(huggingface.EMBEDDED).dense
-        if loaded.manifest.provenance.edits and reference.config != loaded.model.config:
-            reference = None  # it does not know the added tokens
-    if reference is not None and reference.config != loaded.model.config:
+        theirs, other = load(dense)
+        source = theirs.manifest.digest
+    elif loaded.manifest.provenance.source.sha256 == reference.sha256():
+        other, source = reference.dense(), reference.sha256()
+        if loaded.manifest.provenance.edits and other.config != model.config:
+            other = None  # it does not know the added tokens
+    if other is not None and other.config != model.config:
         raise ValueError(f"dense: {dense} is another architecture than {folder}")
-    quality = measure(
-        loaded.model.prepared(), reference, read_text(text or VALIDATION_TEXT, loaded.tokenizer), progress=bar
-    )
-    if reference is None:
+    states = None if other is None else dense_states(other, source, judged, bar)
+    quality = measure(model, other, judged, bar, states=states)
+    if other is None:
         print("note: no dense model to compare with; give one by --dense (compress --method dense)", file=sys.stderr)
     _print_object(quality.model_dump() | _sizes(loaded.manifest), as_json)
 
@@ -101,11 +117,12 @@ def evaluate(
 @app.command()
 def inspect(folder: Folder, as_json: AsJson = False) -> None:
     """Verify every checksum and tensor of an artefact, and print what is in it."""
-    from compressor.artifact import folder as artifact
+    from compressor.artifact.folder import read
+    from compressor.artifact.layouts import codecs_of, tensors_of
+    from compressor.runtime.load import as_stored
 
-    loaded = artifact.read(folder)
+    loaded = read(folder, as_stored)
     manifest = loaded.manifest
-    matrices = {name: form.spec().model_dump() for name, form in loaded.model.matrices().items()}
     summary = {
         "digest": manifest.digest,
         "source": manifest.provenance.source.id,
@@ -118,6 +135,7 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
     }
     if as_json:
         components = {name: size.model_dump() for name, size in manifest.bytes.items()}
+        matrices = {name: spec.model_dump() for name, spec in loaded.specs.items()}
         print(json.dumps(summary | {"bytes": components, "matrices": matrices}))
         return
     _print_object(summary, as_json)
@@ -125,9 +143,9 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
     for name, size in manifest.bytes.items():
         table.add_row(name, f"{size.disk:,}", f"{size.resident:,}", f"{size.dense_fp32:,}")
     Console().print(table)
-    for name, form in loaded.model.matrices().items():
-        codecs = ", ".join(sorted({coded.codec.name for coded in form.coded().values()}))
-        print(f"{name}: {form.kind} {form.out_features} x {form.in_features}, {codecs}, {form.num_bytes:,} bytes")
+    for name, spec in loaded.specs.items():
+        size, codecs = sum(part.num_bytes for part in tensors_of(spec).values()), ", ".join(sorted(codecs_of(spec)))
+        print(f"{name}: {spec.format} {spec.shape[0]} x {spec.shape[1]}, {codecs}, {size:,} bytes")
 
 
 @app.command()
@@ -139,19 +157,17 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
 ) -> None:
     """Print the prompt and its continuation."""
-    import torch
+    import numpy as np
 
-    from compressor.artifact import folder as artifact
     from compressor.runtime.generate import generate as continue_ids
+    from compressor.runtime.load import load
 
-    loaded = artifact.read(folder)
-    end = loaded.model.config.eos_token_id
+    loaded, model = load(folder)
+    end = loaded.config.eos_token_id
     ids = loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
-    if len(ids) > (limit := loaded.model.config.n_positions):
+    if len(ids) > (limit := loaded.config.n_positions):
         raise ValueError(f"prompt must have at most {limit} tokens, not {len(ids)}")
-    model = loaded.model.prepared()
-    rows = torch.tensor([ids])
-    rows = continue_ids(model, rows, max_new_tokens, temperature=temperature, seed=seed, progress=bar)
+    rows = continue_ids(model, np.array([ids]), max_new_tokens, temperature=temperature, seed=seed, progress=bar)
     kept = rows[0, len(ids) :].tolist()
     kept = kept[: kept.index(end)] if end in kept else kept
     print(prompt + loaded.tokenizer.decode(kept))
@@ -200,14 +216,13 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
 ) -> None:
     """Write an artefact as a dense fp32 checkpoint that transformers and lm-eval load."""
-    from compressor import huggingface
-    from compressor.artifact import folder as artifact
+    from compressor import huggingface, stored
 
     huggingface.refuse_existing(out)
     with claimed(out) as run:
-        loaded = artifact.read(folder)
+        loaded = stored.read(folder)
         require_space("out", run, loaded.manifest.dense_bytes)
-        huggingface.export(loaded.model, loaded.tokenizer_json, out)
+        huggingface.export(stored.gpt2(loaded), loaded.tokenizer_json, out)
 
 
 @app.command("lm-eval-task")
@@ -217,7 +232,7 @@ def lm_eval_task(
 ) -> None:
     """Write tasks for lm-eval about a text, and print the command that runs them on an export."""
     from compressor.evaluation import lm_eval as lm_eval_tasks
-    from compressor.recipes.build import VALIDATION_TEXT
+    from compressor.runtime.reference import VALIDATION_TEXT
 
     lm_eval_tasks.refuse_existing(out)
     with claimed(out):
@@ -312,6 +327,7 @@ def compare(
     from compressor.experiments.tables import BLOCKS, refresh_pages
     from compressor.pages import check
     from compressor.process.memory import keep_freed_memory
+    from compressor.recipes.executor import Executor
 
     tasks = Executor(kind=executor, workers=workers)
     check(BLOCKS)

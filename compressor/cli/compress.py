@@ -128,8 +128,9 @@ def _compress(
     from compressor import huggingface
     from compressor.artifact import folder as artifact
     from compressor.process.memory import keep_freed_memory
-    from compressor.recipes.build import VALIDATION_TEXT, build
+    from compressor.recipes.build import build
     from compressor.recipes.context import Context
+    from compressor.runtime.reference import VALIDATION_TEXT
 
     plan = wanted.plan(options)
     if not plan.is_measured:

@@ -12,13 +12,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from compressor.errors import check_range
-from compressor.recipes.executor import EXECUTORS
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artefact.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-ExecutorName = Annotated[
-    str, typer.Option("--executor", metavar="NAME", help=f"Where tasks run: {', '.join(EXECUTORS)}.")
-]
+ExecutorName = Annotated[str, typer.Option("--executor", metavar="NAME", help="Where tasks run: local, ray.")]
 Workers = Annotated[
     int | None,
     typer.Option(metavar="N", help="Tasks at a time: 1 here by default, which is this process; on Ray one per CPU."),

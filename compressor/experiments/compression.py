@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from compressor import huggingface
 from compressor.artifact.folder import measure_bytes
 from compressor.evaluation.questions import accuracy
 from compressor.experiments.corpus import read_packed_text
@@ -19,12 +18,14 @@ from compressor.experiments.workbench import VALID, Workbench
 from compressor.gpt2 import GPT2
 from compressor.methods.base import Target, is_target
 from compressor.recipes import heal
-from compressor.recipes.build import VALIDATION_TEXT, measure
+from compressor.recipes.build import measure
 from compressor.recipes.healing import Healing
 from compressor.recipes.plans import Budget, CompressedModel, Plan, Recipe
+from compressor.runtime import reference
 from compressor.runtime.evaluate import GOLDEN_PROMPT, evaluate, read_text
 from compressor.runtime.generate import generate
 from compressor.runtime.model import Model
+from compressor.runtime.reference import VALIDATION_TEXT
 from compressor.stored import compression_of
 
 SAMPLE_TOKENS = 40
@@ -58,7 +59,7 @@ class Compression(Experiment):
         found: dict[str, Any] = {
             "method": self.plan.name,
             "config": self.plan.settings(),
-            "model_sha256": huggingface.embedded_sha256(),
+            "model_sha256": reference.sha256(),
             "text_sha256": hashlib.sha256(VALIDATION_TEXT.read_bytes()).hexdigest(),
         }
         if self.books or self.plan.is_measured or self.heal_tokens or self.untied:

@@ -5,7 +5,6 @@ imported for that alone. No pickle and no code of a checkpoint is run. Once this
 its like open an artefact.
 """
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -30,10 +29,10 @@ from compressor.huggingface.gguf import SUFFIX as GGUF
 from compressor.huggingface.gguf import find_gguf, read_gguf
 from compressor.huggingface.tokenizer import checked_tokenizer, read_checkpoint_tokenizer
 from compressor.huggingface.weights import HEADS, PATTERNS, Weights, read_weights
+from compressor.runtime.reference import FOLDER as EMBEDDED_FOLDER
+from compressor.runtime.reference import NAME as EMBEDDED
 from compressor.storage import durable
 
-EMBEDDED = "gpt2-mini"
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "reference"
 DESCRIPTIONS = ["config.json", *checkpoint_tokenizer.FILES]
 # Every dtype that is read, and the one that it is kept in.
 READ_DTYPES = {
@@ -96,12 +95,6 @@ def load(model: str) -> Checkpoint:
     name = Path(name).resolve().name if Path(name).exists() else name
     source = Source(id=name, sha256=weights.sha256)
     return Checkpoint(decoder, tokenizer_json, source, described.notes + weights.notes)
-
-
-def embedded_sha256() -> str:
-    """Return the sha256 of the embedded model's weights."""
-    with (EMBEDDED_FOLDER / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def export(model: GPT2, tokenizer_json: bytes, folder: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressor import tensors
 from compressor.errors import CheckpointError
 from compressor.huggingface.files import check_readable, read_json
+from compressor.tensors import read
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 PATTERNS = {SAFETENSORS: "model*.safetensors*", PICKLE: "pytorch_model*.bin*"}  # with the index of several files
@@ -91,7 +91,7 @@ def _shards(index: Path) -> list[Path]:
 
 def _load_safetensors(file: Path) -> tuple[dict[str, Tensor], str]:
     try:
-        return tensors.read(file)
+        return read(file)
     except OSError as error:
         raise CheckpointError(f"{file.name}: cannot be read in {file.parent}: {error.strerror}") from error
     except ValueError as error:

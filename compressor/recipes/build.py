@@ -1,12 +1,13 @@
 """From a checkpoint and a plan to an artefact."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from compressor import huggingface, stored
+from compressor import stored
 from compressor.artifact import folder as artifact
 from compressor.artifact.manifest import Manifest, Provenance, Quality
 from compressor.artifact.tokenizer import read_tokenizer
@@ -18,10 +19,10 @@ from compressor.recipes.healing import NO_HEALING, Healing
 from compressor.recipes.journal import Journal
 from compressor.recipes.plans import CompressedModel, Plan
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
+from compressor.runtime.kept import dense_states
 from compressor.runtime.model import Model
+from compressor.runtime.reference import VALIDATION_TEXT
 from compressor.storage.run_folder import require_space
-
-VALIDATION_TEXT = huggingface.EMBEDDED_FOLDER / "validation.txt"
 
 
 def build(
@@ -109,4 +110,6 @@ def write_artifact(
 
 def measure(running: Model, checkpoint: Checkpoint, text: Text, progress: Progress = silent) -> Quality:
     """Return the quality of a model, as it is served, against the checkpoint on a text."""
-    return evaluate(running, checkpoint.model.decoder(), text, progress)
+    dense = checkpoint.model.decoder()
+    states = dense_states(dense, json.dumps(checkpoint.source.sha256, sort_keys=True), text, progress)
+    return evaluate(running, dense, text, progress, states=states)

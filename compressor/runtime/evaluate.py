@@ -73,35 +73,47 @@ def read_text(path: Path, tokenizer: Tokenizer, field: str = "text") -> Text:
     return Text(path.name, hashlib.sha256(data).hexdigest(), len(data), np.array(ids, np.int64))
 
 
-def evaluate(model: Model, dense: Model | None, text: Text, progress: Progress = silent) -> Quality:
+def evaluate(
+    model: Model, dense: Model | None, text: Text, progress: Progress = silent, *, states: Floats | None = None
+) -> Quality:
     """Return the quality of `model` on `text`, and against `dense` where it is given.
 
     Windows of `n_positions` tokens that do not overlap; every token but the first is predicted once.
-    Both models must share the tokenizer.
+
+    Args:
+        model: the model.
+        dense: another one with the same tokenizer, if any.
+        text: what is predicted.
+        progress: progress callback.
+        states: the dense model's hidden states [T - 1, D] where they are known, see `compressor.runtime.kept`.
 
     Raises:
         ValueError: if logits are not finite.
     """
     totals = np.zeros(4)  # nll, dense nll, KL, agreements
-    for window in progress(windows := _windows(model, text), label="Evaluating", total=len(windows)):
-        states = hidden_states(model, text.ids[window.start : window.stop])
-        reference = None if dense is None else hidden_states(dense, text.ids[window.start : window.stop])
-        for start in range(0, len(states), HEAD_ROWS):
+    windows = windows_of(model, text)
+    for window in progress(windows, label="Evaluating", total=len(windows)):
+        own, known = slice(window.start, window.stop), None
+        hidden = hidden_states(model, text.ids[own])
+        if dense is not None:
+            known = hidden_states(dense, text.ids[own]) if states is None else states[own]
+        for start in range(0, len(hidden), HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
             targets = text.ids[window.start + 1 : window.stop + 1][part]
-            ours = log_probabilities(model.logits(states[part]))
+            ours = log_probabilities(model.logits(hidden[part]))
             totals[0] -= _taken(ours, targets)
-            if dense is not None and reference is not None:
-                theirs = log_probabilities(dense.logits(reference[part]))
+            if dense is not None and known is not None:
+                theirs = log_probabilities(dense.logits(known[part]))
                 totals[1] -= _taken(theirs, targets)
-                totals[3] += (ours.argmax(-1) == theirs.argmax(-1)).sum()
                 totals[2] += kl_divergence(ours, theirs)
+                totals[3] += (ours.argmax(-1) == theirs.argmax(-1)).sum()
         if not np.isfinite(totals).all():
             raise ValueError(f"text: the loss on {text.name} is not finite")
     return _quality(text, model.config.n_positions, totals.tolist(), against_dense=dense is not None)
 
 
-def _windows(model: Model, text: Text) -> list[range]:
+def windows_of(model: Model, text: Text) -> list[range]:
+    """Return the windows of a text's tokens that are read one by one; the last token is only predicted."""
     count, size = len(text.ids) - 1, model.config.n_positions
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 

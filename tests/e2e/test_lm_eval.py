@@ -24,8 +24,8 @@ from compressor.evaluation import questions as tasks
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from compressor.progress import silent
-from compressor.recipes.build import VALIDATION_TEXT
 from compressor.runtime.evaluate import Text, evaluate
+from compressor.runtime.reference import VALIDATION_TEXT
 from tests.conftest import TINY, tiny_model, write_artifact
 from tests.tolerances import HARNESS
 

@@ -1,9 +1,6 @@
 """The runtime's matrices and torch's formats are the same matrices: every format by every codec on every CPU's path."""
 
 import itertools
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,9 +12,9 @@ from compressor.codecs import codec_named
 from compressor.formats import Dense, Format
 from compressor.runtime._decoder import INSTRUCTIONS, Matrix
 from compressor.runtime.matrices import matmul, rows
-from tests.cases import FORMAT_CASES
+from tests.cases import CODECS, FORMAT_CASES, format_case
+from tests.compressor.runtime.replay import BAD
 
-CODECS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int2", "int4-g8-zp", "int3-g10", "int2-row-zp", "int4-row"]
 STEP = 1 / 16319  # of a rounded activation, of the largest
 
 
@@ -27,8 +24,7 @@ def normal(*shape: int) -> NDArray[np.float32]:
 
 @pytest.fixture(params=list(itertools.product(FORMAT_CASES, CODECS)), ids="-".join)
 def form(request: pytest.FixtureRequest) -> Format:
-    name, codec = request.param
-    return FORMAT_CASES[name]().recoded(codec)
+    return format_case(*request.param)
 
 
 def test_rows(form: Format) -> None:
@@ -91,23 +87,6 @@ def test_what_it_occupies() -> None:
     for codec, (n, k) in itertools.product(["fp16", "int8", "int4", "int3", "int2"], [(512, 256), (768, 3072)]):
         form = Dense.of(torch.from_numpy(normal(n, k)), codec)
         assert form.as_stored().num_bytes <= 1.02 * form.num_bytes + 4096, codec_named(codec).name
-
-
-BAD: dict[str, Callable[[Any], object]] = {
-    "x must have rows of 4 values": lambda m: m.matmul(np.zeros((1, 5), np.float32), np.zeros((1, 2), np.float32)),
-    "out must have shape": lambda m: m.matmul(np.zeros((1, 4), np.float32), np.zeros((1, 3), np.float32)),
-    "instructions must be one of": lambda m: matmul(m, np.zeros((1, 4), np.float32), instructions="mmx"),
-    "threads must be between": lambda m: matmul(m, np.zeros((1, 4), np.float32), threads=0),
-    "left .* must be coded values": lambda m: Matrix.low_rank(m, m),
-    "modes must multiply": lambda m: Matrix.token_mps(m, modes=[2], ranks=[1, 1], in_features=3),
-    "ranks must begin and end with 1": lambda m: Matrix.token_mps(m, modes=[2], ranks=[1, 2], in_features=2),
-    "modes must be positive": lambda m: Matrix.token_mps(m, modes=[0], ranks=[1, 1], in_features=2),
-    "columns must ascend": lambda m: Matrix.sparse(m, np.zeros((2, 4), np.int32), in_features=9),
-    "a block must have shape": lambda m: Matrix.stacked([m, Matrix.floats(np.zeros((1, 3), np.float32))]),
-    "correction must have shape": lambda m: Matrix.residual(m, Matrix.floats(np.zeros((2, 3), np.float32))),
-    "bits must be": lambda m: Matrix.integers(m, m, None, bits=5, columns=3, group=1),
-    "group between": lambda m: Matrix.integers(m, m, None, bits=4, columns=3, group=4),
-}
 
 
 @pytest.mark.parametrize("message", BAD)

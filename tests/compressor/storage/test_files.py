@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from compressor import huggingface
-from compressor import tensors as tensor_file
 from compressor.errors import CheckpointError
 from compressor.storage import files
-from compressor.tensors import DTYPES
+from compressor.tensors import DTYPES, read
 from tests.cases import FORMAT_CASES
 from tests.conftest import TOKENIZER, tiny_model
 
@@ -39,15 +38,14 @@ def test_it_reads_what_safetensors_writes(
 ) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata))
-    found = tensor_file.read(path)
-    assert found.tensors.keys() == tensors.keys()
+    found, sha256 = read(path)
+    assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        again = found.tensors[name]
+        again = found[name]
         assert (again.dtype, again.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(again, tensor)
         assert again.data_ptr() % 16 == 0
-    assert found.sha256 == subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout[:64]  # noqa: S607
-    assert found.size_bytes == path.stat().st_size
+    assert sha256 == subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout[:64]  # noqa: S607
 
 
 @pytest.mark.parametrize("codec", ["fp16", "int8", "int3"])
@@ -55,7 +53,7 @@ def test_whatever_a_format_stores_comes_back(tmp_path: Path, codec: str) -> None
     for case in FORMAT_CASES.values():
         tensors = dict(case().recoded(codec).tensors())
         (tmp_path / "x.safetensors").write_bytes(save(tensors))
-        found = tensor_file.read(tmp_path / "x.safetensors").tensors
+        found, _ = read(tmp_path / "x.safetensors")
         assert found.keys() == tensors.keys()
         assert all(found[k].dtype == t.dtype and torch.equal(found[k], t) for k, t in tensors.items())
 
@@ -106,7 +104,7 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, case: str) -> No
     path = tmp_path / "x.safetensors"
     path.write_bytes(DAMAGED[case])
     with pytest.raises(ValueError, match=r"."):
-        tensor_file.read(path)
+        read(path)
 
 
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
@@ -116,18 +114,19 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"."):
-            tensor_file.read(path)
+            read(path)
 
 
 # Writes an artefact and an export into the folder sys.argv[1] under the umask sys.argv[2].
 WRITER = """
 import os, sys
 from pathlib import Path
-from compressor import huggingface, stored
+from compressor import huggingface
+from compressor.artifact import folder as artifact
 from tests.conftest import tiny_model, write_artifact
 os.umask(int(sys.argv[2], 8))
-made = stored.read(write_artifact(Path(sys.argv[1]) / "artefact", tiny_model()))
-huggingface.export(stored.gpt2(made), made.tokenizer_json, Path(sys.argv[1]) / "export")
+made = artifact.read(write_artifact(Path(sys.argv[1]) / "artefact", tiny_model()))
+huggingface.export(made.model, made.tokenizer_json, Path(sys.argv[1]) / "export")
 """
 
 
@@ -154,12 +153,13 @@ def checkpoint(tmp_path: Path) -> Path:
 READER = """
 import os, sys
 from pathlib import Path
-from compressor import huggingface, stored
+from compressor import huggingface
+from compressor.artifact import folder as artifact
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)
-huggingface.load(".") if sys.argv[2] == "checkpoint" else stored.read(Path("."))
+huggingface.load(".") if sys.argv[2] == "checkpoint" else artifact.read(Path("."))
 """
 
 
