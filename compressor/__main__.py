@@ -10,7 +10,7 @@ import sys
 from types import FrameType
 
 from compressor.process.interrupt import leave
-from compressor.process.threads import wait_briefly
+from compressor.process.threads import add_up_alike, wait_briefly
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -21,6 +21,7 @@ def main() -> None:
     for number in heard:
         signal.signal(number, leave)
     wait_briefly()
+    add_up_alike()
     try:
         from compressor import cli  # brings torch, whose threads read the environment once
     except ModuleNotFoundError as error:

@@ -32,6 +32,7 @@ from compressor.codecs import Coded
 from compressor.errors import ArtifactError
 from compressor.formats import Format
 from compressor.gpt2 import GPT2
+from compressor.methods.base import one_thread
 from compressor.methods.tensorgpt import tt_svd
 from compressor.runtime.evaluate import golden
 
@@ -130,6 +131,7 @@ def with_row(table: Format, row: int, vector: Tensor) -> Format:
     return table.replace_row(row, lambda form: _encoded(form, _cut(form, vector)))
 
 
+@one_thread()
 def _edit(
     folder: Path, loaded: Artifact[Format], tokenizer_json: bytes, edit: str, row: int, pattern: _Pattern
 ) -> Edited:

@@ -1,6 +1,7 @@
 """What every method is: a frozen Config and a pure function from a matrix to a format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,6 +113,17 @@ class WhitenedConfig(RankConfig):
         check_range("damping", self.damping, 0, 1e6)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: LAPACK's last bits depend on how many there are, and more hardly hurry it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """An entry of METHODS.
@@ -128,6 +140,7 @@ class Method:
     target: Target
     calibrated: bool = False
 
+    @one_thread()
     def found(
         self, name: str, weight: Tensor, config: Config, statistics: Statistics | None, progress: Progress
     ) -> Format:

@@ -38,7 +38,7 @@ def generate(
     for at in progress(range(length, length + new_tokens), label="Generating", total=new_tokens):
         count = new.shape[1]
         last = np.arange(1, batch + 1) * count - 1
-        logits = model.read(new.reshape(-1), cache, slots, np.full(batch, count), wanted=last).logits
+        logits = model.read(new.flatten(), cache, slots, np.full(batch, count), wanted=last).logits
         ids[:, at] = _chosen(_finite(logits), temperature, random)
         new = ids[:, at : at + 1]
     return ids

@@ -162,6 +162,7 @@ def test_generation_is_what_the_logits_say(model: Model) -> None:
     prompt = np.array([[1, 2, 3]])
     (ids,) = generate(model, prompt, 5, temperature=0)
     np.testing.assert_array_equal(ids[3:], whole(model, ids[:-1]).argmax(-1)[2:])
+    np.testing.assert_array_equal(generate(model, np.repeat(prompt, 3, 0), 5, temperature=0), [ids] * 3)
     one, same, other = (generate(model, prompt, 20, temperature=1, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
