@@ -144,8 +144,8 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
         table.add_row(name, f"{size.disk:,}", f"{size.resident:,}", f"{size.dense_fp32:,}")
     Console().print(table)
     for name, spec in loaded.specs.items():
-        size, codecs = sum(part.num_bytes for part in tensors_of(spec).values()), ", ".join(sorted(codecs_of(spec)))
-        print(f"{name}: {spec.format} {spec.shape[0]} x {spec.shape[1]}, {codecs}, {size:,} bytes")
+        codecs, stored = ", ".join(sorted(codecs_of(spec))), sum(part.num_bytes for part in tensors_of(spec).values())
+        print(f"{name}: {spec.format} {spec.shape[0]} x {spec.shape[1]}, {codecs}, {stored:,} bytes")
 
 
 @app.command()
