@@ -33,7 +33,7 @@ def _normal(*shape: int) -> Tensor:
 
 def _mps(rows: int, width: int, modes: list[int], ranks: list[int]) -> TokenMPS:
     cores = _normal(rows, train_size(modes, ranks))
-    return TokenMPS.of(cores, in_features=width, modes=modes, ranks=ranks, codec="fp32", path="stored")
+    return TokenMPS.of(cores, in_features=width, modes=modes, ranks=ranks, codec="fp32")
 
 
 def _ttm(
@@ -42,12 +42,12 @@ def _ttm(
     sizes = zip(in_modes, out_modes, core_shapes(out_modes, ranks), strict=True)
     cores = [_normal(left, i, o, right) / (left * i) ** 0.5 for i, o, (left, _, right) in sizes]
     permutation = torch.randperm(shape[0], generator=torch.Generator().manual_seed(0)) if permuted else None
-    return TTMatrix.of(cores, shape, "fp32", permutation=permutation, path="stored")
+    return TTMatrix.of(cores, shape, "fp32", permutation=permutation)
 
 
 def _sparse(rows: int, width: int, kept: int) -> Sparse:
     columns = _normal(rows, width).topk(kept, dim=1).indices
-    return Sparse.of(_normal(rows, kept), columns, width, "fp32", path="stored")
+    return Sparse.of(_normal(rows, kept), columns, width, "fp32")
 
 
 # Every format in fp32; the suite stores each by every codec.

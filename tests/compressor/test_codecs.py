@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from compressor.codecs import CODECS, Coded, codec_named, float_codec
+from compressor.tensors import DTYPES
 from tests.tolerances import EXACT, STORE
 
 CODEC_NAMES = [*CODECS, "int4-row", "int3-g16-zp", "int2-row-zp"]
@@ -25,7 +26,9 @@ def test_values_come_back_within_the_codecs_precision(codec: str, shape: tuple[i
 def test_the_layout_describes_what_is_stored(codec: str) -> None:
     coded = Coded.encode(codec_named(codec), torch.ones(4, 6))
     layout = codec_named(codec).layout((4, 6))
-    assert {name: (tuple(part.shape), part.dtype) for name, part in coded.parts().items()} == layout
+    assert {name: (tuple(part.shape), part.dtype) for name, part in coded.parts().items()} == {
+        name: (part.shape, DTYPES[part.dtype]) for name, part in layout.items()
+    }
     assert coded.num_bytes == sum(part.nbytes for part in coded.parts().values())
 
 
@@ -33,13 +36,6 @@ def test_taking_rows_is_decoding_them(codec: str) -> None:
     coded = Coded.encode(codec_named(codec), torch.randn(9, 5))
     ids = torch.tensor([[0, 8], [3, 3]])
     assert torch.equal(coded.take(ids), coded.decode()[ids])
-
-
-def test_multiplication_has_a_derivative(codec: str) -> None:
-    x = torch.randn(3, 5, requires_grad=True)
-    coded = Coded.encode(codec_named(codec), torch.randn(4, 5))
-    (gradient,) = torch.autograd.grad(coded.linear(x).sum(), x)
-    torch.testing.assert_close(gradient, coded.decode().sum(0).expand(3, 5), rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -232,7 +232,7 @@ IDS = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
 
 
 def _with(name: str, weight: Tensor) -> GPT2:
-    return tiny_model(SMALL).with_matrices({name: Dense.of(weight, "fp32")}).prepared()
+    return tiny_model(SMALL).with_matrices({name: Dense.of(weight, "fp32")}).expanded()
 
 
 @pytest.mark.parametrize("name", ["wte", "h.0.attn.c_attn", "h.0.mlp.c_fc", "h.0.mlp.c_proj"])

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.cli import main
 from compressor.gpt2 import GPT2
@@ -32,7 +31,7 @@ Measured = dict[str, list[budget.Choice]]
 
 @pytest.fixture(scope="module")
 def dense() -> GPT2:
-    return tiny_model(SHAPE).prepared()
+    return tiny_model(SHAPE).expanded()
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,6 @@ def test_a_number_that_means_nothing_is_one_line(
 
 
 MEANINGLESS = {
-    "--memory-limit 1B": r"memory_limit must be between (\d+) and",
     "--heal-tokens 1": r"heal_tokens must be between (512) and",
     "--heal-minutes 0.0001": r"heal_minutes must be between (0.01) and",
 }
@@ -222,14 +220,14 @@ def test_a_vector_stored_worse_than_zeros_is_refused_and_what_would_do_is_named(
     vector = tmp_path / "vector.json"
     refused = []
     for seed in range(12):
-        before = artifact.read(folder).manifest.digest
+        before = stored.read(folder).manifest.digest
         vector.write_text(json.dumps(torch.randn(32, generator=torch.Generator().manual_seed(seed)).tolist()))
         with pytest.raises(SystemExit) as code:
             main(["vocab", "set", str(folder), "--token", "the", "--vector", str(vector)])
         printed = capsys.readouterr()
         if code.value.code == 2:
             refused.append(printed.err)
-            assert artifact.read(folder).manifest.digest == before
+            assert stored.read(folder).manifest.digest == before
         else:
             assert float(re.findall(r"relative error of ([\d.]+)%", printed.out)[0]) <= 100
     assert refused

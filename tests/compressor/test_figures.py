@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 from compressor.figures import figure
 from compressor.gpt2 import GPT2, encoded
 from tests.compressor.test_cli import ttgpt
@@ -43,8 +42,8 @@ def test_the_command_line_prints_no_long_perplexity(tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = ttgpt("compress", tmp_path / "loud", "--method", "dense", "--out", out, "--text", text)
     assert made.returncode == 0
-    assert artifact.read(out).manifest.quality.perplexity > 1e100
+    assert stored.read(out).manifest.quality.perplexity > 1e100
     printed = [made, ttgpt("inspect", out), ttgpt("evaluate", out, "--text", text)]
     for run in printed:
         assert re.search(r"perplexity:? \d\.\d\de\+\d+", run.stdout)
-        assert not re.search(r"\d{20}", run.stdout.replace(artifact.read(out).manifest.digest, ""))
+        assert not re.search(r"\d{20}", run.stdout.replace(stored.read(out).manifest.digest, ""))

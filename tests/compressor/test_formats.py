@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from compressor.codecs import CODECS
-from compressor.formats import FORMATS, Format, Sparse, Spec, from_tensors, prepared, resident_bytes
+from compressor.formats import FORMATS, Format, Sparse, Spec, from_tensors
 from tests.cases import FORMAT_CASES
-from tests.tolerances import EXACT, MATMUL
+from tests.tolerances import EXACT
 
 
 @pytest.fixture(params=CODECS)
@@ -32,12 +32,12 @@ def test_rows_are_rows_of_the_dense_matrix(form: Format, shape: tuple[int, ...])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (9,), (2, 3)])
-def test_matmul_is_a_product_with_the_dense_matrix(form: Format, codec: str, shape: tuple[int, ...]) -> None:
+def test_matmul_is_a_product_with_the_dense_matrix(form: Format, shape: tuple[int, ...]) -> None:
     x = torch.randn(*shape, form.in_features, generator=torch.Generator().manual_seed(2))
     expected = x @ form.dense().T
     product = form.matmul(x)
     assert product.shape == (*shape, form.out_features)
-    assert (product - expected).norm() <= MATMUL[codec] * expected.norm() * 3**0.5
+    assert (product - expected).norm() <= EXACT * expected.norm()
 
 
 def test_tensors_and_spec_are_the_whole_format(form: Format) -> None:
@@ -49,14 +49,6 @@ def test_tensors_and_spec_are_the_whole_format(form: Format) -> None:
 
 def test_num_bytes_is_what_the_tensors_occupy(form: Format) -> None:
     assert form.num_bytes == sum(tensor.numel() * tensor.element_size() for tensor in form.tensors().values())
-
-
-@pytest.mark.parametrize("path", ["stored", "factors", "dense"])
-def test_every_path_multiplies_the_same_matrix(form: Format, path: str) -> None:
-    ready = prepared(form.with_path(path))  # type: ignore[arg-type]
-    torch.testing.assert_close(ready.dense(), form.dense(), rtol=EXACT, atol=EXACT)
-    lacks_kernel = path == "stored" and form.runnable() is not form  # kept in fp32 on such a CPU
-    assert lacks_kernel or ready.num_bytes == resident_bytes(form.with_path(path))  # type: ignore[arg-type]
 
 
 def test_a_missing_unknown_or_misshapen_tensor_is_refused(form: Format) -> None:

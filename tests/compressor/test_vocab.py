@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compressor import huggingface
+from compressor import huggingface, stored
 from compressor.artifact import folder as artifact
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.cli import main
@@ -121,7 +121,7 @@ def test_in_a_stacked_table_only_the_block_of_the_row_changes(row: int, changed:
 
 
 def test_a_format_whose_rows_share_numbers_is_refused() -> None:
-    shared = Shared((4, D), Dense.of(random_rows(4), "fp32").coded(), {}, "stored")
+    shared = Shared((4, D), Dense.of(random_rows(4), "fp32").coded(), {})
     with pytest.raises(ValueError, match=r"stored as shared_cores, whose rows share .* dense, token_mps, low_rank"):
         with_row(shared, 1, random_rows(1)[0])
 
@@ -169,7 +169,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def ids_of(folder: Path, text: str) -> list[int]:
-    return list(artifact.read(folder).tokenizer.encode(text).ids)
+    return list(stored.read(folder).tokenizer.encode(text).ids)
 
 
 def json_vector(path: Path, vector: Tensor) -> Path:
@@ -179,8 +179,8 @@ def json_vector(path: Path, vector: Tensor) -> Path:
 
 def check_golden(folder: Path) -> None:
     """The golden values are those of the artefact as it is."""
-    loaded = artifact.read(folder)
-    known, model = loaded.manifest.golden, loaded.model.prepared()
+    loaded = stored.read(folder)
+    known, model = loaded.manifest.golden, stored.gpt2(loaded).expanded()
     assert loaded.tokenizer.encode("The old man looked at the sea").ids == known.prompt_ids
     with torch.inference_mode():
         scores = model.logits(model(torch.tensor([known.prompt_ids]))[0, -1])
@@ -196,9 +196,9 @@ def test_set_changes_one_row_and_nothing_else(folder: Path, original: Path, tmp_
     assert changed == ["wte.cores.values"]
     rows = (before[changed[0]] != after[changed[0]]).any(1).nonzero().flatten().tolist()
     assert rows == [edited.token_id] == [sea]
-    loaded = artifact.read(folder)
+    loaded = stored.read(folder)
     expected = trains(vector.unsqueeze(0)).rows(torch.tensor([0]))
-    assert torch.equal(loaded.model.wte.rows(torch.tensor([sea])), expected)
+    assert torch.equal(loaded.matrices["wte"].rows(torch.tensor([sea])), expected)
     assert edited.error == pytest.approx(float((expected - vector).norm() / vector.norm()), rel=1e-4)
     for name in (artifact.CONFIG, artifact.TOKENIZER):
         assert (folder / name).read_bytes() == (original / name).read_bytes()
@@ -206,10 +206,10 @@ def test_set_changes_one_row_and_nothing_else(folder: Path, original: Path, tmp_
 
 
 def test_the_manifest_says_what_was_edited_and_keeps_the_older_figures(folder: Path, tmp_path: Path) -> None:
-    before = artifact.read(folder).manifest
+    before = stored.read(folder).manifest
     set_token(folder, " sea", like="The old man")
     edited = add_token(folder, " \u201cZorbl\u201d", vector=json_vector(tmp_path / "v.json", random_rows(1)[0]))
-    after = artifact.read(folder).manifest
+    after = stored.read(folder).manifest
     assert after == edited.manifest
     assert before.digest != after.digest
     assert after.quality == before.quality
@@ -232,7 +232,7 @@ def test_both_kinds_of_vector_files_are_the_same(folder: Path, tmp_path: Path) -
 
 def test_like_one_token_is_its_row_bit_for_bit(folder: Path) -> None:
     edited = add_token(folder, " Zorbl", like=" sea")
-    table = artifact.read(folder).model.wte
+    table = stored.read(folder).matrices["wte"]
     assert edited.error == 0
     new, old = (part for part in table.rows(torch.tensor([edited.token_id, *ids_of(folder, " sea")])))
     assert torch.equal(new, old)
@@ -241,18 +241,18 @@ def test_like_one_token_is_its_row_bit_for_bit(folder: Path) -> None:
 def test_like_several_tokens_is_the_train_of_their_mean(folder: Path) -> None:
     pieces = ids_of(folder, " Zorbl")
     assert len(pieces) > 1
-    mean = artifact.read(folder).model.wte.rows(torch.tensor(pieces)).double().mean(0, keepdim=True)
+    mean = stored.read(folder).matrices["wte"].rows(torch.tensor(pieces)).double().mean(0, keepdim=True)
     edited = add_token(folder, " Zorbl", like=" Zorbl")
-    row = artifact.read(folder).model.wte.rows(torch.tensor([edited.token_id]))
+    row = stored.read(folder).matrices["wte"].rows(torch.tensor([edited.token_id]))
     assert torch.equal(row, trains(mean).rows(torch.tensor([0])))
 
 
 @pytest.mark.parametrize("token", ["Zürich", " 漢🙂 two", "Ġq", "a\\z(ü)[é]"])
 def test_an_added_token_is_one_id_and_its_text_comes_back(folder: Path, token: str) -> None:
-    before = artifact.read(folder).tokenizer
+    before = stored.read(folder).tokenizer
     edited = add_token(folder, token, like=" sea")
-    loaded = artifact.read(folder)
-    assert (edited.token_id, loaded.model.config.vocab_size) == (V, V + 1)
+    loaded = stored.read(folder)
+    assert (edited.token_id, loaded.config.vocab_size) == (V, V + 1)
     for text in (token, f"The old{token} and naïve {token}{token}"):
         ids = loaded.tokenizer.encode(text).ids
         assert ids.count(V) == text.count(token)
@@ -265,7 +265,7 @@ def test_an_added_token_is_one_id_and_its_text_comes_back(folder: Path, token: s
 def test_several_tokens_are_added_one_after_the_other(folder: Path) -> None:
     tokens = ["Zürich", "Zü", "Zürichsee"]  # each of them contains another
     assert [add_token(folder, token, like=" sea").token_id for token in tokens] == [V, V + 1, V + 2]
-    tokenizer = artifact.read(folder).tokenizer
+    tokenizer = stored.read(folder).tokenizer
     ids = [V + 2, *tokenizer.encode(" by ").ids, V, *tokenizer.encode(" ").ids, V + 1]
     assert tokenizer.encode("Zürichsee by Zürich Zü").ids == ids
     assert tokenizer.decode(ids) == "Zürichsee by Zürich Zü"
@@ -276,13 +276,13 @@ def test_several_tokens_are_added_one_after_the_other(folder: Path) -> None:
 def test_an_unused_row_is_taken_before_one_is_appended(tmp_path: Path) -> None:
     padded = replace(SMALL, vocab_size=V + 1)
     folder = write_artifact(tmp_path / "padded", model_of_trains(padded))
-    before = artifact.read(folder).model.wte.rows(torch.arange(V))
+    before = stored.read(folder).matrices["wte"].rows(torch.arange(V))
     sizes = []
     for row, token in enumerate([" Zorbl", " Quux"]):
         assert add_token(folder, token, like=" sea").token_id == V + row
-        sizes.append(artifact.read(folder).model.config.vocab_size)
+        sizes.append(stored.read(folder).config.vocab_size)
     assert sizes == [V + 1, V + 2]
-    assert torch.equal(artifact.read(folder).model.wte.rows(torch.arange(V)), before)
+    assert torch.equal(stored.read(folder).matrices["wte"].rows(torch.arange(V)), before)
 
 
 def test_an_untied_head_follows(tmp_path: Path) -> None:
@@ -291,9 +291,9 @@ def test_an_untied_head_follows(tmp_path: Path) -> None:
     vector = random_rows(1)[0]
     add_token(folder, " Zorbl", like=" sea")
     set_token(folder, " man", vector=json_vector(tmp_path / "v.json", vector))
-    loaded = artifact.read(folder)
+    loaded = stored.read(folder)
     (man,) = ids_of(folder, " man")
-    head = loaded.model.lm_head
+    head = loaded.matrices["lm_head"]
     assert isinstance(head, Dense)
     assert head.out_features == V + 1
     assert torch.equal(head.rows(torch.tensor([V])), head.rows(torch.tensor([sea])))  # the head's own row of " sea"
@@ -302,7 +302,7 @@ def test_an_untied_head_follows(tmp_path: Path) -> None:
 
 def test_a_tied_head_scores_a_copied_token_as_its_model(folder: Path) -> None:
     add_token(folder, " Zorbl", like=" sea")
-    model = artifact.read(folder).model.prepared()
+    model = stored.gpt2(stored.read(folder)).expanded()
     (sea,) = ids_of(folder, " sea")
     with torch.inference_mode():
         scores = model.logits(model(torch.tensor([[5, V, 7]])))
@@ -324,7 +324,7 @@ def test_other_commands_take_an_edited_artefact(
     assert len(json.loads(capsys.readouterr().out)["edits"]) == 2
     assert run("export", folder, "--out", tmp_path / "dense") == 0
     checkpoint = huggingface.load(str(tmp_path / "dense"))
-    assert checkpoint.model.config == artifact.read(folder).model.config
+    assert checkpoint.model.config == stored.read(folder).config
     assert checkpoint.tokenizer_json == (folder / artifact.TOKENIZER).read_bytes()
 
 

@@ -32,7 +32,7 @@ def _tensor(modes: list[int], seed: int) -> torch.Tensor:
 def _train(tensor: torch.Tensor, modes: list[int], rank: int) -> TokenMPS:
     ranks = tt_ranks(modes, rank)
     cores = tt_svd(tensor.unsqueeze(0), modes, ranks).float()
-    return TokenMPS.of(cores, in_features=prod(modes), modes=modes, ranks=ranks, codec="fp32", path="stored")
+    return TokenMPS.of(cores, in_features=prod(modes), modes=modes, ranks=ranks, codec="fp32")
 
 
 @given(shapes, ranks, seeds)

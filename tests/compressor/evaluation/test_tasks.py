@@ -41,7 +41,7 @@ def test_a_score_is_the_log_probability_of_the_answer() -> None:
         tasks.Question(torch.arange(5), [torch.tensor([7, 8, 9])]),
         tasks.Question(torch.arange(9), [torch.tensor([3])]),
     ]
-    for question, ((score, _),) in zip(questions, tasks._scores(model, questions, silent), strict=True):
+    for question, ((score, _),) in zip(questions, tasks._scores(model.decoder(), questions, silent), strict=True):
         ids = torch.cat([question.context, question.answers[0]])
         logs = model.logits(model(ids[:-1].unsqueeze(0)))[0].log_softmax(-1)
         expected = sum(float(logs[t - 1, ids[t]]) for t in range(len(question.context), len(ids)))
@@ -49,16 +49,16 @@ def test_a_score_is_the_log_probability_of_the_answer() -> None:
 
 
 def test_the_trained_model_beats_chance_and_the_random_one_does_not() -> None:
-    trained = tasks.accuracy(huggingface.load("gpt2-mini").model.prepared(), TEXT, TOKENIZER)
-    assert trained.choice > 0.5 > 0.45 > tasks.accuracy(tiny_model(), TEXT, TOKENIZER).choice
+    trained = tasks.accuracy(huggingface.load("gpt2-mini").model.decoder(), TEXT, TOKENIZER)
+    assert trained.choice > 0.5 > 0.45 > tasks.accuracy(tiny_model().decoder(), TEXT, TOKENIZER).choice
     assert trained.last_word > 0
 
 
 def test_a_text_without_questions_is_refused() -> None:
     with pytest.raises(ValueError, match="text: must have a paragraph of at least 30 words"):
-        tasks.accuracy(tiny_model(), "Too short.", TOKENIZER)
+        tasks.accuracy(tiny_model().decoder(), "Too short.", TOKENIZER)
     with pytest.raises(ValueError, match=r"text: must have at least 256 tokens, not \d\d$"):
-        tasks.accuracy(tiny_model(), "word " * 40, TOKENIZER)
+        tasks.accuracy(tiny_model().decoder(), "word " * 40, TOKENIZER)
 
 
 def test_line_ends_of_windows_end_paragraphs_too() -> None:

@@ -35,5 +35,5 @@ def test_every_model_of_the_frontier_is_a_row() -> None:
 
 
 def test_a_speed_is_of_a_model_that_runs() -> None:
-    assert decoding(tiny_model().prepared(), tokens=4) > 0
+    assert decoding(tiny_model().decoder(), tokens=4) > 0
     assert processor()

@@ -60,7 +60,7 @@ def test_a_run_is_trained_judged_and_found_again(tmp_path: Path) -> None:
     experiment = Pretraining(name="tiny", label="tiny", differences=differences, common=common, seeds=(0, 1))
     ids = torch.arange(500)
     tokenizer = Tokenizer.from_file(str(EMBEDDED_FOLDER / "tokenizer.json"))
-    corpus = Corpus(tokenizer, ids, Text("some", "0" * 64, 1000, ids), "0" * 64)
+    corpus = Corpus(tokenizer, ids, Text("some", "0" * 64, 1000, ids.numpy()), "0" * 64)
     steps: list[float] = []
 
     def counted(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:

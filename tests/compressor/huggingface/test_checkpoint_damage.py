@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 from compressor.errors import CheckpointError
 from compressor.recipes.build import build
 from compressor.recipes.context import Context
@@ -78,7 +78,7 @@ def _works_or_says(folder: Path, *names: str) -> bool:
     with torch.inference_mode():
         logits = model.logits(model(torch.tensor([[0, 1]])))
     assert torch.isfinite(logits).all()
-    assert generate(model.prepared(), torch.tensor([[0]]), 1, temperature=0.0).shape == (1, 2)
+    assert generate(model.decoder(), np.array([[0]]), 1, temperature=0.0).shape == (1, 2)
     return True
 
 
@@ -249,4 +249,4 @@ def test_the_smallest_legal_models_are_made_and_read(case: str, method: str, tmp
     text.write_text("The tide was out, and the boats leaned upon the hard.")
     checkpoint = huggingface.load(str(tmp_path / "tiny"))
     build(Context(checkpoint=checkpoint), Recipe(method=method, options={}), tmp_path / "out", text=text)
-    assert artifact.read(tmp_path / "out").model.config == SMALLEST[case]
+    assert stored.read(tmp_path / "out").config == SMALLEST[case]

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from compressor import huggingface
+from compressor import huggingface, stored
 from compressor.artifact import folder as artifact
 from compressor.errors import ArtifactError
 from compressor.vocab import add_token
@@ -32,8 +32,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     add_token(made, "Z\u00fcrich", like="a town")
     if request.param == "artefact":
         return made
-    loaded = artifact.read(made)
-    huggingface.export(loaded.model, loaded.tokenizer_json, tmp_path / "export")
+    loaded = stored.read(made)
+    huggingface.export(stored.gpt2(loaded), loaded.tokenizer_json, tmp_path / "export")
     return tmp_path / "export"
 
 
@@ -66,18 +66,18 @@ def test_the_end_of_text_is_the_models_own_whatever_it_is_called(tmp_path: Path)
 
 def test_it_is_verified_but_no_part_of_the_digest(tmp_path: Path) -> None:
     made = write_artifact(tmp_path / "artefact", tiny_model())
-    digest = artifact.read(made).manifest.digest
+    digest = stored.read(made).manifest.digest
     path = made / artifact.TOKENIZER_CONFIG
     path.write_text(path.read_text().replace("64", "65"))
     with pytest.raises(ArtifactError, match=r"^tokenizer_config\.json: sha256"):
-        artifact.read(made)
+        stored.read(made)
     reseal(made)
-    assert artifact.read(made).manifest.digest == digest
+    assert stored.read(made).manifest.digest == digest
 
 
 def test_an_older_artefact_without_it_is_read(tmp_path: Path) -> None:
     made = write_artifact(tmp_path / "artefact", tiny_model())
-    digest = artifact.read(made).manifest.digest
+    digest = stored.read(made).manifest.digest
     (made / artifact.TOKENIZER_CONFIG).unlink()
     reseal(made)
-    assert artifact.read(made).manifest.digest == digest
+    assert stored.read(made).manifest.digest == digest

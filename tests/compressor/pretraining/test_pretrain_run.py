@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from compressor import stored
 from compressor.artifact import folder as artifact
 from compressor.cli import main
 from compressor.pretraining.build import pretrain
@@ -100,7 +101,7 @@ def test_a_terminal_shows_tokens_per_second_and_a_file_is_measured_on(
     printed = capsys.readouterr()
     assert "tokens/s" in printed.err
     assert "of other.txt" in printed.out
-    assert artifact.read(out).manifest.quality.text == "other.txt"
+    assert stored.read(out).manifest.quality.text == "other.txt"
 
 
 def test_a_killed_run_goes_on_bit_for_bit(text: Path, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_killed_run_goes_on_bit_for_bit(text: Path, tmp_path: Path) -> None:
     ours, theirs = (_tensors(folder / artifact.WEIGHTS) for folder in (killed, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    curves = [artifact.read(folder).manifest.provenance.config["curve"] for folder in (killed, whole)]
+    curves = [stored.read(folder).manifest.provenance.config["curve"] for folder in (killed, whole)]
     assert curves[0] == curves[1]
 
 

@@ -3,7 +3,9 @@
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch import Tensor
 from compressor import huggingface
 from compressor.formats import Stacked, TTMatrix
 from compressor.gpt2 import ACTIVATIONS
+from compressor.pretraining._lookup import lookup
 from compressor.pretraining.activation import trained_activation
 from compressor.pretraining.attention import causal_attention
 from compressor.pretraining.config import Config, parse_config
@@ -95,9 +98,9 @@ def test_a_sealed_model_is_the_trained_one(form: str) -> None:
     with torch.no_grad():
         expected = model(ids) @ head_matrix(model).T
         found = stored.logits(stored(ids))
-        running = stored.prepared()
-        served = running.logits(running(ids))
-    for scores in (found, served):
+        running = stored.expanded()
+        expanded = running.logits(running(ids))
+    for scores in (found, expanded):
         assert float((scores - expected).norm() / expected.norm()) < 10 * EXACT
 
 
@@ -200,3 +203,19 @@ def test_a_text_too_short_to_train_on_is_refused_and_the_number_that_is_named_wi
     assert read(need) == need
     with pytest.raises(ValueError, match=f"has {need - 1} tokens"):
         read(need - 1)
+
+
+def test_a_lookup_is_refused_with_the_name_of_what_is_wrong() -> None:
+    x, floats = np.zeros((2, 9), np.uint16), np.zeros(1 << 16, np.float32)
+    good = {"out": x.copy(), "values": np.zeros(1 << 16, np.uint16), "slopes": floats, "gradient": x, "threads": 1}
+    for changes, message in (
+        ({"out": np.zeros((9, 2), np.uint16)}, r"out must have shape \[2, 9\], not \[9, 2\]"),
+        ({"out": bytes(36)}, "out must be writable"),
+        ({"values": np.zeros(1 << 15, np.uint16)}, r"values must have shape \[65536\], not \[32768\]"),
+        ({"slopes": good["values"]}, "slopes must be float32, not of format 'H'"),
+        ({"gradient": x[:, :8].copy()}, r"gradient must have shape \[2, 9\], not \[2, 8\]"),
+        ({"threads": 0}, "threads must be between"),
+    ):
+        arguments: dict[str, Any] = good | changes
+        with pytest.raises((TypeError, ValueError), match=message):
+            lookup(x, arguments.pop("out"), **arguments)

@@ -93,7 +93,7 @@ def test_the_smallest_model_within_a_loss_keeps_it(found: list[list[tuple[int, i
 
 def test_every_matrix_is_measured_alone_and_explained() -> None:
     shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
-    dense = tiny_model(shape).prepared()
+    dense = tiny_model(shape).expanded()
     ids = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
     measured = budget.measure(dense, collect(dense, ids), ids)
     assert measured.keys() == dense.matrices().keys()
@@ -117,7 +117,7 @@ def test_every_matrix_is_measured_alone_and_explained() -> None:
 
 def test_every_candidate_is_told_of_and_what_a_journal_holds_is_not_measured_again(tmp_path: Path) -> None:
     shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
-    dense = tiny_model(shape).prepared()
+    dense = tiny_model(shape).expanded()
     ids = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
     statistics, told = collect(dense, ids), []
 
@@ -158,10 +158,10 @@ def test_every_candidate_is_told_of_and_what_a_journal_holds_is_not_measured_aga
 
 def test_what_is_measured_has_an_identity_and_a_time() -> None:
     shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
-    dense, ids = tiny_model(shape).prepared(), torch.arange(16).view(1, 16)
+    dense, ids = tiny_model(shape).expanded(), torch.arange(16).view(1, 16)
     ours = budget.identity(dense, ids)
-    assert ours == budget.identity(tiny_model(shape).prepared(), ids.clone())
-    assert ours != budget.identity(tiny_model(shape, seed=1).prepared(), ids)
+    assert ours == budget.identity(tiny_model(shape).expanded(), ids.clone())
+    assert ours != budget.identity(tiny_model(shape, seed=1).expanded(), ids)
     assert ours != budget.identity(dense, ids.flip(1))
     assert 0 == budget.predicted_seconds(dense, lambda name: False) < budget.predicted_seconds(dense)
 
@@ -196,7 +196,7 @@ def test_blocks_cover_a_table_once(shape: tuple[int, int]) -> None:
 
 def test_only_a_target_is_measured_and_its_bytes_alone_count() -> None:
     shape = GPT2Config(vocab_size=4096, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
-    dense = tiny_model(shape).prepared()
+    dense = tiny_model(shape).expanded()
     ids = torch.randint(4096, (8, 16), generator=torch.Generator().manual_seed(0))
     measured = budget.measure(dense, collect(dense, ids), ids, only=lambda name: is_target(name, "embedding"))
     assert {choices[0].piece.matrix for choices in measured.values()} == {"wte"}

@@ -29,7 +29,7 @@ CONFIG = heal.Config(tokens=40 * 4 * 16, batch=4, context=16, select_every=10, l
 
 @pytest.fixture(scope="module")
 def dense() -> GPT2:
-    return tiny_model(SHAPE).prepared()
+    return tiny_model(SHAPE).expanded()
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_whatever_decides_about_a_run_is_in_its_identity(dense: GPT2, text: torc
         return len(list(tmp_path.iterdir()))
 
     assert checkpoints() == 1
-    assert checkpoints(teacher=tiny_model(SHAPE, seed=1).prepared()) == 2
+    assert checkpoints(teacher=tiny_model(SHAPE, seed=1).expanded()) == 2
     assert checkpoints(ids=text.flip(0)) == 3
     assert checkpoints(seed=1) == 4
     assert checkpoints(tokens=20 * 4 * 16) == 5

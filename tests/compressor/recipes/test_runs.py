@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor import stored
 from compressor.artifact import folder as artifact
 from compressor.display import bar, left
 from compressor.storage.run_folder import claimed, require_space, run_folder
@@ -35,7 +36,7 @@ EARLY = {
         ["--preset", "tiny", "--calibration-text", "{file}", "--calibration-text", "nowhere.txt"],
         "calibration text: cannot read nowhere.txt",
     ),
-    "no size": (["--preset", "tiny", "--memory-limit", "much"], "memory_limit must be a number of B, kB, MB or GB"),
+    "no size": (["--budget", "much"], "budget must be a number of B, kB, MB or GB"),
     "a file for a healing folder": (
         ["--preset", "tiny", "--heal-folder", "{file}"],
         "heal_folder: cannot write to {file}: Not a directory",
@@ -132,7 +133,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     command: str, checkpoint: Path, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = write_artifact(tmp_path / "made", tiny_model())
-    before = artifact.read(made).manifest
+    before = stored.read(made).manifest
     new = ["--out", tmp_path / "new"]
     arguments: dict[str, list[object]] = {
         "compress": ["compress", checkpoint, "--method", "dense", "--text", words, *new],
@@ -146,7 +147,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     place = made if command.startswith("vocab") else tmp_path / "new"
     assert refusal == f"error: {place}: File too large\n"
     assert os.listdir(tmp_path) == ["made"]
-    assert artifact.read(made).manifest == before
+    assert stored.read(made).manifest == before
 
 
 def test_a_disk_with_too_little_space_is_refused_with_both_figures(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_killed_budget_is_resumed_bit_for_bit_and_meanwhile_has_its_folder_for
         said = run.communicate()[1]
     assert f"resumes: {len(kept) - 1} of 4 pieces were measured before\n" in said
     assert (killed / artifact.WEIGHTS).read_bytes() == (whole / artifact.WEIGHTS).read_bytes()
-    ours, theirs = (artifact.read(folder).manifest.provenance.config for folder in (killed, whole))
+    ours, theirs = (stored.read(folder).manifest.provenance.config for folder in (killed, whole))
     assert ours == theirs
     assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
 

@@ -16,10 +16,12 @@ from transformers import GPT2LMHeadModel
 
 from compressor import huggingface
 from compressor.artifact.gpt2_config import GPT2Config
+from compressor.formats import Dense
 from compressor.runtime._decoder import ACTIVATIONS, LANES
-from compressor.runtime.model import Cache, Floats, Ids, Model
+from compressor.runtime.generate import generate
+from compressor.runtime.model import KV_DTYPES, Cache, Floats, Ids, Model
 from tests.conftest import tiny_model
-from tests.tolerances import PARITY
+from tests.tolerances import KV_CACHE, PARITY
 
 ONE = np.array([0])
 
@@ -59,7 +61,7 @@ def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
         peer, folder = GPT2LMHeadModel(config), str(tmp_path)
         peer.save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_bytes((huggingface.EMBEDDED_FOLDER / "tokenizer.json").read_bytes())
-    ours = huggingface.load(folder).model.prepared().decoder()
+    ours = huggingface.load(folder).model.decoder()
     ids = ids_of(ours.config, 40)
     with torch.inference_mode():
         expected = peer.eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
@@ -117,6 +119,54 @@ def test_hidden_states_and_another_lookup(model: Model) -> None:
     assert read.logits is None
     assert read.hidden is not None
     np.testing.assert_array_equal(model.logits(read.hidden), whole(model, ids))
+
+
+def test_an_emptied_slot_starts_anew_whatever_lies_in_its_memory(model: Model) -> None:
+    ids, size = ids_of(model.config, 5), model.config.n_embd // model.config.n_head
+    cache = Cache(model.config, 2, 8)
+    cache.keys[..., :size] = cache.values[..., :size] = np.nan
+    for _ in range(2):
+        logits = model.read(ids, cache, np.array([1]), np.array([5]), wanted=np.arange(5)).logits
+        assert logits is not None
+        np.testing.assert_array_equal(logits, whole(model, ids))
+        cache.reset(1)
+        assert cache.lengths.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_keys_and_values_are_rounded_to_the_caches_dtype_and_no_further(model: Model, dtype: str) -> None:
+    ids = ids_of(model.config, 30)
+    found, expected = whole(model, ids, dtype), whole(model, ids)
+    assert np.linalg.norm(found - expected) <= KV_CACHE[dtype] * np.linalg.norm(expected)
+
+
+def test_what_fp16_cannot_hold_is_held_as_its_largest_value() -> None:
+    gpt2 = tiny_model()
+    huge = {"h.0.attn.c_attn": Dense.of(1e6 * gpt2.matrices()["h.0.attn.c_attn"].dense(), "int8")}
+    model, ids = gpt2.with_matrices(huge).decoder(), ids_of(gpt2.config, 3)
+    cache = Cache(model.config, 1, 4, "fp16")
+    hidden = model.read(ids, cache, ONE, np.array([3]), hidden=True).hidden
+    assert np.isfinite(hidden).all()
+    assert abs(cache.keys).max() == np.finfo(np.float16).max
+
+
+def test_the_bytes_of_a_token_are_known_before_the_cache_is_made(model: Model) -> None:
+    for dtype in KV_DTYPES:
+        cache = Cache(model.config, 3, 10, dtype)
+        assert cache.num_bytes == 30 * model.kv_bytes_per_token(dtype)
+        cache.lengths += np.array([1, 0, 4])
+        assert cache.used_bytes == 5 * model.kv_bytes_per_token(dtype)
+
+
+def test_generation_is_what_the_logits_say(model: Model) -> None:
+    prompt = np.array([[1, 2, 3]])
+    (ids,) = generate(model, prompt, 5, temperature=0)
+    np.testing.assert_array_equal(ids[3:], whole(model, ids[:-1]).argmax(-1)[2:])
+    one, same, other = (generate(model, prompt, 20, temperature=1, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    with pytest.raises(ValueError, match="max_new_tokens must be between 0 and 61, not 62"):
+        generate(model, prompt, 62, temperature=0)
 
 
 def test_what_does_not_fit_is_refused(model: Model) -> None:
