@@ -143,7 +143,8 @@ def _starts(redis: RedisServer) -> list[dict[str, Any]]:
     """Return what a replica's head with TT-matrix cores costs at start, without Redis, with an empty and a warm one."""
     found = []
     for size in SIZES:
-        form, shapes = table("tt_matrix", size), []
+        form = table("tt_matrix", size)
+        shapes: list[Shape] = []
         tensors, spec = {name: array(tensor) for name, tensor in form.tensors().items()}, form.spec()
 
         def head(cache: ContractionCache, tensors: Arrays = tensors, spec: Spec = spec) -> Matrix:
@@ -165,7 +166,7 @@ def _starts(redis: RedisServer) -> list[dict[str, Any]]:
         found.append(
             {
                 "table": size,
-                "products_mb": round(sum(map(prod, shapes)) * 4e-6, 2),
+                "products_mb": round(sum(prod(shape) for shape in shapes) * 4e-6, 2),
                 "blocks": blocks,
                 "alone_ms": round(1000 * min(alone), 1),
                 "empty_redis_ms": round(1000 * min(empty), 1),
