@@ -1,4 +1,4 @@
-"""`ttgpt`, also as `python -m compressor`: what must hold before the command line is imported, which takes a second.
+"""`ttgpt`, also as `python -m compressor`: what must hold before the command line and the libraries are imported.
 
 A signal that stops the process is one line on stderr and the exit code 128 + its number, after what is unfinished was
 removed. Process 1 of a container would be deaf without that, because the kernel ignores signals for it that it does
@@ -16,18 +16,14 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
-    """Run the command line; where what it needs is not installed, one line on stderr and exit code 2."""
+    """Run the command line."""
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
     for number in heard:
         signal.signal(number, leave)
-    wait_briefly()
+    wait_briefly()  # torch and MKL read the environment once
     add_up_alike()
-    try:
-        from compressor import cli  # brings torch, whose threads read the environment once
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("compressor", "service"):
-            raise
-        sys.exit(_only_serves(error.name))
+    from compressor import cli
+
     for number in heard:
         signal.signal(number, _stop)
     try:
@@ -48,15 +44,6 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 def _ignore() -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _only_serves(missing: str | None) -> int:
-    print(
-        f"error: this installation only serves (python -m service DIR...): ttgpt needs {missing}, which"
-        " `pip install 'ttgpt[compressor]'` brings, and so does the image ttgpt-compressor",
-        file=sys.stderr,
-    )
-    return 2
 
 
 if __name__ == "__main__":

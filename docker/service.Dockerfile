@@ -5,30 +5,22 @@
 # To bake an artefact in, name an image that holds one under /models (docker/compressor.Dockerfile, target artifact):
 #   docker build --file docker/service.Dockerfile --target baked --build-arg ARTIFACT=ttgpt-artifact --tag ttgpt-baked .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-# The same Python with a C compiler, for the kernels; nothing of it but /opt/venv is kept.
+# The same Python with a C compiler, for the runtime; nothing of it but /opt/venv is kept.
 ARG BUILD_IMAGE=python:3.11-bookworm
 ARG ARTIFACT=scratch
 
 FROM ${BUILD_IMAGE} AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
-# Dependencies first and by themselves, so that a change of the sources does not install torch again. Of torch, its
-# tests, headers and tools are left out (195 MB), but for the one that its shared tensors are kept by.
+# Dependencies first and by themselves, so that a change of the sources does not install them again.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['service'], sep='\n')" > requirements.txt \
- && grep '^torch==' requirements.txt > torch.txt \
- && pip --python /opt/venv/bin/python install --index-url "${TORCH_INDEX}" --requirement torch.txt \
- && pip --python /opt/venv/bin/python install --requirement requirements.txt \
- && rm -r /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
- && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
+ && pip --python /opt/venv/bin/python install --requirement requirements.txt
 COPY LICENSE README.md ./
 COPY compressor compressor
 COPY service service
-# Kernels that do not compile are no error for pip; here they are.
-RUN pip --python /opt/venv/bin/python install --no-deps . \
- && /opt/venv/bin/python -I -c "import torch, compressor._kernels"
+RUN pip --python /opt/venv/bin/python install --no-deps .
 
 FROM ${PYTHON_IMAGE} AS service
 ARG VERSION=0.1.0
@@ -43,8 +35,6 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HF_HUB_OFFLINE=1 \
-    MALLOC_ARENA_MAX=2 \
     TTGPT_HOST=0.0.0.0 \
     TTGPT_PORT=8000 \
     TTGPT_MODELS=/models/gpt2-mini-int8

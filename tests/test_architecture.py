@@ -101,7 +101,18 @@ def test_the_service_loads_neither_transformers_nor_the_methods() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(run.stdout.split())
     assert "service.http.app" in loaded
-    assert not {"transformers", "huggingface_hub", "typer", "compressor.methods", "compressor.huggingface"} & loaded
+    assert not {"torch", "transformers", "typer", "compressor.formats", "compressor.methods"} & loaded
+
+
+@pytest.mark.parametrize("room", ["artifact", "runtime", "cli"])
+def test_what_runs_a_model_is_imported_without_torch(room: str) -> None:
+    modules = [
+        f"compressor.{room}",
+        *(f"compressor.{room}.{path.stem}" for path in (ROOT / "compressor" / room).glob("[!_]*.py")),
+    ]
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)".replace(", compressor.cli.compress", "")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"torch", "transformers", "safetensors.torch"} & set(run.stdout.split())
 
 
 def test_the_top_level_holds_what_it_should() -> None:

@@ -250,7 +250,7 @@ def _read_weights(
     """Return what `make` makes of every matrix, the parts of every vector, and the bytes of the file."""
     owners = {f"{owner}.{key}": owner for owner, parts in layouts.items() for key in parts}
     head = "lm_head" if "lm_head" in specs else "wte"
-    waiting: dict[str, dict[str, Array]] = {owner: {} for owner in layouts}
+    waiting: dict[str, dict[str, Array]] = {owner: {} for owner in layouts}  # which vectors stay in
     made: dict[str, T] = {}
     try:
         with tensor_file.opened(path) as file:
@@ -262,7 +262,7 @@ def _read_weights(
                     whose = Owner(manifest.digest, owner, owner == head)
                     made[owner] = _made(whose, make, waiting.pop(owner), specs[owner])
             _check_sha256(WEIGHTS, file.sha256, manifest)
-            return {name: made[name] for name in specs}, waiting, file.size_bytes
+            return {name: made[name] for name in specs}, dict(waiting), file.size_bytes
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:

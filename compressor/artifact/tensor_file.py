@@ -70,7 +70,7 @@ class TensorFile:
             room = np.empty(place.stop - place.start, np.uint8)
             if not files.fill(self._file, room.data):
                 raise ValueError(f"{place.name} is cut off")
-            self._checksum.update(room)
+            self._checksum.update(room.data)
             yield place.name, room.view(DTYPES[place.part.dtype]).reshape(place.part.shape)
         if self._file.read(1):
             raise ValueError("it grew while it was read")

@@ -39,7 +39,7 @@ app = typer.Typer(**PLAIN, cls=_Commands)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; a caller's mistake or a bad artefact is one line on stderr and exit code 2."""
+    """Run a command; a caller's mistake, a bad artefact or a missing package is one line on stderr and exit code 2."""
     try:
         code = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
@@ -48,6 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
         code = _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except ValueError as error:
         code = _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("compressor", "service"):
+            raise
+        code = _fail(
+            f"this needs {error.name}, which `pip install 'ttgpt[compressor]'` brings, and so does the image "
+            "ttgpt-compressor; without it artefacts can be served, evaluated, inspected and asked"
+        )
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer returns it for Ctrl-C in a command
@@ -144,8 +151,8 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
         table.add_row(name, f"{size.disk:,}", f"{size.resident:,}", f"{size.dense_fp32:,}")
     Console().print(table)
     for name, spec in loaded.specs.items():
-        size, codecs = sum(part.num_bytes for part in tensors_of(spec).values()), ", ".join(sorted(codecs_of(spec)))
-        print(f"{name}: {spec.format} {spec.shape[0]} x {spec.shape[1]}, {codecs}, {size:,} bytes")
+        codecs, stored = ", ".join(sorted(codecs_of(spec))), sum(part.num_bytes for part in tensors_of(spec).values())
+        print(f"{name}: {spec.format} {spec.shape[0]} x {spec.shape[1]}, {codecs}, {stored:,} bytes")
 
 
 @app.command()

@@ -29,10 +29,10 @@ from compressor.huggingface.gguf import SUFFIX as GGUF
 from compressor.huggingface.gguf import find_gguf, read_gguf
 from compressor.huggingface.tokenizer import checked_tokenizer, read_checkpoint_tokenizer
 from compressor.huggingface.weights import HEADS, PATTERNS, Weights, read_weights
-from compressor.runtime.reference import FOLDER as EMBEDDED_FOLDER
-from compressor.runtime.reference import NAME as EMBEDDED
+from compressor.runtime import reference
 from compressor.storage import durable
 
+EMBEDDED, EMBEDDED_FOLDER = reference.NAME, reference.FOLDER
 DESCRIPTIONS = ["config.json", *checkpoint_tokenizer.FILES]
 # Every dtype that is read, and the one that it is kept in.
 READ_DTYPES = {

@@ -53,7 +53,8 @@ def _finite(logits: Floats | None) -> Floats:
 def _chosen(logits: Floats, temperature: float, random: np.random.Generator) -> NDArray[np.integer]:
     """Return a token per row of logits [B, V]: the one in whose share of the summed odds a draw falls."""
     if temperature == 0:
-        return logits.argmax(-1)
+        best: NDArray[np.integer] = logits.argmax(-1)
+        return best
     odds = np.exp((logits - logits.max(-1, keepdims=True)) / np.float64(temperature)).cumsum(-1)
     draws = random.random(len(logits)) * odds[:, -1]
     return np.array([np.searchsorted(row, draw, side="right") for row, draw in zip(odds, draws, strict=True)])

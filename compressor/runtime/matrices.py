@@ -75,7 +75,7 @@ def matmul(
 
 def vector(parts: Arrays, codec: str, size: int) -> NDArray[np.float32]:
     """Return the values [size] of a stored vector in fp32."""
-    return _decoded({name: part[np.newaxis] for name, part in parts.items()}, codec, size)[0]
+    return _decoded({name: part[np.newaxis] for name, part in parts.items()}, codec, size).reshape(size)
 
 
 def _low_rank(tensors: Arrays, spec: Spec) -> Matrix:

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,13 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.artifact.gpt2_config import GPT2Config
+from compressor.artifact.folder import Arrays, Owner
+from compressor.artifact.layouts import Spec
 from compressor.artifact.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
-from compressor.formats import Dense, Format, TokenMPS, TTMatrix
-from compressor.gpt2 import GPT2, encoded
+from compressor.formats import Format, TokenMPS, TTMatrix
 from compressor.pages import refresh
 from compressor.runtime import matrices
 from compressor.runtime._decoder import Matrix
+from compressor.runtime.trains import Product, Shape, Span, merged
+from compressor.tensors import array
 from service.cache.contractions import ContractionCache
 from service.cache.local_tier import LocalTier
 from service.cache.redis_tier import RedisTier
@@ -73,7 +76,7 @@ def table(kind: str, size: str) -> Format:
         modes = padded_binary_modes(width)
         ranks = tt_ranks(modes, RANKS[kind])
         packed = torch.randn(vocabulary, train_size(modes, ranks), generator=random)
-        return TokenMPS.of(packed, in_features=width, modes=modes, ranks=ranks, codec="fp32", path="factors")
+        return TokenMPS.of(packed, in_features=width, modes=modes, ranks=ranks, codec="fp32")
     in_modes, out_modes = balanced_modes(width, 3), balanced_modes(vocabulary, 3)
     ranks = tt_ranks([i * o for i, o in zip(in_modes, out_modes, strict=True)], RANKS[kind])
     shapes = zip(ranks, in_modes, out_modes, ranks[1:], strict=False)
@@ -141,20 +144,29 @@ def _starts(redis: RedisServer) -> list[dict[str, Any]]:
     found = []
     for size in SIZES:
         form = table("tt_matrix", size)
-        assert isinstance(form, TTMatrix)
-        model = _model(form)
+        shapes: list[Shape] = []
+        tensors, spec = {name: array(tensor) for name, tensor in form.tensors().items()}, form.spec()
+
+        def head(cache: ContractionCache, tensors: Arrays = tensors, spec: Spec = spec) -> Matrix:
+            return cache.make(Owner("0" * 64, "lm_head", True), tensors, spec)
+
+        def noted(span: Span, shape: Shape, compute: Callable[[], Product], shapes: list[Shape] = shapes) -> Product:
+            shapes.append(shape)
+            return compute()
+
+        merged(tensors, spec, noted)
         redis.client.flushall()
-        alone = [_attach(model, None) for _ in range(STARTS)]
+        alone = [_attach(head, None) for _ in range(STARTS)]
         empty = []
         for _ in range(STARTS):
             redis.client.flushall()
-            empty.append(_attach(model, redis))
+            empty.append(_attach(head, redis))
         blocks = len([key for key in redis.stored() if "cores" in key])
-        warm = [_attach(model, redis) for _ in range(STARTS)]
+        warm = [_attach(head, redis) for _ in range(STARTS)]
         found.append(
             {
                 "table": size,
-                "products_mb": round(sum(torch.Size(s).numel() for s in form.product_shapes(1).values()) * 4e-6, 2),
+                "products_mb": round(sum(prod(shape) for shape in shapes) * 4e-6, 2),
                 "blocks": blocks,
                 "alone_ms": round(1000 * min(alone), 1),
                 "empty_redis_ms": round(1000 * min(empty), 1),
@@ -165,8 +177,8 @@ def _starts(redis: RedisServer) -> list[dict[str, Any]]:
     return found
 
 
-def _attach(model: GPT2, redis: RedisServer | None) -> float:
-    """Return the seconds in which a new replica's cache makes the model ready, as it does when the service starts."""
+def _attach(head: Callable[[ContractionCache], Matrix], redis: RedisServer | None) -> float:
+    """Return the seconds in which a new replica's cache makes a head ready, as it does when the service starts."""
     with tempfile.TemporaryDirectory() as folder:
         url = None if redis is None else redis.url
         settings = Settings(models=(Path(folder),), cache="always", redis_url=url, cache_timeout_ms=10_000, threads=2)
@@ -178,7 +190,7 @@ def _attach(model: GPT2, redis: RedisServer | None) -> float:
             cache.redis.open()
             await cache.redis.measured()
         began = time.perf_counter()
-        await asyncio.to_thread(cache.attach, "bench", "0" * 64, model)
+        await asyncio.to_thread(head, cache)
         seconds = time.perf_counter() - began
         while redis is not None and not [key for key in redis.stored() if "cores" in key]:
             await asyncio.sleep(0.01)
@@ -187,18 +199,6 @@ def _attach(model: GPT2, redis: RedisServer | None) -> float:
         return seconds
 
     return asyncio.run(run())
-
-
-def _model(table: Format) -> GPT2:
-    """Return the smallest model with this table."""
-    vocabulary, width = table.shape
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=8, n_embd=width, n_layer=1, n_head=4, n_inner=8, eos_token_id=0
-    )
-    shapes = config.matrix_shapes().items()
-    matrices: dict[str, Format] = {n: Dense.of(torch.zeros(s), "fp32") for n, s in shapes if n != "wte"}
-    vectors = {n: torch.zeros(s) for n, s in config.vector_shapes().items()}
-    return GPT2(config, matrices | {"wte": table}, encoded(vectors, "fp32"))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
-from compressor.artifact import folder as artifact
 from compressor.methods import METHODS
+from compressor.runtime.load import load
 from tests.compressor.command import refused
 
 
@@ -43,14 +43,14 @@ def test_every_method_makes_an_artefact_that_loads(checkpoint: Path, text: Path,
         arguments = ["--rank", "2"] if "rank" in METHODS[method].config.__dataclass_fields__ else []
         run = ttgpt("compress", checkpoint, "--method", method, "--out", tmp_path / method, "--text", text, *arguments)
         assert (run.returncode, run.stderr) == (0, "")
-        assert artifact.read(tmp_path / method).manifest.provenance.method == method
+        assert load(tmp_path / method)[0].manifest.provenance.method == method
 
 
 def test_rest_stores_what_the_method_leaves_alone(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "svd-int8"
     run = ttgpt("compress", checkpoint, "--method", "svd", "--rank", 4, "--rest", "int8", "--out", out, "--text", text)
     assert run.returncode == 0
-    codecs = {name: set(form.spec().codecs.values()) for name, form in artifact.read(out).model.matrices().items()}
+    codecs = {name: set(spec.codecs.values()) for name, spec in load(out)[0].specs.items()}
     assert codecs.pop("wte") == {"fp16"}
     assert set.union(*codecs.values()) == {"int8"}
 
@@ -59,7 +59,7 @@ def test_inspect_prints_one_json_object(compressed: Path) -> None:
     run = ttgpt("inspect", compressed, "--json")
     assert (run.returncode, run.stderr) == (0, "")
     printed = json.loads(run.stdout)
-    manifest = artifact.read(compressed).manifest
+    manifest = load(compressed)[0].manifest
     assert printed["weight_bytes"] == manifest.weight_bytes
     assert printed["digest"] == manifest.digest
     assert printed["matrices"]["wte"]["format"] == "token_mps"
@@ -74,10 +74,10 @@ def test_evaluate_prints_one_json_object(compressed: Path, checkpoint: Path, tex
     dense = tmp_path / "dense"
     assert ttgpt("compress", checkpoint, "--method", "dense", "--out", dense, "--text", text).returncode == 0
     printed = json.loads(ttgpt("evaluate", compressed, "--dense", dense, "--text", text, "--json").stdout)
-    quality = artifact.read(compressed).manifest.quality
+    quality = load(compressed)[0].manifest.quality
     assert printed["perplexity"] == pytest.approx(quality.perplexity, rel=1e-5)
     assert printed["kl"] == pytest.approx(quality.kl, rel=1e-3)
-    assert printed["weight_bytes"] == artifact.read(compressed).manifest.weight_bytes
+    assert printed["weight_bytes"] == load(compressed)[0].manifest.weight_bytes
 
 
 def test_generate_prints_only_the_text_and_a_seed_repeats_it(compressed: Path) -> None:
@@ -90,7 +90,7 @@ def test_generate_prints_only_the_text_and_a_seed_repeats_it(compressed: Path) -
 
 def test_export_is_read_again(compressed: Path, tmp_path: Path) -> None:
     assert ttgpt("export", compressed, "--out", tmp_path / "dense").returncode == 0
-    assert huggingface.load(str(tmp_path / "dense")).model.config == artifact.read(compressed).model.config
+    assert huggingface.load(str(tmp_path / "dense")).model.config == load(compressed)[1].config
 
 
 def test_the_version_is_printed() -> None:
@@ -107,10 +107,10 @@ def test_a_ratio_is_kept_and_the_plan_is_printed(checkpoint: Path, text: Path, t
     run = ttgpt(*arguments, "--heal-tokens", 4096, "--heal-folder", tmp_path / "healing")
     assert (run.returncode, run.stderr) == (0, "")
     assert "next step up" in run.stdout
-    manifest = artifact.read(out).manifest
+    manifest = load(out)[0].manifest
     assert manifest.dense_bytes / manifest.weight_bytes >= 6
     made = manifest.provenance.config
-    assert {row["piece"].partition("[")[0] for row in made["plan"]} == artifact.read(out).model.matrices().keys()
+    assert {row["piece"].partition("[")[0] for row in made["plan"]} == load(out)[0].specs.keys()
     assert made["heal"]["kl_after"] <= made["heal"]["kl_before"]
     assert made["calibration"] == ["words.txt"]
 

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -86,9 +87,9 @@ def workdir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_build_compiles_the_kernels_and_installs_only_what_serves(site: Path) -> None:
-    (kernels,) = (site / "compressor").glob("_kernels*.so")
-    assert kernels.stat().st_size > 0
+def test_the_build_compiles_the_runtime_and_installs_only_what_serves(site: Path) -> None:
+    (runtime,) = (site / "compressor/runtime").glob("_decoder*.so")
+    assert runtime.stat().st_size > 0
     assert {path.name for path in site.iterdir() if path.suffix != ".dist-info"} <= {"bin", "compressor", "service"}
 
 
@@ -117,18 +118,21 @@ def test_without_an_artefact_it_says_so(site: Path, workdir: Path) -> None:
     assert "there is no such artefact folder" in errors
 
 
-def test_ttgpt_says_in_one_line_that_this_image_only_serves(site: Path, workdir: Path) -> None:
+def test_ttgpt_says_in_one_line_what_this_image_lacks(site: Path, tiny_artifact: Path, workdir: Path) -> None:
     """The script that pip makes of the entry point, without what only the compressor's extra brings."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     served, compressing = ({Requirement(line).name for line in extras[name]} for name in ("service", "compressor"))
     missing = {name.replace("-", "_"): None for name in compressing - served}
     code = f"import sys, runpy; sys.modules.update({missing}); runpy.run_path(sys.argv[1], None, '__main__')"
-    command = [sys.executable, "-c", code, str(site / "bin/ttgpt"), "--help"]
-    run = subprocess.run(command, env=_environment(site), cwd=workdir, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, str(site / "bin/ttgpt")]
+    how: dict[str, Any] = {"env": _environment(site), "cwd": workdir, "capture_output": True, "text": True}
+    run = subprocess.run([*command, "compress", "gpt2-mini", "--method", "dense", "--out", "x"], check=False, **how)
     assert (run.returncode, run.stdout) == (2, "")
     (line,) = run.stderr.splitlines()
-    assert line.startswith("error: this installation only serves (python -m service DIR...)")
+    assert line.startswith("error: this needs ")
     assert "ttgpt[compressor]" in line
+    for asked in (["--help"], ["generate", tiny_artifact, "--prompt", "x"], ["inspect", tiny_artifact]):
+        assert subprocess.run([*command, *asked], check=True, **how).stdout
 
 
 def test_the_limit_on_writing_works(workdir: Path) -> None:

@@ -42,20 +42,18 @@ def test_the_labels_are_the_projects(stage: Stage) -> None:
     assert {"title", "description", "version", "revision"} <= labels.keys()
 
 
-@pytest.mark.parametrize("name", ["service", "compressor"])
-def test_torch_comes_from_the_index_of_the_build_argument(name: str) -> None:
-    build = stages(name)["build"]
+def test_torch_comes_from_the_index_of_the_build_argument() -> None:
+    build = stages("compressor")["build"]
     assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in build.every("ARG")
     (install,) = (run for run in build.every("RUN") if "torch.txt" in run)
     assert '--index-url "${TORCH_INDEX}" --requirement torch.txt' in install
-    assert [line for line in PROJECT["dependencies"] if line.startswith("torch==")]
-    assert f"['{name}']" in install  # the extra
+    assert [line for line in PROJECT["optional-dependencies"]["compressor"] if line.startswith("torch==")]
+    assert "['compressor']" in install  # the extra
 
 
-@pytest.mark.parametrize("name", ["service", "compressor"])
-def test_of_torch_only_what_runs_is_kept(name: str, tmp_path: Path) -> None:
+def test_of_torch_only_what_runs_is_kept(tmp_path: Path) -> None:
     """Removed where it is installed, because a later layer would only hide it."""
-    (install,) = (run for run in stages(name)["build"].every("RUN") if "torch.txt" in run)
+    (install,) = (run for run in stages("compressor")["build"].every("RUN") if "torch.txt" in run)
     removal = install[install.index("&& rm ") :].removeprefix("&& ")
     torch = tmp_path / "venv/lib/python3.11/site-packages/torch"
     kept = {"__init__.py", "lib/libtorch_cpu.so", "testing/__init__.py", "bin/torch_shm_manager"}
@@ -80,10 +78,10 @@ def test_a_checkpoint_of_its_owners_only_becomes_an_artefact_for_all() -> None:
     assert made.endswith("&& chmod --recursive a+rX /models")
 
 
-def test_the_service_needs_neither_transformers_nor_what_draws_plots() -> None:
+def test_the_service_needs_nothing_of_what_builds() -> None:
     needed = _closure([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["service"]])
-    assert {"torch", "opt-einsum", "fastapi", "safetensors", "tokenizers"} <= needed
-    assert not {"transformers", "matplotlib", "joblib"} & needed
+    assert {"numpy", "fastapi", "safetensors", "tokenizers"} <= needed
+    assert not {"torch", "opt-einsum", "transformers", "matplotlib", "joblib"} & needed
 
 
 def _closure(lines: list[str]) -> set[str]:
@@ -112,7 +110,6 @@ def test_the_compiler_stays_in_the_build_stage(name: str) -> None:
         found[name].image,
     }
     assert "slim" in found[name].image
-    assert any("import torch, compressor._kernels" in run for run in found["build"].every("RUN"))
 
 
 @BOTH

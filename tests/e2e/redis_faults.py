@@ -164,7 +164,7 @@ def _summary(ordeal: Ordeal, load: Load, before: Samples, after: Samples, timeou
 
 
 def _row_bytes(model: Path) -> int:
-    from compressor.artifact.folder import read
+    from compressor.runtime.load import load
     from service.cache.local_tier import ENTRY_BYTES
 
-    return read(model).model.config.n_embd * 4 + ENTRY_BYTES
+    return load(model)[0].config.n_embd * 4 + ENTRY_BYTES

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from compressor import huggingface
@@ -25,6 +25,7 @@ from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from compressor.progress import silent
 from compressor.runtime.evaluate import Text, evaluate
+from compressor.runtime.model import Model
 from compressor.runtime.reference import VALIDATION_TEXT
 from tests.conftest import TINY, tiny_model, write_artifact
 from tests.tolerances import HARNESS
@@ -63,9 +64,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def ours(kind: str) -> GPT2:
+def ours(kind: str) -> Model:
     """The model as a server has it."""
-    return MODELS[kind]().prepared()
+    return MODELS[kind]().decoder()
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +98,15 @@ def test_the_tool_prints_the_command_of_the_readme(tmp_path: Path, monkeypatch: 
     assert lm_eval_tasks.write(VALIDATION_TEXT, Path("tasks")).replace("DIR", "exported") == COMMAND
 
 
-def test_bits_per_byte_are_ours(results: dict[str, Any], ours: GPT2) -> None:
+def test_bits_per_byte_are_ours(results: dict[str, Any], ours: Model) -> None:
     ids = _whole_windows()
-    text = Text("text.txt", "", len(TOKENIZER.decode(ids).encode()), torch.tensor([TINY.eos_token_id, *ids]))
+    text = Text("text.txt", "", len(TOKENIZER.decode(ids).encode()), np.array([TINY.eos_token_id, *ids]))
     found = results[lm_eval_tasks.TEXT]
     assert found["bits_per_byte,none"] == pytest.approx(evaluate(ours, None, text).bits_per_byte, rel=HARNESS)
     assert math.log2(found["byte_perplexity,none"]) == pytest.approx(found["bits_per_byte,none"], rel=HARNESS)
 
 
-def test_last_words_are_scored_alike(results: dict[str, Any], ours: GPT2) -> None:
+def test_last_words_are_scored_alike(results: dict[str, Any], ours: Model) -> None:
     questions = tasks.last_words(TOKENIZER.decode(_whole_windows()), TOKENIZER)
     scores = [score for (score,) in tasks._scores(ours, questions, silent)]
     found = results[lm_eval_tasks.LAST_WORD]

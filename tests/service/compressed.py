@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from compressor.formats import Format
-from compressor.formats import Path as How
 from compressor.gpt2 import GPT2
 from compressor.methods import tensorgpt, ttm
 from tests.conftest import tiny_model, write_artifact
@@ -11,14 +10,14 @@ from tests.conftest import tiny_model, write_artifact
 NAMES = ("token-mps", "tt-matrix")
 
 
-def trains(how: How = "factors") -> Format:
+def trains() -> Format:
     """Return the tiny model's table as a tensor train per row."""
-    return tensorgpt.compress(tiny_model(seed=3).wte.dense(), tensorgpt.Config(rank=2)).with_path(how)
+    return tensorgpt.compress(tiny_model(seed=3).wte.dense(), tensorgpt.Config(rank=2))
 
 
-def tt_matrix(how: How = "factors") -> Format:
+def tt_matrix() -> Format:
     """Return the tiny model's table as one TT-matrix."""
-    return ttm.compress(tiny_model(seed=4).wte.dense(), ttm.Config(rank=8)).with_path(how)
+    return ttm.compress(tiny_model(seed=4).wte.dense(), ttm.Config(rank=8))
 
 
 def compressed_models() -> dict[str, GPT2]:

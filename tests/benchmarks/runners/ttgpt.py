@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.artifact import folder as artifact
+from compressor.runtime import load as artifact
 from compressor.runtime.model import Cache, Model
 
 KV_DTYPE = "fp16"  # the service's default
@@ -40,4 +40,4 @@ class TTGPT:
 
 def load(model: Path, threads: int) -> TTGPT:
     """Return the artefact in the folder `model`."""
-    return TTGPT(artifact.read(model).model.decoder(threads))
+    return TTGPT(artifact.load(model, threads)[1])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor import stored
 from compressor.artifact import folder as artifact
 from compressor.artifact.manifest import Manifest
 from compressor.errors import ArtifactError
 from compressor.methods import svd, tensorgpt
+from compressor.runtime.load import as_stored, load
 from tests.conftest import tiny_model, write_artifact
 
+read = partial(artifact.read, make=as_stored)
 FILES = (*artifact.CHECKED, artifact.TOKENIZER_CONFIG)
 
 
@@ -48,7 +52,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
         "lm_head": svd.compress(table, svd.Config(rank=3, codec="bf16")),
     }
     model = model.with_matrices(compressed)
-    again = artifact.read(write_artifact(tmp_path / "a", model)).model
+    again = stored.gpt2(stored.read(write_artifact(tmp_path / "a", model)))
     assert {name: form.spec() for name, form in again.matrices().items()} == {
         name: form.spec() for name, form in model.matrices().items()
     }
@@ -58,8 +62,8 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_the_digest_depends_on_nothing_but_the_contents(tmp_path: Path) -> None:
-    one, two = (artifact.read(write_artifact(tmp_path / name, tiny_model())).manifest for name in "ab")
-    other = artifact.read(write_artifact(tmp_path / "c", tiny_model(seed=1))).manifest
+    one, two = (read(write_artifact(tmp_path / name, tiny_model())).manifest for name in "ab")
+    other = read(write_artifact(tmp_path / "c", tiny_model(seed=1))).manifest
     assert one.digest == two.digest != other.digest
 
 
@@ -67,11 +71,9 @@ def test_bytes_are_what_is_on_disk_and_in_memory(tmp_path: Path) -> None:
     model = tiny_model()
     model = model.with_matrices({"wte": tensorgpt.compress(model.wte.dense(), tensorgpt.Config(rank=1))})
     folder = write_artifact(tmp_path / "a", model)
-    manifest = artifact.read(folder).manifest
+    manifest = read(folder).manifest
     assert manifest.weight_bytes == sum(t.nbytes for t in load_file(folder / "model.safetensors").values())
-    running = artifact.read(folder).model.prepared()
-    held = [t for form in running.matrices().values() for t in form.tensors().values()]
-    assert manifest.resident_bytes == sum(t.nbytes for t in held) + sum(v.num_bytes for v in running.vectors().values())
+    assert manifest.resident_bytes == sum(load(folder)[1].num_bytes.values())
     config = model.config
     parameters = sum(a * b for a, b in config.matrix_shapes().values()) + sum(
         n for (n,) in config.vector_shapes().values()
@@ -87,11 +89,11 @@ def test_a_missing_truncated_or_changed_file_is_named(folder: Path, file: str) -
     for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole + b" "):
         path.write_bytes(damaged)
         with pytest.raises(ArtifactError) as caught:
-            artifact.read(folder)
+            read(folder)
         assert caught.value.file == file
     path.unlink()
     with pytest.raises(ArtifactError, match=f"^{file}.*is missing"):
-        artifact.read(folder)
+        read(folder)
 
 
 @pytest.mark.parametrize("file", [*FILES, artifact.MANIFEST])
@@ -104,9 +106,9 @@ def test_a_flipped_bit_anywhere_is_found(folder: Path, file: str) -> None:
         flipped[position] ^= 1
         path.write_bytes(flipped)
         with pytest.raises(ArtifactError):
-            artifact.read(folder)
+            read(folder)
     path.write_bytes(whole)
-    artifact.read(folder)
+    read(folder)
 
 
 def _config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -150,28 +152,42 @@ CONSISTENT_DAMAGE = {
     ),
     "another model type": (_config(lambda raw: raw.update(model_type="gpt2")), "config.json", "model_type"),
     "another schema": (
-        _config(lambda raw: raw["compression"].update(schema_version=2)),
+        _config(lambda raw: raw["compression"].update(schema_version=3)),
         "config.json",
         "compression.schema_version",
+    ),
+    "an illegal option": (
+        _config(lambda raw: raw["compression"]["matrices"]["wpe"].update(options={"rank": 1})),
+        "config.json",
+        "compression.matrices.wpe",
+    ),
+    "an unknown codec": (
+        _config(lambda raw: raw["compression"].update(vectors="int5")),
+        "config.json",
+        "compression.vectors",
     ),
     "missing hyper-parameter": (_config(lambda raw: raw.pop("n_head")), "config.json", ""),
     "no compression": (_config(lambda raw: raw.pop("compression")), "config.json", "compression"),
     "missing matrix": (
         _config(lambda raw: raw["compression"]["matrices"].pop("h.1.mlp.c_fc")),
-        "model.safetensors",
-        "h.1.mlp.c_fc.matrix.values",
+        "config.json",
+        "compression.matrices",
     ),
     "wrong shape": (
         _weights(lambda tensors: tensors.update({"wpe.matrix.values": torch.zeros(3, 32)})),
         "model.safetensors",
-        "wpe",
+        "wpe.matrix.values",
     ),
     "wrong dtype": (
         _weights(lambda tensors: tensors.update({"ln_f.bias.values": torch.zeros(32).double()})),
         "model.safetensors",
-        "ln_f.bias",
+        "ln_f.bias.values",
     ),
-    "missing tensor": (_weights(lambda tensors: tensors.pop("wte.matrix.values")), "model.safetensors", "wte"),
+    "missing tensor": (
+        _weights(lambda tensors: tensors.pop("wte.matrix.values")),
+        "model.safetensors",
+        "wte.matrix.values",
+    ),
     "unknown tensor": (
         _weights(lambda tensors: tensors.update(surplus=torch.zeros(1))),
         "model.safetensors",
@@ -187,31 +203,49 @@ def test_what_checksums_cannot_see_is_refused_by_field(folder: Path, case: str) 
     damage(folder)
     _reseal(folder)
     with pytest.raises(ArtifactError) as caught:
-        artifact.read(folder)
+        read(folder)
     assert (caught.value.file, caught.value.field) == (file, field)
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "command"),
+    [
+        ("quantize", {"codec": "int8", "rest": "as in the checkpoint"}, "tiny --method quantize --codec int8 --out"),
+        ("svd", {"rank": 64, "rest": "int8", "heal": {"tokens": 9}}, "--rank 64 --rest int8 --heal-tokens 9 --out DIR"),
+        ("budget", {"ratio": 8.0, "target": "all", "plan": [1]}, "compress tiny --ratio 8.0 --target all --out DIR"),
+    ],
+)
+def test_an_older_artefact_is_refused_with_what_makes_it_anew(
+    folder: Path, method: str, config: dict[str, Any], command: str
+) -> None:
+    _config(lambda raw: raw["compression"].update(schema_version=1))(folder)
+    _manifest(lambda raw: raw["provenance"].update(method=method, config=config))(folder)
+    _reseal(folder)
+    with pytest.raises(ArtifactError, match=rf"schema_version: is 1, and only 2 is read; .*{command}"):
+        read(folder)
 
 
 def test_an_unknown_key_in_the_manifest_is_refused(folder: Path) -> None:
     _manifest(lambda raw: raw.update(surplus=1))(folder)
     with pytest.raises(ArtifactError, match=r"^manifest.json: surplus: "):
-        artifact.read(folder)
+        read(folder)
 
 
 def test_a_folder_that_is_no_artefact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such artefact"):
-        artifact.read(tmp_path / "nowhere")
+        read(tmp_path / "nowhere")
     with pytest.raises(ArtifactError, match=r"^manifest.json: is missing"):
-        artifact.read(tmp_path)
+        read(tmp_path)
 
 
 def test_an_existing_artefact_is_replaced_only_by_force(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "a", tiny_model())
-    before = artifact.read(folder).manifest.digest
+    before = read(folder).manifest.digest
     with pytest.raises(ArtifactError, match="exists already; choose another --out or add --force"):
         write_artifact(folder, tiny_model(seed=1))
-    assert artifact.read(folder).manifest.digest == before
+    assert read(folder).manifest.digest == before
     write_artifact(folder, tiny_model(seed=1), force=True)
-    assert artifact.read(folder).manifest.digest != before
+    assert read(folder).manifest.digest != before
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -224,7 +258,7 @@ def test_force_does_not_replace_what_is_no_artefact(tmp_path: Path) -> None:
 
 def _loads(folder: Path) -> bool:
     try:
-        artifact.read(folder)
+        read(folder)
     except ArtifactError:
         return False
     return True
@@ -243,7 +277,7 @@ def single_thread() -> Iterator[None]:
 def test_killing_the_writer_at_any_moment_leaves_all_or_nothing(tmp_path: Path) -> None:
     model, target = tiny_model(), tmp_path / "a"
     started = time.perf_counter()
-    digest = artifact.read(write_artifact(tmp_path / "timed", model)).manifest.digest
+    digest = read(write_artifact(tmp_path / "timed", model)).manifest.digest
     duration = time.perf_counter() - started
     shutil.rmtree(tmp_path / "timed")
     for moment in range(20):
@@ -259,7 +293,7 @@ def test_killing_the_writer_at_any_moment_leaves_all_or_nothing(tmp_path: Path) 
         loading = [path for path in tmp_path.iterdir() if _loads(path)]
         assert loading in ([], [target])
         if loading:
-            assert artifact.read(target).manifest.digest == digest
+            assert read(target).manifest.digest == digest
             shutil.rmtree(target)
     write_artifact(target, model)
     assert os.listdir(tmp_path) == ["a"]
@@ -267,7 +301,7 @@ def test_killing_the_writer_at_any_moment_leaves_all_or_nothing(tmp_path: Path) 
 
 def test_an_artefact_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "a", tiny_model())
-    digest = artifact.read(folder).manifest.digest
+    digest = read(folder).manifest.digest
     child = os.fork()
     if child == 0:
         os._exit(0)
@@ -275,4 +309,4 @@ def test_an_artefact_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -
     folder.rename(tmp_path / f".a.replaced-{child}")
     with pytest.raises(ArtifactError, match="exists already"):
         write_artifact(folder, tiny_model(seed=1))
-    assert artifact.read(folder).manifest.digest == digest
+    assert read(folder).manifest.digest == digest

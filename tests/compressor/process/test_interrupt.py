@@ -45,7 +45,7 @@ def _run(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "imported", ["compressor.cli", "typer", "torch", "numpy", "compressor.recipes.budget", "pydantic"]
+    "imported", ["compressor.cli", "typer", "rich", "numpy", "compressor.artifact.folder", "pydantic"]
 )
 def test_while_the_command_lines_libraries_load(imported: str) -> None:
     process = _run(IMPORTING, "compressor", imported, "SIGINT", "inspect", "nowhere")

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[3]
 SCRIPT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["ttgpt"]
 CODE = "import sys; from {0} import {1}; sys.argv[0] = 'ttgpt'; {1}()"
 STARTS = {
-    "ttgpt": ["-c", CODE.format(*SCRIPT.split(":")), "--version"],
-    "python -m compressor": ["-m", "compressor", "--version"],
+    "ttgpt": ["-c", CODE.format(*SCRIPT.split(":")), "compress", "--help"],
+    "python -m compressor": ["-m", "compressor", "compress", "--help"],
     "python -m compressor.experiments": ["-m", "compressor.experiments", "--help"],
 }
 

@@ -1,7 +1,6 @@
 """The runtime's C by other compilers, under their sanitizers and on another processor: no warnings, the same answers."""
 
 import itertools
-import os
 import pickle
 import shutil
 import subprocess
@@ -12,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compressor.runtime.formats import Dense, Format
+from compressor.runtime.gpt2_config import GPT2Config
 
 from compressor.runtime import native
 from compressor.runtime._decoder import ACTIVATIONS, INSTRUCTIONS
-from compressor.runtime.formats import Dense, Format
-from compressor.runtime.gpt2_config import GPT2Config
 from tests.cases import CODECS, FORMAT_CASES, format_case
 from tests.compressor.runtime.replay import Case, Products, Steps, Stored, plain
 from tests.conftest import tiny_model
@@ -44,14 +43,24 @@ def products(form: Format, count: int) -> Products:
 
 def steps(index: int, activation: str) -> Steps:
     config = GPT2Config(
-        vocab_size=700, n_positions=64, n_embd=36, n_layer=2, n_head=3, n_inner=80, eos_token_id=0,
+        vocab_size=700,
+        n_positions=64,
+        n_embd=36,
+        n_layer=2,
+        n_head=3,
+        n_inner=80,
+        eos_token_id=0,
         activation_function=activation,
     )
     model = tiny_model(config)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, 42))
-    matrices = {name: stored(form.recoded(CODECS[(i+index) % len(CODECS)])) for i, (name, form) in enumerate(model.matrices().items())}
+    matrices = {
+        name: stored(form.recoded(CODECS[(i + index) % len(CODECS)]))
+        for i, (name, form) in enumerate(model.matrices().items())
+    }
     vectors = {name: native.array(vector.decode()) for name, vector in model.vectors().items()}
     from types import SimpleNamespace
+
     return Steps(SimpleNamespace(**vars(config)), matrices, vectors, ids)
 
 
@@ -97,12 +106,15 @@ def replay(site: Path, cases: Path, python: list[str], **environment: str) -> No
 @pytest.mark.parametrize(("sanitizers", "library"), [("address,undefined", "libasan.so"), ("thread", "libtsan.so")])
 def test_sanitizers(sanitizers: str, library: str, cases: Path, tmp_path: Path) -> None:
     gcc = debian_program("gcc", "gcc")
-    preload = subprocess.run([gcc, f"-print-file-name={library}"], capture_output=True, text=True, check=True).stdout.strip()
+    preload = subprocess.run(
+        [gcc, f"-print-file-name={library}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if not Path(preload).is_absolute():
         not_run(f"{library}, which comes with gcc")
     flags = [*EXTENSION["extra-compile-args"], "-O0", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     site = build(tmp_path, [gcc, *flags])
     import sys
+
     replay(
         site,
         cases,
@@ -117,7 +129,9 @@ def test_sanitizers(sanitizers: str, library: str, cases: Path, tmp_path: Path) 
 
 def test_aarch64(cases: Path, tmp_path: Path) -> None:
     gcc, qemu = debian_program(f"{ARM}-gcc", f"gcc-{ARM}"), debian_program("qemu-aarch64", "qemu-user")
-    python = next(ARM_PYTHON.glob("usr/bin/python3.*"), None) or not_run("Python for aarch64, as .ci/run puts it into build")
+    python = next(ARM_PYTHON.glob("usr/bin/python3.*"), None) or not_run(
+        "Python for aarch64, as .ci/run puts it into build"
+    )
     site = build(tmp_path, [gcc, *EXTENSION["extra-compile-args"]])
     replay(
         site,
