@@ -8,6 +8,7 @@
  * these integers are: only the difference to the sum of x times the centre has to fit. */
 #if defined(AVX512)
 typedef int32_t __attribute__((may_alias, aligned(2))) Columns; /* a byte of each of 4 columns */
+enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
 
 /* _mm512_dpbusd_epi32 in place, x from memory: gcc 12 would go through a general register, and copy the sum to and fro. */
 INLINE __m512i add_products(__m512i sum, __m512i codes, const Columns *x)
@@ -18,30 +19,45 @@ INLINE __m512i add_products(__m512i sum, __m512i codes, const Columns *x)
 
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
 {
+    const int U = R == 8 ? 1 : R == 4 ? 2 : 4; /* vectors at a time: no sum waits for itself */
     __m512i high[8], low[8];
-    for (int r = 0; r < R; r++)
-        high[r] = low[r] = _mm512_setzero_si512();
-    for (int64_t v = 0; v < vectors; v++) {
-        const __m512i w = _mm512_loadu_si512(codes + v * 64);
-        for (int r = 0; r < R; r++) { /* the high and low bytes of 4 columns, see `arrange` */
-            const Columns *pair = (const Columns *)(x + r * stride + v * VECTOR);
-            high[r] = add_products(high[r], w, pair);
-            low[r] = add_products(low[r], w, pair + 1);
+    for (int i = 0; i < R * U; i++)
+        high[i] = low[i] = _mm512_setzero_si512();
+    int64_t v = 0;
+    for (; v + U <= vectors; v += U)
+        for (int u = 0; u < U; u++) {
+            const __m512i w = _mm512_loadu_si512(codes + (v + u) * 64);
+            if (R == 8)
+                _mm_prefetch((const char *)codes + v * 64 + AHEAD, _MM_HINT_T0);
+            for (int r = 0; r < R; r++) { /* the high and low bytes of 4 columns, see `arrange` */
+                const Columns *pair = (const Columns *)(x + r * stride + (v + u) * VECTOR);
+                high[r * U + u] = add_products(high[r * U + u], w, pair);
+                low[r * U + u] = add_products(low[r * U + u], w, pair + 1);
+            }
         }
+    for (; v < vectors; v++)
+        for (int r = 0; r < R; r++) {
+            const __m512i w = _mm512_loadu_si512(codes + v * 64);
+            const Columns *pair = (const Columns *)(x + r * stride + v * VECTOR);
+            high[r * U] = add_products(high[r * U], w, pair);
+            low[r * U] = add_products(low[r * U], w, pair + 1);
+        }
+    for (int r = 0; r < R; r++) {
+        for (int u = 1; u < U; u++) {
+            high[r * U] = _mm512_add_epi32(high[r * U], high[r * U + u]);
+            low[r * U] = _mm512_add_epi32(low[r * U], low[r * U + u]);
+        }
+        sums[r] = (Ints)_mm512_add_epi32(_mm512_slli_epi32(high[r * U], 8), low[r * U]);
     }
-    for (int r = 0; r < R; r++)
-        sums[r] = (Ints)_mm512_add_epi32(_mm512_slli_epi32(high[r], 8), low[r]);
 }
 
-/* Put the high bytes of 4 columns before their low ones; both signed. */
-INLINE void arrange(int16_t *four)
+/* Codes of 16 columns: of every 4 the high bytes before the low ones, both signed. */
+INLINE void arrange(Ints codes, int16_t *to)
 {
-    int8_t bytes[8];
-    for (int i = 0; i < VECTOR; i++) {
-        bytes[i] = (int8_t)((four[i] + 128) >> 8);
-        bytes[VECTOR + i] = (int8_t)(four[i] - 256 * bytes[i]);
-    }
-    memcpy(four, bytes, sizeof bytes);
+    const Ints high = (codes + 128) >> 8;
+    const __m128i h = _mm512_cvtepi32_epi8((__m512i)high), l = _mm512_cvtepi32_epi8((__m512i)(codes - high * 256));
+    const __m128i pairs[2] = { _mm_unpacklo_epi32(h, l), _mm_unpackhi_epi32(h, l) };
+    memcpy(to, pairs, sizeof pairs);
 }
 #elif defined(AVX2)
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
@@ -73,7 +89,6 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
     }
 }
 
-INLINE void arrange(int16_t *four) { (void)four; }
 #else
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
 {
@@ -87,7 +102,14 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
     }
 }
 
-INLINE void arrange(int16_t *four) { (void)four; }
+#endif
+
+#if !defined(AVX512)
+INLINE void arrange(Ints codes, int16_t *to)
+{
+    const Halves halves = __builtin_convertvector(codes, Halves);
+    memcpy(to, &halves, sizeof halves);
+}
 #endif
 
 /* 8 vectors of codes from their bit fields: byte j of each 64 holds code j of vector i in field i. */
@@ -147,10 +169,8 @@ INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t
     const Floats scale = load_bf16(leaf->scale + at);
     for (int r = 0; r < R; r++) {
         const int32_t sum = x->sums[(row + r) * leaf->segment_count + index];
-        /* Where codes lie around half a one, x is even: half its sum is an integer. */
-        const uint32_t origin = leaf->centre % 2 ? (uint32_t)(sum / 2) * (uint32_t)leaf->centre
-                                                 : (uint32_t)sum * (uint32_t)(leaf->centre / 2);
-        acc[r] = fma_lanes(floats_of((Ints)((Words)sums[r] - origin)), scale, acc[r]);
+        const Ints origin = (Ints){ 0 } + (leaf->zero ? 0 : sum);
+        acc[r] = fma_lanes(floats_of((Ints)((Words)sums[r] - (Words)origin)), scale, acc[r]);
         if (leaf->zero)
             acc[r] = fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc[r]);
     }
@@ -321,8 +341,7 @@ INLINE Moments moments(const float *x, int64_t k, float epsilon)
     const Floats mean = each(total(sum) / (float)k);
     for (int64_t i = 0; i < k; i += LANES) {
         const Floats v = load_some(x + i, least(LANES, k - i)) - mean;
-        const Ints real = (Ints){ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 } < (Ints){ 0 } + (int32_t)least(LANES, k - i);
-        squares = choose(real, fma_lanes(v, v, squares), squares);
+        squares = choose(first_lanes(least(LANES, k - i)), fma_lanes(v, v, squares), squares);
     }
     return (Moments){ mean, each(1 / sqrtf(total(squares) / (float)k + epsilon)) };
 }
@@ -357,31 +376,22 @@ static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_
     const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
     int16_t *codes = to->codes + row * leaf->vectors * VECTOR;
     to->steps[row] = even ? step / 2 : step;
-    memset(codes, 0, (size_t)leaf->vectors * VECTOR * sizeof *codes);
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         const Segment *segment = &leaf->segments[s];
-        int16_t *own = codes + segment->vector * VECTOR;
         Ints sum = { 0 };
         for (int64_t i = 0; i < segment->columns; i += LANES) {
             const int64_t count = least(LANES, segment->columns - i);
             const Floats v = rounded(normalised(norm, m, from, segment->column + i, count) * per_step);
-            Ints integers = __builtin_convertvector(v, Ints);
-            integers = even ? integers + integers : integers;
-            const Halves halves = __builtin_convertvector(integers, Halves);
-            if (count == LANES)
-                sum += integers;
-            else
-                for (int64_t j = 0; j < count; j++)
-                    sum[0] += integers[j];
-            memcpy(own + i, &halves, (size_t)count * sizeof *own);
+            const Ints integers = __builtin_convertvector(even ? v + v : v, Ints);
+            int16_t sixteen[LANES];
+            sum += integers;
+            arrange(integers, sixteen);
+            memcpy(codes + segment->vector * VECTOR + i, sixteen, (size_t)padded(count, VECTOR) * sizeof *codes);
         }
-        int32_t all = 0;
-        for (int i = 0; i < LANES; i++)
-            all += sum[i];
-        to->sums[row * leaf->segment_count + s] = all;
+        /* What lies below the codes' origin is subtracted; where that is half a one, the sum is even. */
+        const int32_t all = sum_of(sum);
+        to->sums[row * leaf->segment_count + s] = leaf->zero ? all : even ? all / 2 * leaf->centre : all * (leaf->centre / 2);
     }
-    for (int64_t v = 0; v < leaf->vectors; v++)
-        arrange(codes + v * VECTOR);
 }
 
 /* Formats -------------------------------------------------------------------------------------------------------- */
@@ -404,15 +414,28 @@ static void decode_panel(const Leaf *leaf, int64_t panel, float *out, uint8_t *s
         const uint8_t *codes = unpacked(leaf, panel, from, segment->vector + segment->vectors - from, scratch);
         codes += (segment->vector - from) * 64;
         for (int64_t c = 0; c < segment->columns; c++) {
-            Floats v = zeros();
-            for (int i = 0; i < LANES; i++)
-                v[i] = codes[c / VECTOR * 64 + i * VECTOR + c % VECTOR];
-            v = (v - half) * scale;
-            if (leaf->zero)
-                v += load_bf16(leaf->zero + at);
-            store(out + (segment->column + c) * LANES, v);
+            Words four;
+            memcpy(&four, codes + c / VECTOR * 64, sizeof four);
+            const Floats v = (floats_of((Ints)(four >> (int)(c % VECTOR * 8) & 255)) - half) * scale;
+            store(out + (segment->column + c) * LANES, leaf->zero ? v + load_bf16(leaf->zero + at) : v);
         }
     }
+}
+
+/* out [k] = left [n] times the rows of a leaf; memory: a panel and its codes, and sums [k][16]. */
+static void combine(const Leaf *leaf, const float *left, float *out, char *memory)
+{
+    const int64_t k = leaf->k;
+    float *values = (float *)memory, *sums = values + k * LANES;
+    memset(sums, 0, (size_t)padded(k, LANES) * LANES * sizeof *sums);
+    for (int64_t panel = 0; panel < leaf->panels; panel++) {
+        const Floats own = load_some(left + panel * LANES, least(LANES, leaf->n - panel * LANES));
+        decode_panel(leaf, panel, values, (uint8_t *)(sums + padded(k, LANES) * LANES));
+        for (int64_t c = 0; c < k; c++)
+            store(sums + c * LANES, fma_lanes(own, load(values + c * LANES), load(sums + c * LANES)));
+    }
+    for (int64_t c = 0; c < k; c += LANES)
+        store_some(out + c, totals(sums + c * LANES), least(LANES, k - c));
 }
 
 static void sparse(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory)
@@ -574,16 +597,21 @@ INLINE void attend_as(const Attention *a, int64_t row, int64_t head, float *memo
     for (int64_t i = 0; i < size; i += LANES)
         store(q + i, load_some(a->qkv + row * 3 * width + head * a->size + i, least(LANES, a->size - i)));
     Floats most = each(-INFINITY);
-    for (int64_t t = 0; t < used; t++) {
-        Floats sum = zeros();
-        for (int64_t i = 0; i < size; i += LANES)
-            sum = fma_lanes(load(q + i), load_element(a->keys, at + t * size + i, element), sum);
-        scores[t] = a->scale * total(sum);
+    for (int64_t t = 0; t < used; t += LANES) {
+        const int64_t count = least(LANES, used - t);
+        float products[LANES * LANES];
+        for (int64_t j = 0; j < count; j++) {
+            Floats sum = zeros();
+            for (int64_t i = 0; i < size; i += LANES)
+                sum = fma_lanes(load(q + i), load_element(a->keys, at + (t + j) * size + i, element), sum);
+            store(products + j * LANES, sum);
+        }
+        for (int64_t j = count; j < LANES; j++)
+            store(products + j * LANES, zeros());
+        const Floats found = choose(first_lanes(count), each(a->scale) * totals(products), each(-INFINITY));
+        store(scores + t, found);
+        most = larger(found, most);
     }
-    for (int64_t t = used; t % LANES; t++)
-        scores[t] = -INFINITY;
-    for (int64_t t = 0; t < used; t += LANES)
-        most = larger(load(scores + t), most);
     const Floats highest = each(largest(most));
     Floats sum = zeros();
     for (int64_t t = 0; t < used; t += LANES) {
@@ -615,5 +643,5 @@ static void attend(const Attention *a, int64_t row, int64_t head, float *memory)
 }
 
 const Instructions INSTRUCTIONS = {
-    NAME, supported, normalise, round_row, product, sparse, trains, append, attend, finish,
+    NAME, supported, normalise, round_row, product, sparse, trains, combine, append, attend, finish,
 };

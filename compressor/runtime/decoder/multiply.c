@@ -22,6 +22,8 @@ static size_t panel_bytes(const Leaf *leaf)
 
 size_t sparse_bytes(const Matrix *m) { return panel_bytes(&m->leaf); }
 
+size_t combine_bytes(const Leaf *leaf) { return panel_bytes(leaf) + (size_t)padded(leaf->k, LANES) * LANES * sizeof(float); }
+
 size_t trains_bytes(const Matrix *m)
 {
     int64_t outer = 1, inner = 1, most = 1;
@@ -468,7 +470,7 @@ static int64_t row_values(const Matrix *m)
         for (int64_t c = 0; c < m->count; c++)
             most = m->steps[c].in > most ? m->steps[c].in : most;
         return most + 2 * widest(m);
-    case LOW_RANK: return m->k + m->parts[1]->n;
+    case LOW_RANK: return padded(m->parts[1]->n, LANES) + (int64_t)(combine_bytes(&m->parts[1]->leaf) / sizeof(float));
     case RESIDUAL: return m->k + (row_values(m->parts[0]) > row_values(m->parts[1]) ? row_values(m->parts[0]) : row_values(m->parts[1]));
     case STACKED:
         for (int64_t i = 0; i < m->count; i++)
@@ -478,8 +480,8 @@ static int64_t row_values(const Matrix *m)
     }
 }
 
-/* One row, with `row_values` of memory. A factor's rows are decoded for it again: tables are looked up a few at a time. */
-static void one_row(const Matrix *m, int64_t id, float *out, float *memory)
+/* One row, with `row_values` of memory. A factor is decoded for it again: tables are looked up a few rows at a time. */
+static void one_row(const Instructions *with, const Matrix *m, int64_t id, float *out, float *memory)
 {
     switch (m->kind) {
     case CODED: leaf_row(&m->leaf, id, out); return;
@@ -505,8 +507,8 @@ static void one_row(const Matrix *m, int64_t id, float *out, float *memory)
         return;
     }
     case RESIDUAL:
-        one_row(m->parts[0], id, out, memory + m->k);
-        one_row(m->parts[1], id, memory, memory + m->k);
+        one_row(with, m->parts[0], id, out, memory + m->k);
+        one_row(with, m->parts[1], id, memory, memory + m->k);
         for (int64_t c = 0; c < m->k; c++)
             out[c] += memory[c];
         return;
@@ -514,25 +516,17 @@ static void one_row(const Matrix *m, int64_t id, float *out, float *memory)
         int64_t i = 0;
         while (id >= m->parts[i]->n)
             id -= m->parts[i++]->n;
-        one_row(m->parts[i], id, out, memory);
+        one_row(with, m->parts[i], id, out, memory);
         return;
     }
-    case LOW_RANK: {
-        const int64_t rank = m->parts[1]->n;
-        float *left = memory, *right = memory + rank;
-        leaf_row(&m->parts[0]->leaf, id, left);
-        memset(out, 0, (size_t)m->k * sizeof *out);
-        for (int64_t r = 0; r < rank; r++) {
-            leaf_row(&m->parts[1]->leaf, r, right);
-            for (int64_t c = 0; c < m->k; c++)
-                out[c] += left[r] * right[c];
-        }
+    case LOW_RANK:
+        leaf_row(&m->parts[0]->leaf, id, memory);
+        with->combine(&m->parts[1]->leaf, memory, out, (char *)(memory + padded(m->parts[1]->n, LANES)));
         for (int64_t c = 0; m->row_scale && c < m->k; c++)
             out[c] *= m->row_scale[id];
         for (int64_t c = 0; m->column_offset && c < m->k; c++)
             out[c] += m->column_offset[c];
         return;
-    }
     }
 }
 
@@ -540,7 +534,7 @@ static void row_tile(void *task, int64_t tile, int64_t thread)
 {
     const Task *t = task;
     for (int64_t i = tile * t->tile; i < least((tile + 1) * t->tile, t->count); i++)
-        one_row(t->m, t->ids[i], t->to + i * t->m->k, (float *)(t->memory + t->memory_bytes * (size_t)thread));
+        one_row(t->engine->instructions, t->m, t->ids[i], t->to + i * t->m->k, (float *)(t->memory + t->memory_bytes * (size_t)thread));
 }
 
 void look_up(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *out)
