@@ -4,11 +4,12 @@
 
 /* Products of rows of x ------------------------------------------------------------------------------------------ */
 
+enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
+
 /* sums[r] = codes [vectors][16 rows][4 columns] times x, of which R rows lie `stride` apart; modulo 2^32, as all sums of
  * these integers are: only the difference to the sum of x times the centre has to fit. */
 #if defined(AVX512)
 typedef int32_t __attribute__((may_alias, aligned(2))) Columns; /* a byte of each of 4 columns */
-enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
 
 /* _mm512_dpbusd_epi32 in place, x from memory: gcc 12 would go through a general register, and copy the sum to and fro. */
 INLINE __m512i add_products(__m512i sum, __m512i codes, const Columns *x)
@@ -28,7 +29,7 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
         for (int u = 0; u < U; u++) {
             const __m512i w = _mm512_loadu_si512(codes + (v + u) * 64);
             if (R == 8)
-                _mm_prefetch((const char *)codes + v * 64 + AHEAD, _MM_HINT_T0);
+                __builtin_prefetch(codes + v * 64 + AHEAD);
             for (int r = 0; r < R; r++) { /* the high and low bytes of 4 columns, see `arrange` */
                 const Columns *pair = (const Columns *)(x + r * stride + (v + u) * VECTOR);
                 high[r * U + u] = add_products(high[r * U + u], w, pair);
@@ -56,8 +57,7 @@ INLINE void arrange(Ints codes, int16_t *to)
 {
     const Ints high = (codes + 128) >> 8;
     const __m128i h = _mm512_cvtepi32_epi8((__m512i)high), l = _mm512_cvtepi32_epi8((__m512i)(codes - high * 256));
-    const __m128i pairs[2] = { _mm_unpacklo_epi32(h, l), _mm_unpackhi_epi32(h, l) };
-    memcpy(to, pairs, sizeof pairs);
+    _mm256_storeu_si256((__m256i *)to, _mm256_set_m128i(_mm_unpackhi_epi32(h, l), _mm_unpacklo_epi32(h, l)));
 }
 #elif defined(AVX2)
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
@@ -150,12 +150,15 @@ INLINE const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, in
     if (leaf->element == CODES8)
         return packed + from * 64;
     packed += from / UNIT * unit_bytes;
-    for (int64_t v = 0; v < count; v += UNIT, packed += unit_bytes, to += 64 * UNIT)
+    for (int64_t v = 0; v < count; v += UNIT, packed += unit_bytes, to += 64 * UNIT) {
+        for (int64_t b = 0; b < unit_bytes; b += 64)
+            __builtin_prefetch(packed + b + AHEAD);
         switch (leaf->element) {
         case CODES4: unpack_unit(packed, to, CODES4); break;
         case CODES3: unpack_unit(packed, to, CODES3); break;
         default: unpack_unit(packed, to, CODES2); break;
         }
+    }
     return to - padded(count, UNIT) * 64;
 }
 
@@ -213,14 +216,18 @@ static void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int
 }
 
 /* sums [R][2][16] += weights [columns][16] times x: even and odd columns apart, so that no sum waits for itself. */
-INLINE void add_floats(const float *weights, const float *x, int64_t stride, int64_t columns, const int R, float *sums)
+INLINE void add_floats(const char *weights, const Element element, const float *x, int64_t stride, int64_t columns,
+                       const int R, float *sums)
 {
+    const int64_t column = LANES * (element == FP32 ? 4 : 2);
     Floats even[8], odd[8];
     for (int r = 0; r < R; r++)
         even[r] = load(sums + 2 * r * LANES), odd[r] = load(sums + (2 * r + 1) * LANES);
     int64_t c = 0;
-    for (; c + 2 <= columns; c += 2) {
-        const Floats a = load(weights + c * LANES), b = load(weights + (c + 1) * LANES);
+    for (; c + 2 <= columns; c += 2, weights += 2 * column) {
+        const Floats a = load_element(weights, 0, element), b = load_element(weights + column, 0, element);
+        if (element != FP32)
+            __builtin_prefetch(weights + AHEAD);
         for (int r = 0; r < R; r++) {
             even[r] = fma_lanes(a, each(x[r * stride + c]), even[r]);
             odd[r] = fma_lanes(b, each(x[r * stride + c + 1]), odd[r]);
@@ -228,7 +235,7 @@ INLINE void add_floats(const float *weights, const float *x, int64_t stride, int
     }
     if (c < columns)
         for (int r = 0; r < R; r++)
-            even[r] = fma_lanes(load(weights + c * LANES), each(x[r * stride + c]), even[r]);
+            even[r] = fma_lanes(load_element(weights, 0, element), each(x[r * stride + c]), even[r]);
     for (int r = 0; r < R; r++)
         store(sums + 2 * r * LANES, even[r]), store(sums + (2 * r + 1) * LANES, odd[r]);
 }
@@ -236,24 +243,29 @@ INLINE void add_floats(const float *weights, const float *x, int64_t stride, int
 /* Columns from .. from + count - 1 of a panel of floats in fp32 [count][16]. */
 INLINE const float *widened(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, float *to)
 {
-    const void *stored = leaf->codes + panel * leaf->panel_bytes;
+    const char *stored = (const char *)leaf->codes + panel * leaf->panel_bytes;
     if (leaf->element == FP32)
         return (const float *)stored + from * LANES;
-    for (int64_t c = 0; c < count; c++)
+    for (int64_t c = 0; c < count; c++) {
+        __builtin_prefetch(stored + (from + c) * LANES * 2 + AHEAD);
         store(to + c * LANES, leaf->element == FP16 ? load_element(stored, (from + c) * LANES, FP16)
                                                     : load_element(stored, (from + c) * LANES, BF16));
+    }
     return to;
 }
 
 static void float_panel(const Leaf *leaf, const float *x, int64_t rows, int64_t panel, float *sums, float *scratch)
 {
     memset(sums, 0, (size_t)rows * 2 * LANES * sizeof *sums);
-    for (int64_t from = 0; from < leaf->k; from += FLOAT_COLUMNS) {
+    const int once = rows == 1 && leaf->element == FP16; /* then widening them apart takes longer than reading them */
+    if (once)
+        add_floats((const char *)leaf->codes + panel * leaf->panel_bytes, FP16, x, leaf->k, leaf->k, 1, sums);
+    for (int64_t from = once ? leaf->k : 0; from < leaf->k; from += FLOAT_COLUMNS) {
         const int64_t count = least(FLOAT_COLUMNS, leaf->k - from);
-        const float *weights = widened(leaf, panel, from, count, scratch);
+        const char *weights = (const char *)widened(leaf, panel, from, count, scratch);
         int64_t row = 0;
-        FOR_ROWS(add_floats(weights, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES),
-                 add_floats(weights, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES))
+        FOR_ROWS(add_floats(weights, FP32, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES),
+                 add_floats(weights, FP32, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES))
     }
     for (int64_t row = 0; row < rows; row++)
         store(sums + row * LANES, load(sums + 2 * row * LANES) + load(sums + (2 * row + 1) * LANES));
@@ -362,7 +374,7 @@ static void normalise(const Norm *norm, const float *x, float *out, int64_t k)
 }
 
 /* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. */
-static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *rounded_x)
 {
     const int64_t k = leaf->k;
     const float *from = x + row * k;
@@ -374,8 +386,8 @@ static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_
     const int even = leaf->centre % 2;
     const float step = largest(most) / (even ? LARGEST / 2 : LARGEST);
     const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
-    int16_t *codes = to->codes + row * leaf->vectors * VECTOR;
-    to->steps[row] = even ? step / 2 : step;
+    int16_t *codes = rounded_x->codes + row * leaf->vectors * VECTOR;
+    rounded_x->steps[row] = even ? step / 2 : step;
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         const Segment *segment = &leaf->segments[s];
         Ints sum = { 0 };
@@ -383,14 +395,15 @@ static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_
             const int64_t count = least(LANES, segment->columns - i);
             const Floats v = rounded(normalised(norm, m, from, segment->column + i, count) * per_step);
             const Ints integers = __builtin_convertvector(even ? v + v : v, Ints);
-            int16_t sixteen[LANES];
+            int16_t *to = codes + segment->vector * VECTOR + i, some[LANES];
             sum += integers;
-            arrange(integers, sixteen);
-            memcpy(codes + segment->vector * VECTOR + i, sixteen, (size_t)padded(count, VECTOR) * sizeof *codes);
+            arrange(integers, count == LANES ? to : some);
+            if (count < LANES)
+                memcpy(to, some, (size_t)padded(count, VECTOR) * sizeof *to);
         }
         /* What lies below the codes' origin is subtracted; where that is half a one, the sum is even. */
         const int32_t all = sum_of(sum);
-        to->sums[row * leaf->segment_count + s] = leaf->zero ? all : even ? all / 2 * leaf->centre : all * (leaf->centre / 2);
+        rounded_x->sums[row * leaf->segment_count + s] = leaf->zero ? all : even ? all / 2 * leaf->centre : all * (leaf->centre / 2);
     }
 }
 
