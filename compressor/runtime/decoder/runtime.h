@@ -85,7 +85,8 @@ typedef struct {
     int add;                          /* to what out holds, before bias and activation */
 } Product;
 
-/* x rounded for a leaf: codes in the order of its vectors, and their sums per segment. */
+/* x rounded for a leaf: codes in the order of its vectors, and per segment their sum, or without zero points what
+ * the codes' origin makes of it. */
 typedef struct {
     int16_t *codes;                   /* [rows, 4 vectors] */
     int32_t *sums;                    /* [rows, segments] */
@@ -112,6 +113,7 @@ typedef struct {
     void (*product)(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory);
     void (*sparse)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
     void (*trains)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
+    void (*combine)(const Leaf *leaf, const float *left, float *out, char *memory);
     void (*append)(const Attention *a, int64_t row);
     void (*attend)(const Attention *a, int64_t row, int64_t head, float *memory);
     void (*finish)(const Product *p, int64_t row, int64_t n);
@@ -123,6 +125,7 @@ extern const Instructions avx512_instructions, avx2_instructions, portable_instr
 size_t product_bytes(int64_t rows);
 size_t sparse_bytes(const Matrix *m);
 size_t trains_bytes(const Matrix *m);
+size_t combine_bytes(const Leaf *leaf);
 size_t attend_bytes(const Attention *a);
 
 /* Threads of this process that work on what is handed out in tiles. */
