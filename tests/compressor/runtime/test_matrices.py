@@ -1,6 +1,7 @@
 """The runtime's matrices and torch's formats are the same matrices: every format by every codec on every CPU's path."""
 
 import itertools
+
 import numpy as np
 import pytest
 import torch
