@@ -11,15 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from compressor.runtime import native
-from compressor.runtime._decoder import ACTIVATIONS, INSTRUCTIONS
-from compressor.runtime.formats import Dense, Format
-from compressor.runtime.gpt2_config import GPT2Config
+from compressor.artifact.gpt2_config import Activation, GPT2Config
+from compressor.formats import Dense, Format
+from compressor.runtime._decoder import INSTRUCTIONS
+from compressor.tensors import array
 from tests.cases import CODECS, FORMAT_CASES, format_case
 from tests.compressor.runtime.replay import Case, Products, Steps, Stored, plain
 from tests.conftest import TINY, tiny_model
@@ -36,7 +37,7 @@ ARM_ROOT = ROOT / "build" / ARM  # where .ci/run puts Python and numpy
 
 
 def stored(form: Format) -> Stored:
-    return {name: native.array(tensor) for name, tensor in form.tensors().items()}, plain(form.spec())
+    return {name: array(tensor) for name, tensor in form.tensors().items()}, plain(form.spec())
 
 
 def products(form: Format, rows: int) -> Products:
@@ -49,7 +50,7 @@ def steps(config: GPT2Config, first: int) -> Steps:
     """Return a decoder whose matrices are stored by one codec after another."""
     model, codecs = tiny_model(config), itertools.cycle(CODECS[first:] + CODECS[:first])
     matrices = {name: stored(form.recoded(next(codecs))) for name, form in model.matrices().items()}
-    vectors = {name: native.array(vector.decode()) for name, vector in model.vectors().items()}
+    vectors = {name: array(vector.decode()) for name, vector in model.vectors().items()}
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, config.n_positions))
     return Steps(SimpleNamespace(**vars(config)), matrices, vectors, tokens)
 
@@ -66,7 +67,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     large = [products(Dense.of(torch.randn(33, 1100), codec), 131) for codec in CODECS]
     forms = [products(format_case(name, "int8"), 40) for name in FORMAT_CASES if "many-rows" not in name]
     odd = replace(TINY, vocab_size=700, n_embd=36, n_head=3, n_inner=80)
-    decoders = [steps(replace(odd, activation_function=name), first) for first, name in enumerate(ACTIVATIONS)]
+    decoders = [steps(replace(odd, activation_function=name), first) for first, name in enumerate(get_args(Activation))]
     return written(tmp_path_factory.mktemp("replay") / "shared", [*large, *forms, *decoders])
 
 
@@ -79,7 +80,8 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(site: Path, *compiler: str) -> Path:
     """Return a folder with the runtime, its extension built by another compiler without a warning."""
-    shutil.copytree(ROOT / "compressor/runtime", site / "compressor/runtime", ignore=shutil.ignore_patterns("*.so"))
+    for room in ("artifact", "runtime"):
+        shutil.copytree(ROOT / "compressor" / room, site / "compressor" / room, ignore=shutil.ignore_patterns("*.so"))
     shutil.copy(ROOT / "compressor/__init__.py", site / "compressor")
     flags = ["-fPIC", "-Wall", "-Wextra", "-Werror", "-I", str(python_headers())]
 
