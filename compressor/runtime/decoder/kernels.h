@@ -6,42 +6,92 @@
 
 enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
 
-/* sums[r] = codes [vectors][16 rows][4 columns] times x, of which R rows lie `stride` apart; modulo 2^32, as all sums of
- * these integers are: only the difference to the sum of x times the centre has to fit. */
+/* sums[r] = codes [vectors][16 rows][4 columns] times x from vector `first` on, of which R rows lie `stride` apart; modulo
+ * 2^32, as all sums of these integers are: only the difference to the sum of x times the centre has to fit. TILES says
+ * whether the CPU multiplies whole tiles of them. */
 #if defined(AVX512)
-typedef int32_t __attribute__((may_alias, aligned(2))) Columns; /* a byte of each of 4 columns */
+typedef int32_t __attribute__((may_alias, aligned(1))) Columns; /* a byte of each of 4 columns */
+enum { TILE = 16 }; /* vectors of codes, and rows of bytes of x */
 
 /* _mm512_dpbusd_epi32 in place, x from memory: gcc 12 would go through a general register, and copy the sum to and fro. */
-INLINE __m512i add_products(__m512i sum, __m512i codes, const Columns *x)
+INLINE __m512i add_products(__m512i sum, __m512i codes, const int8_t *x)
 {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*x));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*(const Columns *)x));
     return sum;
 }
 
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+/* Registers 0 to 3 are sums of two times 8 rows of x by even and odd tiles of codes, 4 and 5 these rows, 6 and 7 codes. */
+#define ADD_TILE(SUM, NEXT, CODES, AT)                                     \
+    _tile_loadd(CODES, codes + (AT) * 64, 64);                             \
+    _tile_loadd(4, x + (AT) * VECTOR, stride);                             \
+    _tile_dpbsud(SUM, 4, CODES);                                           \
+    if (R > 8) {                                                           \
+        _tile_loadd(5, x + TILE * stride + (AT) * VECTOR, stride);         \
+        _tile_dpbsud(NEXT, 5, CODES);                                      \
+    }
+
+/* The first vectors, as many as make whole tiles; returns how many. Fewer than 8 rows of x have any others behind them. */
+INLINE int64_t dot_tiles(const uint8_t *codes, const int8_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
 {
-    const int U = R == 8 ? 1 : R == 4 ? 2 : 4; /* vectors at a time: no sum waits for itself */
-    __m512i high[8], low[8];
+    int64_t v = 0;
+    Ints even[2 * TILE], odd[2 * TILE]; /* of each row of x those of its high bytes and of its low ones */
+    __asm__ volatile("" ::: "memory"); /* gcc 12 does not know that tiles are loaded from there */
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (; v + 2 * TILE <= vectors; v += 2 * TILE) {
+        ADD_TILE(0, 1, 6, v)
+        ADD_TILE(2, 3, 7, v + TILE)
+    }
+    if (v + TILE <= vectors) {
+        ADD_TILE(0, 1, 6, v)
+        v += TILE;
+    }
+    _tile_stored(0, even, 64);
+    _tile_stored(2, odd, 64);
+    if (R > 8) {
+        _tile_stored(1, even + TILE, 64);
+        _tile_stored(3, odd + TILE, 64);
+    }
+    for (int r = 0; r < R; r++)
+        sums[r] = ((even[2 * r] + odd[2 * r]) << 8) + even[2 * r + 1] + odd[2 * r + 1];
+    return v;
+}
+
+INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_t stride, int64_t vectors, const int R,
+                const int TILES, Ints *sums)
+{
+    const int U = R >= 8 ? 1 : R == 4 ? 2 : 4; /* vectors at a time: no sum waits for itself */
+    const int8_t *x = (const int8_t *)rows + first * VECTOR; /* of every row the high and then the low bytes */
+    int64_t v = 0;
+    if (TILES && R > 1 && vectors >= TILE) {
+        v = dot_tiles(codes, x, stride, vectors, R, sums);
+        if (v == vectors)
+            return;
+    }
+    __m512i high[16], low[16];
     for (int i = 0; i < R * U; i++)
         high[i] = low[i] = _mm512_setzero_si512();
-    int64_t v = 0;
+    for (int r = 0; v && r < R; r++)
+        low[r * U] = (__m512i)sums[r];
     for (; v + U <= vectors; v += U)
         for (int u = 0; u < U; u++) {
             const __m512i w = _mm512_loadu_si512(codes + (v + u) * 64);
             if (R == 8)
                 __builtin_prefetch(codes + v * 64 + AHEAD);
-            for (int r = 0; r < R; r++) { /* the high and low bytes of 4 columns, see `arrange` */
-                const Columns *pair = (const Columns *)(x + r * stride + (v + u) * VECTOR);
-                high[r * U + u] = add_products(high[r * U + u], w, pair);
-                low[r * U + u] = add_products(low[r * U + u], w, pair + 1);
+            for (int r = 0; r < R; r++) {
+                const int8_t *four = x + 2 * r * stride + (v + u) * VECTOR;
+                high[r * U + u] = add_products(high[r * U + u], w, four);
+                low[r * U + u] = add_products(low[r * U + u], w, four + stride);
             }
         }
     for (; v < vectors; v++)
         for (int r = 0; r < R; r++) {
             const __m512i w = _mm512_loadu_si512(codes + v * 64);
-            const Columns *pair = (const Columns *)(x + r * stride + v * VECTOR);
-            high[r * U] = add_products(high[r * U], w, pair);
-            low[r * U] = add_products(low[r * U], w, pair + 1);
+            const int8_t *four = x + 2 * r * stride + v * VECTOR;
+            high[r * U] = add_products(high[r * U], w, four);
+            low[r * U] = add_products(low[r * U], w, four + stride);
         }
     for (int r = 0; r < R; r++) {
         for (int u = 1; u < U; u++) {
@@ -52,16 +102,20 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
     }
 }
 
-/* Codes of 16 columns: of every 4 the high bytes before the low ones, both signed. */
-INLINE void arrange(Ints codes, int16_t *to)
+/* Codes of columns at .. at + count - 1 of a row: their high bytes apart from their low ones, both signed. */
+INLINE void arrange(Ints codes, int16_t *row, int64_t stride, int64_t at, int64_t count)
 {
     const Ints high = (codes + 128) >> 8;
-    const __m128i h = _mm512_cvtepi32_epi8((__m512i)high), l = _mm512_cvtepi32_epi8((__m512i)(codes - high * 256));
-    _mm256_storeu_si256((__m256i *)to, _mm256_set_m128i(_mm_unpackhi_epi32(h, l), _mm_unpacklo_epi32(h, l)));
+    const __mmask16 some = (__mmask16)((1u << padded(count, VECTOR)) - 1);
+    _mm512_mask_cvtepi32_storeu_epi8((int8_t *)row + at, some, (__m512i)high);
+    _mm512_mask_cvtepi32_storeu_epi8((int8_t *)row + stride + at, some, (__m512i)(codes - high * 256));
 }
 #elif defined(AVX2)
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
+                const int TILES, Ints *sums)
 {
+    (void)TILES;
+    x += from * VECTOR;
     for (int first = 0; first < R; first += 2) { /* two rows of x fill the registers */
         __m256i part[2][4];
         for (int r = 0; r < 2; r++)
@@ -90,8 +144,11 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
 }
 
 #else
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
+                const int TILES, Ints *sums)
 {
+    (void)TILES;
+    x += from * VECTOR;
     for (int r = 0; r < R; r++) {
         uint32_t lane[LANES] = { 0 };
         for (int64_t v = 0; v < vectors; v++)
@@ -105,10 +162,11 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
 #endif
 
 #if !defined(AVX512)
-INLINE void arrange(Ints codes, int16_t *to)
+INLINE void arrange(Ints codes, int16_t *row, int64_t stride, int64_t at, int64_t count)
 {
     const Halves halves = __builtin_convertvector(codes, Halves);
-    memcpy(to, &halves, sizeof halves);
+    (void)stride;
+    memcpy(row + at, &halves, (size_t)padded(count, VECTOR) * sizeof *row);
 }
 #endif
 
@@ -164,11 +222,11 @@ INLINE const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, in
 
 /* acc[r] [16] += the part of segment s that lies in vectors from .. to - 1, scaled; R rows of x from `row` on. */
 INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, const Segment *s, int64_t index,
-                        const uint8_t *codes, const int R, Floats *acc)
+                        const uint8_t *codes, const int R, const int TILES, Floats *acc)
 {
-    Ints sums[8];
+    Ints sums[16];
     const int64_t stride = leaf->vectors * VECTOR, at = (panel * leaf->groups + s->group) * LANES;
-    dot(codes, x->codes + row * stride + s->vector * VECTOR, stride, s->vectors, R, sums);
+    dot(codes, x->codes + row * stride, s->vector, stride, s->vectors, R, TILES, sums);
     const Floats scale = load_bf16(leaf->scale + at);
     for (int r = 0; r < R; r++) {
         const int32_t sum = x->sums[(row + r) * leaf->segment_count + index];
@@ -180,26 +238,27 @@ INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t
 }
 
 INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, int64_t first, int64_t last,
-                     int64_t from, const uint8_t *codes, const int R, float *sums)
+                     int64_t from, const uint8_t *codes, const int R, const int TILES, float *sums)
 {
-    Floats acc[8];
+    Floats acc[16];
     for (int r = 0; r < R; r++)
         acc[r] = load(sums + r * LANES);
     for (int64_t s = first; s < last; s++)
-        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R, acc);
+        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R,
+                    TILES, acc);
     for (int r = 0; r < R; r++)
         store(sums + r * LANES, acc[r]);
 }
 
-#define FOR_ROWS(CALL8, CALL1) /* rows in blocks of 8, 4, 2 and 1, so that each has its own registers */ \
-    for (; row + 8 <= rows; row += 8) { enum { R = 8 }; CALL8; }                                          \
-    if (row + 4 <= rows) { enum { R = 4 }; CALL8; row += 4; }                                             \
-    if (row + 2 <= rows) { enum { R = 2 }; CALL8; row += 2; }                                             \
-    if (row < rows) { enum { R = 1 }; CALL1; }
+#define FOR_ROWS(CALL) /* rows in blocks of 8, 4, 2 and 1, so that each has its own registers */ \
+    for (; row + 8 <= rows; row += 8) { enum { R = 8 }; CALL; }                               \
+    if (row + 4 <= rows) { enum { R = 4 }; CALL; row += 4; }                                  \
+    if (row + 2 <= rows) { enum { R = 2 }; CALL; row += 2; }                                  \
+    if (row < rows) { enum { R = 1 }; CALL; }
 
 /* sums [rows][16] of one panel times rows `start` on of x. */
-static void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel, float *sums,
-                          uint8_t *scratch)
+INLINE void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel, const int TILES,
+                          float *sums, uint8_t *scratch)
 {
     memset(sums, 0, (size_t)rows * LANES * sizeof *sums);
     for (int64_t first = 0, last; first < leaf->segment_count; first = last) {
@@ -210,8 +269,9 @@ static void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int
         const int64_t end = leaf->segments[last - 1].vector + leaf->segments[last - 1].vectors;
         const uint8_t *codes = unpacked(leaf, panel, from, end - from, scratch);
         int64_t row = 0;
-        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES),
-                 add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES))
+        for (; TILES && row + 16 <= rows; row += 16)
+            add_rows(leaf, x, start + row, panel, first, last, from, codes, 16, TILES, sums + row * LANES);
+        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, TILES, sums + row * LANES))
     }
 }
 
@@ -264,8 +324,7 @@ static void float_panel(const Leaf *leaf, const float *x, int64_t rows, int64_t 
         const int64_t count = least(FLOAT_COLUMNS, leaf->k - from);
         const char *weights = (const char *)widened(leaf, panel, from, count, scratch);
         int64_t row = 0;
-        FOR_ROWS(add_floats(weights, FP32, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES),
-                 add_floats(weights, FP32, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES))
+        FOR_ROWS(add_floats(weights, FP32, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES))
     }
     for (int64_t row = 0; row < rows; row++)
         store(sums + row * LANES, load(sums + 2 * row * LANES) + load(sums + (2 * row + 1) * LANES));
@@ -319,7 +378,8 @@ static void finish(const Product *p, int64_t row, int64_t n)
         finish_lanes(&own, n, row, at, load_some(p->out + row * p->out_stride + at, least(LANES, n - at)));
 }
 
-static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
+INLINE void product_by(const int TILES, const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to,
+                       char *memory)
 {
     const int integers = leaf->element >= CODES8;
     float *sums = (float *)memory;
@@ -328,7 +388,7 @@ static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_
         const int64_t rows = least(ROWS, p->rows - start);
         for (int64_t panel = from; panel < to; panel++) {
             if (integers)
-                integer_panel(leaf, x, start, rows, panel, sums, scratch);
+                integer_panel(leaf, x, start, rows, panel, TILES, sums, scratch);
             else
                 float_panel(leaf, p->x + start * leaf->k, rows, panel, sums, scratch);
             for (int64_t row = 0; row < rows; row++) {
@@ -337,6 +397,11 @@ static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_
             }
         }
     }
+}
+
+static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
+{
+    product_by(0, leaf, p, x, from, to, memory);
 }
 
 /* Rows of x ------------------------------------------------------------------------------------------------------ */
@@ -395,11 +460,8 @@ static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_
             const int64_t count = least(LANES, segment->columns - i);
             const Floats v = rounded(normalised(norm, m, from, segment->column + i, count) * per_step);
             const Ints integers = __builtin_convertvector(even ? v + v : v, Ints);
-            int16_t *to = codes + segment->vector * VECTOR + i, some[LANES];
             sum += integers;
-            arrange(integers, count == LANES ? to : some);
-            if (count < LANES)
-                memcpy(to, some, (size_t)padded(count, VECTOR) * sizeof *to);
+            arrange(integers, codes, leaf->vectors * VECTOR, segment->vector * VECTOR + i, count);
         }
         /* What lies below the codes' origin is subtracted; where that is half a one, the sum is even. */
         const int32_t all = sum_of(sum);

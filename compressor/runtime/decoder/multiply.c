@@ -113,7 +113,7 @@ static void multiply_coded(Engine *engine, const Matrix *m, const Product *p)
 {
     const Leaf *leaf = &m->leaf;
     Task t = { .engine = engine, .m = m, .p = p, .norm = p->norm, .leaf = leaf, .panels = leaf->panels };
-    t.rounded.codes = allocate(&engine->arena, (size_t)(p->rows * leaf->vectors * VECTOR) * sizeof(int16_t));
+    t.rounded.codes = allocate(&engine->arena, (size_t)((p->rows + SPARE_ROWS) * leaf->vectors * VECTOR) * sizeof(int16_t));
     t.rounded.sums = allocate(&engine->arena, (size_t)(p->rows * leaf->segment_count) * sizeof(int32_t));
     t.rounded.steps = allocate(&engine->arena, (size_t)p->rows * sizeof(float));
     if (engine->arena.failed)
