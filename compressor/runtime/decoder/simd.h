@@ -120,8 +120,9 @@ INLINE int32_t sum_of(Ints v)
 INLINE Floats fold(Floats a, Floats b, const int width)
 {
     const Ints lane = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
-    const Ints first = (lane & (width - 1)) + (lane & -width) * 2;
-    return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, first + width);
+    const Ints first = (lane & (width - 1)) + (lane & -width) * 2, second = first + width;
+    return (Floats)_mm512_permutex2var_ps((__m512)a, (__m512i)first, (__m512)b) +
+           (Floats)_mm512_permutex2var_ps((__m512)a, (__m512i)second, (__m512)b);
 }
 #endif
 
