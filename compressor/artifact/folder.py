@@ -25,8 +25,8 @@ from tokenizers import Tokenizer
 
 from compressor.artifact import tensor_file
 from compressor.artifact.gpt2_config import COMPONENTS, GPT2Config, component_of
-from compressor.artifact.layouts import Part, Spec, codec_layout, tensors_of
-from compressor.artifact.manifest import SCHEMA_VERSION, Bytes, Compression, Golden, Manifest, Provenance, Quality
+from compressor.artifact.layouts import Part, codec_layout, tensors_of
+from compressor.artifact.manifest import SCHEMA_VERSION, Bytes, Compression, Golden, Manifest, Provenance, Quality, Spec
 from compressor.artifact.tensor_file import Array
 from compressor.artifact.tokenizer import check_size, end_of_text, read_tokenizer, tokenizer_config
 from compressor.errors import ArtifactError

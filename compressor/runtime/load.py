@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from compressor.artifact.folder import Arrays, Artifact, Make, Owner, Parse, read
-from compressor.artifact.layouts import Spec
+from compressor.artifact.manifest import Spec
 from compressor.artifact.tokenizer import read_tokenizer
 from compressor.runtime import matrices
 from compressor.runtime._decoder import Matrix

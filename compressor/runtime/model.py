@@ -72,7 +72,7 @@ class Cache:
         self.lengths[slot] = 0
 
 
-def _zeros(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+def _zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Return zeros, which take memory page by page as they are written; numpy's own would take it by 2 MB."""
     return np.frombuffer(mmap.mmap(-1, prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 

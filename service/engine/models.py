@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 
 from compressor.artifact.folder import MANIFEST, Arrays, Owner, Parse
 from compressor.artifact.gpt2_config import component_of
-from compressor.artifact.layouts import Spec
-from compressor.artifact.manifest import Golden, Manifest
+from compressor.artifact.manifest import Golden, Manifest, Spec
 from compressor.artifact.tokenizer import read_tokenizer
 from compressor.errors import ArtifactError
 from compressor.runtime._decoder import Matrix
