@@ -182,7 +182,7 @@ class GPT2(nn.Module):
         Args:
             threads: that compute; all cores that the process may use by default.
         """
-        matrices = {name: form.as_stored() for name, form in self.matrices().items()}
+        matrices = {name: form.as_stored(is_head=form is self.head) for name, form in self.matrices().items()}
         vectors = {name: array(vector.decode()) for name, vector in self._vectors.items()}
         return Model(self.config, matrices, vectors, threads)
 

@@ -1,4 +1,4 @@
-"""How fast the frontier's models decode.
+"""How fast the frontier's models decode, and what they occupy meanwhile.
 
 Speed depends on formats and codecs, which healing keeps, so that nothing is healed here.
 """
@@ -22,7 +22,7 @@ DECODED = 64  # tokens after a prompt of one
 
 
 def measured(books: Path) -> dict[str, Any]:
-    """Return the speed of every model, medians over rounds in turns; the first round is not counted."""
+    """Return bytes and speed of every model, medians over rounds in turns; the first round is not counted."""
     bench = Workbench(books)
     models = {experiment.name: experiment.compressed(bench).model.decoder() for experiment in frontier_experiments()}
     load = round(os.getloadavg()[0], 1)
@@ -34,7 +34,8 @@ def measured(books: Path) -> dict[str, Any]:
         "load_average": load,
         "rounds": ROUNDS,
     }
-    return found | {"tokens_per_second": speeds}
+    resident = {name: sum(model.num_bytes.values()) for name, model in models.items()}
+    return found | {"resident_bytes": resident, "tokens_per_second": speeds}
 
 
 def decoding(model: Model, tokens: int = DECODED) -> float:

@@ -43,13 +43,14 @@ def frontier_table() -> str:
     measured = json.loads(DECODING.read_text())
     rows = []
     for experiment in frontier_experiments():
-        result, speed = _fresh(experiment), measured["tokens_per_second"].get(experiment.name)
+        result = _fresh(experiment)
+        resident, speed = (measured[what].get(experiment.name) for what in ("resident_bytes", "tokens_per_second"))
         disk, ratio = _size_and_ratio(result)
         rows.append(
             [
                 experiment.label,
                 f"{disk / 1e6:.2f}",
-                f"{total_bytes(result, 'resident') / 1e6:.2f}",
+                "-" if resident is None else f"{resident / 1e6:.2f}",
                 f"{total_bytes(result, 'dense_fp32') / disk:.1f}",
                 f"{ratio:.3f}",
                 "-" if speed is None else f"{speed}",
@@ -72,7 +73,7 @@ def methods_table(targets: tuple[str, ...]) -> str:
     Raises:
         ValueError: if a result is missing or out of date.
     """
-    head = ["method", "disk, MB", "resident, MB", "x fp32", "perplexity", "/ dense", "KL, nats", "top-1"]
+    head = ["method", "disk, MB", "x fp32", "perplexity", "/ dense", "KL, nats", "top-1"]
     head += ["last word", "1 of 4"]
     plain = [e for e in compressions() if not (e.books or e.heal_tokens or e.untied) and e.target in targets]
     measured = [(experiment, _fresh(experiment)) for experiment in plain]
@@ -83,7 +84,6 @@ def methods_table(targets: tuple[str, ...]) -> str:
             [
                 experiment.label,
                 f"{disk / 1e6:.2f}",
-                f"{total_bytes(result, 'resident') / 1e6:.2f}",
                 f"{dense / disk:.2f}",
                 figure(quality["perplexity"], 2),
                 figure(quality["perplexity_ratio"], 3),
@@ -223,5 +223,5 @@ def _fresh(experiment: Compression) -> dict[str, Any]:
 
 
 def total_bytes(result: dict[str, Any], kind: str) -> int:
-    """Return the bytes of all components: on disk, resident, or dense_fp32."""
+    """Return the bytes of all components: on disk, or dense_fp32."""
     return sum(size[kind] for size in result["bytes"].values())

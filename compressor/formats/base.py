@@ -13,7 +13,7 @@ from compressor.artifact.layouts import INDEX_PART, Part, Shape, format_layout
 from compressor.artifact.manifest import Spec
 from compressor.codecs import Coded, codec_named
 from compressor.runtime._decoder import Matrix
-from compressor.runtime.matrices import matrix_of
+from compressor.runtime.trains import matrix_of
 from compressor.tensors import DTYPES, array, check_part
 
 CutRow = Callable[["Format"], Mapping[str, Mapping[str, Tensor]]]
@@ -156,9 +156,10 @@ class Format(nn.Module, ABC):
         indices = {name: t[INDEX_PART] for name in index_layout if (t := below(tensors, name)).keys() == {INDEX_PART}}
         return cls(spec.shape, coded, spec.options, inner=inner, indices=indices)
 
-    def as_stored(self) -> Matrix:
-        """Return the matrix as it runs without torch, multiplied as it is stored."""
-        return matrix_of({name: array(tensor) for name, tensor in self.tensors().items()}, self.spec())
+    def as_stored(self, *, is_head: bool = False) -> Matrix:
+        """Return the matrix as it runs without torch, multiplied as it is stored, see `compressor.runtime.trains`."""
+        tensors = {name: array(tensor) for name, tensor in self.tensors().items()}
+        return matrix_of(tensors, self.spec(), is_head=is_head)
 
     def trainable(self) -> Self:
         """Return a copy whose tensors are float parameters, to be trained; see `compressor.codecs.Latent`."""

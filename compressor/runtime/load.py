@@ -5,14 +5,14 @@ from pathlib import Path
 from compressor.artifact.folder import Arrays, Artifact, Make, Owner, Parse, read
 from compressor.artifact.manifest import Spec
 from compressor.artifact.tokenizer import read_tokenizer
-from compressor.runtime import matrices
+from compressor.runtime import matrices, trains
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.model import Model
 
 
 def as_stored(owner: Owner, tensors: Arrays, spec: Spec) -> Matrix:
-    """Return a matrix, of exactly these stored tensors."""
-    return matrices.matrix_of(tensors, spec)
+    """Return a matrix as it is served without a cache."""
+    return trains.matrix_of(tensors, spec, is_head=owner.is_head)
 
 
 def load(

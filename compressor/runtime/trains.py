@@ -8,11 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifact.manifest import Spec
+from compressor.runtime import matrices
+from compressor.runtime._decoder import Matrix
 from compressor.runtime.matrices import Arrays, decoded_core
 
 Product = NDArray[np.float32]
 Shape = tuple[int, int, int, int]  # of a core: rank, in, out, rank
 Find = Callable[["Span", Shape, Callable[[], Product]], Product]
+
+
+def matrix_of(tensors: Arrays, spec: Spec, *, is_head: bool, find: "Find | None" = None) -> Matrix:
+    """Return the matrix that `spec` describes, of exactly these stored tensors; a head has its best span merged.
+
+    Args:
+        tensors: stored ones; they may be freed afterwards.
+        spec: of the matrix.
+        is_head: whether it is multiplied in every step, by one row of x for each text.
+        find: gives the product of a span, see `merged`; it is computed by default.
+    """
+    if is_head:
+        tensors, spec = merged(tensors, spec, find or (lambda span, shape, compute: compute()))
+    return matrices.matrix_of(tensors, spec)
 
 
 class Span(NamedTuple):

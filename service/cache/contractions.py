@@ -13,7 +13,7 @@ import numpy as np
 
 from compressor.artifact.folder import Arrays, Owner
 from compressor.artifact.manifest import Spec
-from compressor.runtime import matrices, trains
+from compressor.runtime import trains
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.model import Model
 from compressor.runtime.trains import Product, Span
@@ -82,7 +82,7 @@ class ContractionCache:
             prefix = f"{_prefix(owner.digest, owner.name)}:cores-{span.start}-{span.stop}"
             return self._product(prefix, layout, compute)
 
-        return matrices.matrix_of(*(trains.merged(tensors, spec, find) if owner.is_head else (tensors, spec)))
+        return trains.matrix_of(tensors, spec, is_head=owner.is_head, find=find)
 
     def attach(self, name: str, digest: str, decoder: Model) -> None:
         """Have the table of a model remember what it contracts."""
