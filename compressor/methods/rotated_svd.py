@@ -10,6 +10,7 @@ Equal variances leave the components' importance to the feedback: its error is t
 variances, where rounding scaled components to nearest gives the arithmetic mean.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -59,7 +60,7 @@ def compress(
     statistics = needed(statistics, "rotated_svd")
     check_range("rank", config.rank, 1, min(weight.shape))
     right, left, known = _fitted(weight, replace(config, codec=Config.codec), statistics)
-    coded = {"left": _rounded(left, config.codec, config, known, progress), "right": right}
+    coded = {"left": _rounded(left, config.codec, config, known, progress), "right": deepcopy(right)}
     options = {"rank": config.rank, "row_scale": False, "column_offset": False}
     return LowRank((weight.shape[0], weight.shape[1]), coded, options)
 
