@@ -8,8 +8,8 @@ from torch import Tensor
 
 from compressor.artifact import folder as artifact
 from compressor.artifact.folder import Arrays, Owner
-from compressor.artifact.layouts import Spec, codec_layout, tensors_of
-from compressor.artifact.manifest import SCHEMA_VERSION, Compression, Golden, Manifest, Provenance, Quality
+from compressor.artifact.layouts import codec_layout, tensors_of
+from compressor.artifact.manifest import SCHEMA_VERSION, Compression, Golden, Manifest, Provenance, Quality, Spec
 from compressor.codecs import Coded, codec_named
 from compressor.formats import Format, from_tensors
 from compressor.gpt2 import GPT2

@@ -13,14 +13,19 @@ FROM ${BUILD_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
-# Dependencies first and by themselves, so that a change of the sources does not install them again.
+# Dependencies first and by themselves, so that a change of the sources does not install them again. numpy's tests are
+# left out, and the tokenizer's client of the hub: nothing here fetches anything.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['service'], sep='\n')" > requirements.txt \
- && pip --python /opt/venv/bin/python install --requirement requirements.txt
+ && pip --python /opt/venv/bin/python install --requirement requirements.txt \
+ && pip --python /opt/venv/bin/python uninstall --quiet --yes huggingface_hub hf-xet fsspec \
+ && find /opt/venv/lib/python3*/site-packages/numpy -type d -name tests -prune -exec rm -r {} +
 COPY LICENSE README.md ./
 COPY compressor compressor
 COPY service service
-RUN pip --python /opt/venv/bin/python install --no-deps .
+# The embedded model is for those who build.
+RUN pip --python /opt/venv/bin/python install --no-deps . \
+ && rm -r /opt/venv/lib/python3*/site-packages/compressor/reference
 
 FROM ${PYTHON_IMAGE} AS service
 ARG VERSION=0.1.0

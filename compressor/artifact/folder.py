@@ -25,8 +25,8 @@ from tokenizers import Tokenizer
 
 from compressor.artifact import tensor_file
 from compressor.artifact.gpt2_config import COMPONENTS, GPT2Config, component_of
-from compressor.artifact.layouts import Part, Spec, codec_layout, tensors_of
-from compressor.artifact.manifest import SCHEMA_VERSION, Bytes, Compression, Golden, Manifest, Provenance, Quality
+from compressor.artifact.layouts import Part, codec_layout, tensors_of
+from compressor.artifact.manifest import SCHEMA_VERSION, Bytes, Compression, Golden, Manifest, Provenance, Quality, Spec
 from compressor.artifact.tensor_file import Array
 from compressor.artifact.tokenizer import check_size, end_of_text, read_tokenizer, tokenizer_config
 from compressor.errors import ArtifactError
@@ -39,6 +39,7 @@ CHECKED = (CONFIG, WEIGHTS, TOKENIZER)  # what the digest is of: these decide wh
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")  # what a matrix is made into
 Arrays = Mapping[str, Array]
+Parse = Callable[[bytes], Tokenizer]
 
 
 class Owner(NamedTuple):
@@ -180,12 +181,13 @@ def refuse_existing(folder: Path, force: bool) -> None:
             raise ArtifactError(str(folder), "", "is not an artefact, so --force does not replace it")
 
 
-def read(folder: Path, make: Make[T]) -> Artifact[T]:
+def read(folder: Path, make: Make[T], parse: Parse = read_tokenizer) -> Artifact[T]:
     """Return the artefact in `folder`, after checking every byte of it.
 
     Args:
         folder: of the artefact.
         make: is given the tensors of every matrix as soon as they are read; they are then forgotten here.
+        parse: makes a tokenizer of its file; several artefacts may share one.
 
     Raises:
         ArtifactError: naming the file and the field that is missing, damaged, unknown or misshapen.
@@ -194,10 +196,10 @@ def read(folder: Path, make: Make[T]) -> Artifact[T]:
         raise ArtifactError(str(folder), "", "there is no such artefact folder; make one with ttgpt compress")
     if any(durable.UNFINISHED.fullmatch(part) for part in folder.resolve().parts[-2:]):
         raise ArtifactError(str(folder), "", "was left by a writer that did not finish; make it again")
-    return _read(folder, folder.resolve().name, make)
+    return _read(folder, folder.resolve().name, make, parse)
 
 
-def _read(folder: Path, name: str, make: Make[T]) -> Artifact[T]:
+def _read(folder: Path, name: str, make: Make[T], parse: Parse = read_tokenizer) -> Artifact[T]:
     data, modified_seconds = _load(folder / MANIFEST)
     manifest = _parse_manifest(data)
     texts = {file: _load_checked(folder, file, manifest) for file in sorted(manifest.files.keys() - {WEIGHTS})}
@@ -215,7 +217,7 @@ def _read(folder: Path, name: str, make: Make[T]) -> Artifact[T]:
         matrices=matrices,
         vectors=vectors,
         vector_codec=compression.vectors,
-        tokenizer=_parse_tokenizer(texts[TOKENIZER], config),
+        tokenizer=_parse_tokenizer(texts[TOKENIZER], config, parse),
         tokenizer_json=texts[TOKENIZER],
         manifest=manifest,
         size_bytes=len(data) + sum(map(len, texts.values())) + size_bytes,
@@ -321,9 +323,9 @@ def _check_sha256(name: str, found: str, manifest: Manifest) -> None:
         raise ArtifactError(name, "sha256", "does not match the manifest, so the file is truncated or changed")
 
 
-def _parse_tokenizer(data: bytes, config: GPT2Config) -> Tokenizer:
+def _parse_tokenizer(data: bytes, config: GPT2Config, parse: Parse = read_tokenizer) -> Tokenizer:
     try:
-        tokenizer = read_tokenizer(data)
+        tokenizer = parse(data)
         check_size(tokenizer, config.vocab_size)
         end_of_text(tokenizer, config.eos_token_id)
     except ValueError as error:

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compressor.artifact.shapes import train_size
+
+if TYPE_CHECKING:
+    from compressor.artifact.manifest import Spec
 
 Shape = tuple[int, int]
 Shapes = dict[str, tuple[int, ...]]
@@ -59,26 +60,6 @@ INTEGERS = {
 }
 GROUPED = re.compile(r"int([234])-(?:g([1-9]\d{0,5})|row)(-zp)?")
 SMALLEST_GROUP, LARGEST_GROUP = 8, 65536
-
-
-class Spec(BaseModel):
-    """All of a format but its values; JSON in an artefact's config.
-
-    Attributes:
-        format: a key of FORMATS.
-        shape: (out, in).
-        codecs: codec name of every coded tensor.
-        options: the format's own integers, such as modes and ranks.
-        inner: the formats that it is made of, by name.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: str
-    shape: Shape
-    codecs: dict[str, str]
-    options: dict[str, Any] = {}
-    inner: dict[str, "Spec"] = {}
 
 
 class Layout(NamedTuple):
@@ -145,7 +126,7 @@ def format_layout(name: str, shape: Shape, options: Mapping[str, Any], inner: Ma
     return layout(shape, options)
 
 
-def tensors_of(spec: Spec) -> dict[str, Part]:
+def tensors_of(spec: "Spec") -> dict[str, Part]:
     """Return every tensor of the matrix that `spec` describes.
 
     Raises:
@@ -166,7 +147,7 @@ def tensors_of(spec: Spec) -> dict[str, Part]:
     return found
 
 
-def codecs_of(spec: Spec) -> set[str]:
+def codecs_of(spec: "Spec") -> set[str]:
     """Return the codecs of a matrix, with those of its inner formats."""
     return set(spec.codecs.values()).union(*map(codecs_of, spec.inner.values()))
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.artifact.layouts import Spec
+from compressor.artifact.layouts import Shape
 
 SCHEMA_VERSION = 2
 AS_STORED = "as in the checkpoint"  # the codec of matrices that a method leaves alone
@@ -12,6 +12,24 @@ AS_STORED = "as in the checkpoint"  # the codec of matrices that a method leaves
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spec(_Strict):
+    """All of a format but its values; JSON in an artefact's config.
+
+    Attributes:
+        format: a key of `compressor.artifact.layouts.FORMATS`.
+        shape: (out, in).
+        codecs: codec name of every coded tensor.
+        options: the format's own integers, such as modes and ranks.
+        inner: the formats that it is made of, by name.
+    """
+
+    format: str
+    shape: Shape
+    codecs: dict[str, str]
+    options: dict[str, Any] = {}
+    inner: dict[str, "Spec"] = {}
 
 
 class Compression(_Strict):

@@ -7,6 +7,7 @@ bytes, without a gap. safetensors itself maps files into memory: a file that is 
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from compressor.artifact.layouts import Part
 from compressor.storage import files
 
+PAGED_BYTES = 1 << 16
 MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 DTYPES: dict[str, type[np.generic]] = {  # what numpy does not know are the bits
     "BF16": np.uint16,
@@ -67,7 +69,7 @@ class TensorFile:
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Read every tensor in turn, each into memory of its own; raises ValueError if the file is cut off or grows."""
         for place in self.places:
-            room = np.empty(place.stop - place.start, np.uint8)
+            room = _room(place.stop - place.start)
             if not files.fill(self._file, room.data):
                 raise ValueError(f"{place.name} is cut off")
             self._checksum.update(room.data)
@@ -79,6 +81,14 @@ class TensorFile:
     def sha256(self) -> str:
         """Of the very bytes that were read."""
         return self._checksum.hexdigest()
+
+
+def _room(size: int) -> NDArray[np.uint8]:
+    """Return so many bytes; many of them in pages of their own, which go back to the system as soon as they are let go.
+
+    The allocator would keep them for what comes next, and what is packed out of them comes in other sizes.
+    """
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8) if size >= PAGED_BYTES else np.empty(size, np.uint8)
 
 
 @contextmanager

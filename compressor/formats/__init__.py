@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from compressor.artifact.layouts import Spec
+from compressor.artifact.manifest import Spec
 from compressor.formats.base import Format, below
 from compressor.formats.dense import Dense
 from compressor.formats.low_rank import LowRank

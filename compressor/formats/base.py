@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.artifact.layouts import INDEX_PART, Part, Shape, Spec, format_layout
+from compressor.artifact.layouts import INDEX_PART, Part, Shape, format_layout
+from compressor.artifact.manifest import Spec
 from compressor.codecs import Coded, codec_named
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.matrices import matrix_of

@@ -49,7 +49,7 @@ class Config:
         seed: of the order of the text.
         precision: of the student's products while it is trained; "auto" is bf16 where the CPU multiplies it, else
             fp32. Parameters, targets, the loss and what selects a state are fp32 in any case, and so are the products
-            of a model with a TT-matrix, whose contraction takes tensors of one dtype.
+            of a model with a TT-matrix, whose rows are sums of long products.
     """
 
     tokens: int = 1_000_000

@@ -5,20 +5,23 @@ bf16, which numpy does not know, are their bits as uint16.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.artifact.layouts import Spec, integers_named
+from compressor.artifact.layouts import integers_named
 from compressor.artifact.shapes import train_size
 from compressor.runtime._decoder import Matrix
+
+if TYPE_CHECKING:
+    from compressor.artifact.manifest import Spec
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 
-def matrix_of(tensors: Arrays, spec: Spec) -> Matrix:
+def matrix_of(tensors: Arrays, spec: "Spec") -> Matrix:
     """Return the matrix that `spec` describes, of exactly these stored tensors; they may be freed afterwards.
 
     Raises:
@@ -78,7 +81,7 @@ def vector(parts: Arrays, codec: str, size: int) -> NDArray[np.float32]:
     return _decoded({name: part[np.newaxis] for name, part in parts.items()}, codec, size).reshape(size)
 
 
-def _low_rank(tensors: Arrays, spec: Spec) -> Matrix:
+def _low_rank(tensors: Arrays, spec: "Spec") -> Matrix:
     rank, width = spec.options["rank"], {"row_scale": spec.shape[0], "column_offset": spec.shape[1]}
     left = coded(_below(tensors, "left"), spec.codecs["left"], rank)
     right = coded(_below(tensors, "right"), spec.codecs["right"], spec.shape[1])
@@ -90,7 +93,7 @@ def _low_rank(tensors: Arrays, spec: Spec) -> Matrix:
     return Matrix.low_rank(left, right, **vectors)
 
 
-def _tt_matrix(tensors: Arrays, spec: Spec) -> Matrix:
+def _tt_matrix(tensors: Arrays, spec: "Spec") -> Matrix:
     in_modes, out_modes, ranks = (spec.options[name] for name in ("in_modes", "out_modes", "ranks"))
     cores = [decoded_core(tensors, spec, k) for k in range(len(in_modes))]
     places = None
@@ -101,7 +104,7 @@ def _tt_matrix(tensors: Arrays, spec: Spec) -> Matrix:
     return Matrix.tt_matrix(cores, shape=spec.shape, in_modes=in_modes, out_modes=out_modes, ranks=ranks, places=places)
 
 
-def decoded_core(tensors: Arrays, spec: Spec, k: int) -> Array:
+def decoded_core(tensors: Arrays, spec: "Spec", k: int) -> Array:
     """Return core k of a TT-matrix [r_{k-1}, in_k, out_k, r_k]: floats as they are stored, codes in fp32."""
     in_modes, out_modes, ranks = (spec.options[name] for name in ("in_modes", "out_modes", "ranks"))
     parts, columns = _below(tensors, f"core_{k}"), out_modes[k] * ranks[k + 1]

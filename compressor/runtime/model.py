@@ -1,5 +1,6 @@
 """The decoder as it runs: GPT-2 made of stored matrices, and the keys and values of the texts it has read. No torch."""
 
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from math import prod
@@ -43,8 +44,7 @@ class Cache:
             raise ValueError(f"capacity must be between 1 and n_positions = {config.n_positions}, not {capacity}")
         size = -(-config.n_embd // config.n_head // LANES) * LANES
         shape = (config.n_layer, slots, config.n_head, capacity, size)
-        self.keys: NDArray[Any] = np.zeros(shape, KV_DTYPES[dtype])  # pages that are not written take no memory
-        self.values = np.zeros_like(self.keys)
+        self.keys, self.values = _zeros(shape, KV_DTYPES[dtype]), _zeros(shape, KV_DTYPES[dtype])
         self.lengths = np.zeros(slots, np.int64)
 
     @property
@@ -70,6 +70,11 @@ class Cache:
     def reset(self, slot: int) -> None:
         """Empty a slot."""
         self.lengths[slot] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return zeros, which take memory page by page as they are written; numpy's own would take it by 2 MB."""
+    return np.frombuffer(mmap.mmap(-1, prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
 
 class Read(NamedTuple):

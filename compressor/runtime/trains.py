@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.artifact.layouts import Spec
+from compressor.artifact.manifest import Spec
 from compressor.runtime.matrices import Arrays, decoded_core
 
 Product = NDArray[np.float32]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from compressor.artifact.folder import Arrays, Owner
-from compressor.artifact.layouts import Spec
+from compressor.artifact.manifest import Spec
 from compressor.runtime import matrices, trains
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.model import Model

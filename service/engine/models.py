@@ -5,16 +5,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache as cached
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from compressor.artifact.folder import MANIFEST, Arrays, Owner
+from compressor.artifact.folder import MANIFEST, Arrays, Owner, Parse
 from compressor.artifact.gpt2_config import component_of
-from compressor.artifact.layouts import Spec
-from compressor.artifact.manifest import Golden, Manifest
+from compressor.artifact.manifest import Golden, Manifest, Spec
+from compressor.artifact.tokenizer import read_tokenizer
 from compressor.errors import ArtifactError
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.load import as_stored
@@ -143,14 +144,16 @@ def load_all(
         raise ValueError(f"models: folders must have different names, not {', '.join(map(str, folders))}")
     if default is not None and default not in by_name:
         raise ValueError(f"default_model must be one of {', '.join(by_name)}, not {default}")
-    models = []
+    models, parse = [], cached(read_tokenizer)  # models of one checkpoint share its tokenizer
     for name in sorted(by_name, key=lambda name: name != default):
-        models.append(load(by_name[name], cache, threads))
+        models.append(load(by_name[name], cache, threads, parse))
         on_loaded(models[-1])
     return Models(models)
 
 
-def load(folder: Path, cache: Remembers | None = None, threads: int | None = None) -> LoadedModel:
+def load(
+    folder: Path, cache: Remembers | None = None, threads: int | None = None, parse: Parse = read_tokenizer
+) -> LoadedModel:
     """Load one artefact and make it reproduce its golden values.
 
     Raises:
@@ -158,7 +161,7 @@ def load(folder: Path, cache: Remembers | None = None, threads: int | None = Non
     """
     times = [time.monotonic()]
     try:
-        artifact, decoder = read(folder, threads, as_stored if cache is None else cache.make)
+        artifact, decoder = read(folder, threads, as_stored if cache is None else cache.make, parse)
         times.append(time.monotonic())
         if cache is not None:
             cache.attach(artifact.name, artifact.manifest.digest, decoder)

@@ -7,6 +7,7 @@ bytes are cut into tokens. A piece never ends inside a character, and never hold
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tokenizers import Tokenizer
 
@@ -37,6 +38,7 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(moved)}
 
 
+@lru_cache(maxsize=1)  # models that share a tokenizer come one after the other
 def vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
     """Return the bytes of tokens 0 .. size - 1 of a byte-level BPE."""
     alphabet = byte_alphabet()

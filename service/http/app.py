@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from compressor.process.memory import give_back
 from service.cache.answers import AnswerCache
 from service.cache.contractions import ContractionCache
 from service.engine.engine import Engine
@@ -100,6 +101,7 @@ def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models
     check_kv_budget(tuple(models), settings)
     for model in models:
         engine.prepare(model)
+    give_back()
     return models
 
 

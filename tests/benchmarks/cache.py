@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from compressor.artifact.folder import Arrays, Owner
-from compressor.artifact.layouts import Spec
+from compressor.artifact.manifest import Spec
 from compressor.artifact.shapes import balanced_modes, padded_binary_modes, train_size, tt_ranks
 from compressor.formats import Format, TokenMPS, TTMatrix
 from compressor.pages import refresh

@@ -102,7 +102,6 @@ OPTIONS: dict[str, tuple[str, set[str]]] = {
     "--workers": (f"{COMPRESS} --ratio 4", set()),
     "--heal-tokens": (f"{COMPRESS} --method dense", {"0"}),
     "--heal-minutes": (f"{COMPRESS} --method dense", {"0"}),
-    "--memory-limit": (f"{COMPRESS} --method dense", set()),
     "--max-new-tokens": ("generate {artifact} --prompt a", {"0"}),
     "--temperature": ("generate {artifact} --prompt a", {"0"}),
     "--seed": ("generate {artifact} --prompt a --max-new-tokens 1", {"0"}),

@@ -4,48 +4,118 @@
 
 /* Products of rows of x ------------------------------------------------------------------------------------------ */
 
-/* sums[r] = codes [vectors][16 rows][4 columns] times x, of which R rows lie `stride` apart; modulo 2^32, as all sums of
- * these integers are: only the difference to the sum of x times the centre has to fit. */
+enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
+
+/* sums[r] = codes [vectors][16 rows][4 columns] times x from vector `first` on, of which R rows lie `stride` apart; modulo
+ * 2^32, as all sums of these integers are: only the difference to the sum of x times the centre has to fit. TILES says
+ * whether the CPU multiplies whole tiles of them. */
 #if defined(AVX512)
-typedef int32_t __attribute__((may_alias, aligned(2))) Columns; /* a byte of each of 4 columns */
+typedef int32_t __attribute__((may_alias, aligned(1))) Columns; /* a byte of each of 4 columns */
+enum { TILE = 16 }; /* vectors of codes, and rows of bytes of x */
 
 /* _mm512_dpbusd_epi32 in place, x from memory: gcc 12 would go through a general register, and copy the sum to and fro. */
-INLINE __m512i add_products(__m512i sum, __m512i codes, const Columns *x)
+INLINE __m512i add_products(__m512i sum, __m512i codes, const int8_t *x)
 {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*x));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*(const Columns *)x));
     return sum;
 }
 
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+/* Registers 0 to 3 are sums of two times 8 rows of x by even and odd tiles of codes, 4 and 5 these rows, 6 and 7 codes. */
+#define ADD_TILE(SUM, NEXT, CODES, AT)                                     \
+    _tile_loadd(CODES, codes + (AT) * 64, 64);                             \
+    _tile_loadd(4, x + (AT) * VECTOR, stride);                             \
+    _tile_dpbsud(SUM, 4, CODES);                                           \
+    if (R > 8) {                                                           \
+        _tile_loadd(5, x + TILE * stride + (AT) * VECTOR, stride);         \
+        _tile_dpbsud(NEXT, 5, CODES);                                      \
+    }
+
+/* The first vectors, as many as make whole tiles; returns how many. Fewer than 8 rows of x have any others behind them. */
+INLINE int64_t dot_tiles(const uint8_t *codes, const int8_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
 {
-    __m512i high[8], low[8];
-    for (int r = 0; r < R; r++)
-        high[r] = low[r] = _mm512_setzero_si512();
-    for (int64_t v = 0; v < vectors; v++) {
-        const __m512i w = _mm512_loadu_si512(codes + v * 64);
-        for (int r = 0; r < R; r++) { /* the high and low bytes of 4 columns, see `arrange` */
-            const Columns *pair = (const Columns *)(x + r * stride + v * VECTOR);
-            high[r] = add_products(high[r], w, pair);
-            low[r] = add_products(low[r], w, pair + 1);
-        }
+    int64_t v = 0;
+    Ints even[2 * TILE], odd[2 * TILE]; /* of each row of x those of its high bytes and of its low ones */
+    __asm__ volatile("" ::: "memory"); /* gcc 12 does not know that tiles are loaded from there */
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (; v + 2 * TILE <= vectors; v += 2 * TILE) {
+        ADD_TILE(0, 1, 6, v)
+        ADD_TILE(2, 3, 7, v + TILE)
+    }
+    if (v + TILE <= vectors) {
+        ADD_TILE(0, 1, 6, v)
+        v += TILE;
+    }
+    _tile_stored(0, even, 64);
+    _tile_stored(2, odd, 64);
+    if (R > 8) {
+        _tile_stored(1, even + TILE, 64);
+        _tile_stored(3, odd + TILE, 64);
     }
     for (int r = 0; r < R; r++)
-        sums[r] = (Ints)_mm512_add_epi32(_mm512_slli_epi32(high[r], 8), low[r]);
+        sums[r] = ((even[2 * r] + odd[2 * r]) << 8) + even[2 * r + 1] + odd[2 * r + 1];
+    return v;
 }
 
-/* Put the high bytes of 4 columns before their low ones; both signed. */
-INLINE void arrange(int16_t *four)
+INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_t stride, int64_t vectors, const int R,
+                const int TILES, Ints *sums)
 {
-    int8_t bytes[8];
-    for (int i = 0; i < VECTOR; i++) {
-        bytes[i] = (int8_t)((four[i] + 128) >> 8);
-        bytes[VECTOR + i] = (int8_t)(four[i] - 256 * bytes[i]);
+    const int U = R >= 8 ? 1 : R == 4 ? 2 : 4; /* vectors at a time: no sum waits for itself */
+    const int8_t *x = (const int8_t *)rows + first * VECTOR; /* of every row the high and then the low bytes */
+    int64_t v = 0;
+    if (TILES && R > 1 && vectors >= TILE) {
+        v = dot_tiles(codes, x, stride, vectors, R, sums);
+        if (v == vectors)
+            return;
     }
-    memcpy(four, bytes, sizeof bytes);
+    __m512i high[16], low[16];
+    for (int i = 0; i < R * U; i++)
+        high[i] = low[i] = _mm512_setzero_si512();
+    for (int r = 0; v && r < R; r++)
+        low[r * U] = (__m512i)sums[r];
+    for (; v + U <= vectors; v += U)
+        for (int u = 0; u < U; u++) {
+            const __m512i w = _mm512_loadu_si512(codes + (v + u) * 64);
+            if (R == 8)
+                __builtin_prefetch(codes + v * 64 + AHEAD);
+            for (int r = 0; r < R; r++) {
+                const int8_t *four = x + 2 * r * stride + (v + u) * VECTOR;
+                high[r * U + u] = add_products(high[r * U + u], w, four);
+                low[r * U + u] = add_products(low[r * U + u], w, four + stride);
+            }
+        }
+    for (; v < vectors; v++)
+        for (int r = 0; r < R; r++) {
+            const __m512i w = _mm512_loadu_si512(codes + v * 64);
+            const int8_t *four = x + 2 * r * stride + v * VECTOR;
+            high[r * U] = add_products(high[r * U], w, four);
+            low[r * U] = add_products(low[r * U], w, four + stride);
+        }
+    for (int r = 0; r < R; r++) {
+        for (int u = 1; u < U; u++) {
+            high[r * U] = _mm512_add_epi32(high[r * U], high[r * U + u]);
+            low[r * U] = _mm512_add_epi32(low[r * U], low[r * U + u]);
+        }
+        sums[r] = (Ints)_mm512_add_epi32(_mm512_slli_epi32(high[r * U], 8), low[r * U]);
+    }
+}
+
+/* Codes of columns at .. at + count - 1 of a row: their high bytes apart from their low ones, both signed. */
+INLINE void arrange(Ints codes, int16_t *row, int64_t stride, int64_t at, int64_t count)
+{
+    const Ints high = (codes + 128) >> 8;
+    const __mmask16 some = (__mmask16)((1u << padded(count, VECTOR)) - 1);
+    _mm512_mask_cvtepi32_storeu_epi8((int8_t *)row + at, some, (__m512i)high);
+    _mm512_mask_cvtepi32_storeu_epi8((int8_t *)row + stride + at, some, (__m512i)(codes - high * 256));
 }
 #elif defined(AVX2)
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
+                const int TILES, Ints *sums)
 {
+    (void)TILES;
+    x += from * VECTOR;
     for (int first = 0; first < R; first += 2) { /* two rows of x fill the registers */
         __m256i part[2][4];
         for (int r = 0; r < 2; r++)
@@ -73,10 +143,12 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
     }
 }
 
-INLINE void arrange(int16_t *four) { (void)four; }
 #else
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
+                const int TILES, Ints *sums)
 {
+    (void)TILES;
+    x += from * VECTOR;
     for (int r = 0; r < R; r++) {
         uint32_t lane[LANES] = { 0 };
         for (int64_t v = 0; v < vectors; v++)
@@ -87,7 +159,15 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t stride, int64_t 
     }
 }
 
-INLINE void arrange(int16_t *four) { (void)four; }
+#endif
+
+#if !defined(AVX512)
+INLINE void arrange(Ints codes, int16_t *row, int64_t stride, int64_t at, int64_t count)
+{
+    const Halves halves = __builtin_convertvector(codes, Halves);
+    (void)stride;
+    memcpy(row + at, &halves, (size_t)padded(count, VECTOR) * sizeof *row);
+}
 #endif
 
 /* 8 vectors of codes from their bit fields: byte j of each 64 holds code j of vector i in field i. */
@@ -128,55 +208,57 @@ INLINE const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, in
     if (leaf->element == CODES8)
         return packed + from * 64;
     packed += from / UNIT * unit_bytes;
-    for (int64_t v = 0; v < count; v += UNIT, packed += unit_bytes, to += 64 * UNIT)
+    for (int64_t v = 0; v < count; v += UNIT, packed += unit_bytes, to += 64 * UNIT) {
+        for (int64_t b = 0; b < unit_bytes; b += 64)
+            __builtin_prefetch(packed + b + AHEAD);
         switch (leaf->element) {
         case CODES4: unpack_unit(packed, to, CODES4); break;
         case CODES3: unpack_unit(packed, to, CODES3); break;
         default: unpack_unit(packed, to, CODES2); break;
         }
+    }
     return to - padded(count, UNIT) * 64;
 }
 
 /* acc[r] [16] += the part of segment s that lies in vectors from .. to - 1, scaled; R rows of x from `row` on. */
 INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, const Segment *s, int64_t index,
-                        const uint8_t *codes, const int R, Floats *acc)
+                        const uint8_t *codes, const int R, const int TILES, Floats *acc)
 {
-    Ints sums[8];
+    Ints sums[16];
     const int64_t stride = leaf->vectors * VECTOR, at = (panel * leaf->groups + s->group) * LANES;
-    dot(codes, x->codes + row * stride + s->vector * VECTOR, stride, s->vectors, R, sums);
+    dot(codes, x->codes + row * stride, s->vector, stride, s->vectors, R, TILES, sums);
     const Floats scale = load_bf16(leaf->scale + at);
     for (int r = 0; r < R; r++) {
         const int32_t sum = x->sums[(row + r) * leaf->segment_count + index];
-        /* Where codes lie around half a one, x is even: half its sum is an integer. */
-        const uint32_t origin = leaf->centre % 2 ? (uint32_t)(sum / 2) * (uint32_t)leaf->centre
-                                                 : (uint32_t)sum * (uint32_t)(leaf->centre / 2);
-        acc[r] = fma_lanes(floats_of((Ints)((Words)sums[r] - origin)), scale, acc[r]);
+        const Ints origin = (Ints){ 0 } + (leaf->zero ? 0 : sum);
+        acc[r] = fma_lanes(floats_of((Ints)((Words)sums[r] - (Words)origin)), scale, acc[r]);
         if (leaf->zero)
             acc[r] = fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc[r]);
     }
 }
 
 INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, int64_t first, int64_t last,
-                     int64_t from, const uint8_t *codes, const int R, float *sums)
+                     int64_t from, const uint8_t *codes, const int R, const int TILES, float *sums)
 {
-    Floats acc[8];
+    Floats acc[16];
     for (int r = 0; r < R; r++)
         acc[r] = load(sums + r * LANES);
     for (int64_t s = first; s < last; s++)
-        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R, acc);
+        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R,
+                    TILES, acc);
     for (int r = 0; r < R; r++)
         store(sums + r * LANES, acc[r]);
 }
 
-#define FOR_ROWS(CALL8, CALL1) /* rows in blocks of 8, 4, 2 and 1, so that each has its own registers */ \
-    for (; row + 8 <= rows; row += 8) { enum { R = 8 }; CALL8; }                                          \
-    if (row + 4 <= rows) { enum { R = 4 }; CALL8; row += 4; }                                             \
-    if (row + 2 <= rows) { enum { R = 2 }; CALL8; row += 2; }                                             \
-    if (row < rows) { enum { R = 1 }; CALL1; }
+#define FOR_ROWS(CALL) /* rows in blocks of 8, 4, 2 and 1, so that each has its own registers */ \
+    for (; row + 8 <= rows; row += 8) { enum { R = 8 }; CALL; }                               \
+    if (row + 4 <= rows) { enum { R = 4 }; CALL; row += 4; }                                  \
+    if (row + 2 <= rows) { enum { R = 2 }; CALL; row += 2; }                                  \
+    if (row < rows) { enum { R = 1 }; CALL; }
 
 /* sums [rows][16] of one panel times rows `start` on of x. */
-static void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel, float *sums,
-                          uint8_t *scratch)
+INLINE void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel, const int TILES,
+                          float *sums, uint8_t *scratch)
 {
     memset(sums, 0, (size_t)rows * LANES * sizeof *sums);
     for (int64_t first = 0, last; first < leaf->segment_count; first = last) {
@@ -187,20 +269,25 @@ static void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int
         const int64_t end = leaf->segments[last - 1].vector + leaf->segments[last - 1].vectors;
         const uint8_t *codes = unpacked(leaf, panel, from, end - from, scratch);
         int64_t row = 0;
-        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES),
-                 add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES))
+        for (; TILES && row + 16 <= rows; row += 16)
+            add_rows(leaf, x, start + row, panel, first, last, from, codes, 16, TILES, sums + row * LANES);
+        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, TILES, sums + row * LANES))
     }
 }
 
 /* sums [R][2][16] += weights [columns][16] times x: even and odd columns apart, so that no sum waits for itself. */
-INLINE void add_floats(const float *weights, const float *x, int64_t stride, int64_t columns, const int R, float *sums)
+INLINE void add_floats(const char *weights, const Element element, const float *x, int64_t stride, int64_t columns,
+                       const int R, float *sums)
 {
+    const int64_t column = LANES * (element == FP32 ? 4 : 2);
     Floats even[8], odd[8];
     for (int r = 0; r < R; r++)
         even[r] = load(sums + 2 * r * LANES), odd[r] = load(sums + (2 * r + 1) * LANES);
     int64_t c = 0;
-    for (; c + 2 <= columns; c += 2) {
-        const Floats a = load(weights + c * LANES), b = load(weights + (c + 1) * LANES);
+    for (; c + 2 <= columns; c += 2, weights += 2 * column) {
+        const Floats a = load_element(weights, 0, element), b = load_element(weights + column, 0, element);
+        if (element != FP32)
+            __builtin_prefetch(weights + AHEAD);
         for (int r = 0; r < R; r++) {
             even[r] = fma_lanes(a, each(x[r * stride + c]), even[r]);
             odd[r] = fma_lanes(b, each(x[r * stride + c + 1]), odd[r]);
@@ -208,7 +295,7 @@ INLINE void add_floats(const float *weights, const float *x, int64_t stride, int
     }
     if (c < columns)
         for (int r = 0; r < R; r++)
-            even[r] = fma_lanes(load(weights + c * LANES), each(x[r * stride + c]), even[r]);
+            even[r] = fma_lanes(load_element(weights, 0, element), each(x[r * stride + c]), even[r]);
     for (int r = 0; r < R; r++)
         store(sums + 2 * r * LANES, even[r]), store(sums + (2 * r + 1) * LANES, odd[r]);
 }
@@ -216,24 +303,28 @@ INLINE void add_floats(const float *weights, const float *x, int64_t stride, int
 /* Columns from .. from + count - 1 of a panel of floats in fp32 [count][16]. */
 INLINE const float *widened(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, float *to)
 {
-    const void *stored = leaf->codes + panel * leaf->panel_bytes;
+    const char *stored = (const char *)leaf->codes + panel * leaf->panel_bytes;
     if (leaf->element == FP32)
         return (const float *)stored + from * LANES;
-    for (int64_t c = 0; c < count; c++)
+    for (int64_t c = 0; c < count; c++) {
+        __builtin_prefetch(stored + (from + c) * LANES * 2 + AHEAD);
         store(to + c * LANES, leaf->element == FP16 ? load_element(stored, (from + c) * LANES, FP16)
                                                     : load_element(stored, (from + c) * LANES, BF16));
+    }
     return to;
 }
 
 static void float_panel(const Leaf *leaf, const float *x, int64_t rows, int64_t panel, float *sums, float *scratch)
 {
     memset(sums, 0, (size_t)rows * 2 * LANES * sizeof *sums);
-    for (int64_t from = 0; from < leaf->k; from += FLOAT_COLUMNS) {
+    const int once = rows == 1 && leaf->element == FP16; /* then widening them apart takes longer than reading them */
+    if (once)
+        add_floats((const char *)leaf->codes + panel * leaf->panel_bytes, FP16, x, leaf->k, leaf->k, 1, sums);
+    for (int64_t from = once ? leaf->k : 0; from < leaf->k; from += FLOAT_COLUMNS) {
         const int64_t count = least(FLOAT_COLUMNS, leaf->k - from);
-        const float *weights = widened(leaf, panel, from, count, scratch);
+        const char *weights = (const char *)widened(leaf, panel, from, count, scratch);
         int64_t row = 0;
-        FOR_ROWS(add_floats(weights, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES),
-                 add_floats(weights, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES))
+        FOR_ROWS(add_floats(weights, FP32, x + row * leaf->k + from, leaf->k, count, R, sums + 2 * row * LANES))
     }
     for (int64_t row = 0; row < rows; row++)
         store(sums + row * LANES, load(sums + 2 * row * LANES) + load(sums + (2 * row + 1) * LANES));
@@ -287,7 +378,8 @@ static void finish(const Product *p, int64_t row, int64_t n)
         finish_lanes(&own, n, row, at, load_some(p->out + row * p->out_stride + at, least(LANES, n - at)));
 }
 
-static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
+INLINE void product_by(const int TILES, const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to,
+                       char *memory)
 {
     const int integers = leaf->element >= CODES8;
     float *sums = (float *)memory;
@@ -296,7 +388,7 @@ static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_
         const int64_t rows = least(ROWS, p->rows - start);
         for (int64_t panel = from; panel < to; panel++) {
             if (integers)
-                integer_panel(leaf, x, start, rows, panel, sums, scratch);
+                integer_panel(leaf, x, start, rows, panel, TILES, sums, scratch);
             else
                 float_panel(leaf, p->x + start * leaf->k, rows, panel, sums, scratch);
             for (int64_t row = 0; row < rows; row++) {
@@ -305,6 +397,11 @@ static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_
             }
         }
     }
+}
+
+static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
+{
+    product_by(0, leaf, p, x, from, to, memory);
 }
 
 /* Rows of x ------------------------------------------------------------------------------------------------------ */
@@ -321,8 +418,7 @@ INLINE Moments moments(const float *x, int64_t k, float epsilon)
     const Floats mean = each(total(sum) / (float)k);
     for (int64_t i = 0; i < k; i += LANES) {
         const Floats v = load_some(x + i, least(LANES, k - i)) - mean;
-        const Ints real = (Ints){ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 } < (Ints){ 0 } + (int32_t)least(LANES, k - i);
-        squares = choose(real, fma_lanes(v, v, squares), squares);
+        squares = choose(first_lanes(least(LANES, k - i)), fma_lanes(v, v, squares), squares);
     }
     return (Moments){ mean, each(1 / sqrtf(total(squares) / (float)k + epsilon)) };
 }
@@ -343,7 +439,7 @@ static void normalise(const Norm *norm, const float *x, float *out, int64_t k)
 }
 
 /* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. */
-static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *rounded_x)
 {
     const int64_t k = leaf->k;
     const float *from = x + row * k;
@@ -355,33 +451,22 @@ static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_
     const int even = leaf->centre % 2;
     const float step = largest(most) / (even ? LARGEST / 2 : LARGEST);
     const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
-    int16_t *codes = to->codes + row * leaf->vectors * VECTOR;
-    to->steps[row] = even ? step / 2 : step;
-    memset(codes, 0, (size_t)leaf->vectors * VECTOR * sizeof *codes);
+    int16_t *codes = rounded_x->codes + row * leaf->vectors * VECTOR;
+    rounded_x->steps[row] = even ? step / 2 : step;
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         const Segment *segment = &leaf->segments[s];
-        int16_t *own = codes + segment->vector * VECTOR;
         Ints sum = { 0 };
         for (int64_t i = 0; i < segment->columns; i += LANES) {
             const int64_t count = least(LANES, segment->columns - i);
             const Floats v = rounded(normalised(norm, m, from, segment->column + i, count) * per_step);
-            Ints integers = __builtin_convertvector(v, Ints);
-            integers = even ? integers + integers : integers;
-            const Halves halves = __builtin_convertvector(integers, Halves);
-            if (count == LANES)
-                sum += integers;
-            else
-                for (int64_t j = 0; j < count; j++)
-                    sum[0] += integers[j];
-            memcpy(own + i, &halves, (size_t)count * sizeof *own);
+            const Ints integers = __builtin_convertvector(even ? v + v : v, Ints);
+            sum += integers;
+            arrange(integers, codes, leaf->vectors * VECTOR, segment->vector * VECTOR + i, count);
         }
-        int32_t all = 0;
-        for (int i = 0; i < LANES; i++)
-            all += sum[i];
-        to->sums[row * leaf->segment_count + s] = all;
+        /* What lies below the codes' origin is subtracted; where that is half a one, the sum is even. */
+        const int32_t all = sum_of(sum);
+        rounded_x->sums[row * leaf->segment_count + s] = leaf->zero ? all : even ? all / 2 * leaf->centre : all * (leaf->centre / 2);
     }
-    for (int64_t v = 0; v < leaf->vectors; v++)
-        arrange(codes + v * VECTOR);
 }
 
 /* Formats -------------------------------------------------------------------------------------------------------- */
@@ -404,15 +489,28 @@ static void decode_panel(const Leaf *leaf, int64_t panel, float *out, uint8_t *s
         const uint8_t *codes = unpacked(leaf, panel, from, segment->vector + segment->vectors - from, scratch);
         codes += (segment->vector - from) * 64;
         for (int64_t c = 0; c < segment->columns; c++) {
-            Floats v = zeros();
-            for (int i = 0; i < LANES; i++)
-                v[i] = codes[c / VECTOR * 64 + i * VECTOR + c % VECTOR];
-            v = (v - half) * scale;
-            if (leaf->zero)
-                v += load_bf16(leaf->zero + at);
-            store(out + (segment->column + c) * LANES, v);
+            Words four;
+            memcpy(&four, codes + c / VECTOR * 64, sizeof four);
+            const Floats v = (floats_of((Ints)(four >> (int)(c % VECTOR * 8) & 255)) - half) * scale;
+            store(out + (segment->column + c) * LANES, leaf->zero ? v + load_bf16(leaf->zero + at) : v);
         }
     }
+}
+
+/* out [k] = left [n] times the rows of a leaf; memory: a panel and its codes, and sums [k][16]. */
+static void combine(const Leaf *leaf, const float *left, float *out, char *memory)
+{
+    const int64_t k = leaf->k;
+    float *values = (float *)memory, *sums = values + k * LANES;
+    memset(sums, 0, (size_t)padded(k, LANES) * LANES * sizeof *sums);
+    for (int64_t panel = 0; panel < leaf->panels; panel++) {
+        const Floats own = load_some(left + panel * LANES, least(LANES, leaf->n - panel * LANES));
+        decode_panel(leaf, panel, values, (uint8_t *)(sums + padded(k, LANES) * LANES));
+        for (int64_t c = 0; c < k; c++)
+            store(sums + c * LANES, fma_lanes(own, load(values + c * LANES), load(sums + c * LANES)));
+    }
+    for (int64_t c = 0; c < k; c += LANES)
+        store_some(out + c, totals(sums + c * LANES), least(LANES, k - c));
 }
 
 static void sparse(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory)
@@ -574,16 +672,21 @@ INLINE void attend_as(const Attention *a, int64_t row, int64_t head, float *memo
     for (int64_t i = 0; i < size; i += LANES)
         store(q + i, load_some(a->qkv + row * 3 * width + head * a->size + i, least(LANES, a->size - i)));
     Floats most = each(-INFINITY);
-    for (int64_t t = 0; t < used; t++) {
-        Floats sum = zeros();
-        for (int64_t i = 0; i < size; i += LANES)
-            sum = fma_lanes(load(q + i), load_element(a->keys, at + t * size + i, element), sum);
-        scores[t] = a->scale * total(sum);
+    for (int64_t t = 0; t < used; t += LANES) {
+        const int64_t count = least(LANES, used - t);
+        float products[LANES * LANES];
+        for (int64_t j = 0; j < count; j++) {
+            Floats sum = zeros();
+            for (int64_t i = 0; i < size; i += LANES)
+                sum = fma_lanes(load(q + i), load_element(a->keys, at + (t + j) * size + i, element), sum);
+            store(products + j * LANES, sum);
+        }
+        for (int64_t j = count; j < LANES; j++)
+            store(products + j * LANES, zeros());
+        const Floats found = choose(first_lanes(count), each(a->scale) * totals(products), each(-INFINITY));
+        store(scores + t, found);
+        most = larger(found, most);
     }
-    for (int64_t t = used; t % LANES; t++)
-        scores[t] = -INFINITY;
-    for (int64_t t = 0; t < used; t += LANES)
-        most = larger(load(scores + t), most);
     const Floats highest = each(largest(most));
     Floats sum = zeros();
     for (int64_t t = 0; t < used; t += LANES) {
@@ -615,5 +718,5 @@ static void attend(const Attention *a, int64_t row, int64_t head, float *memory)
 }
 
 const Instructions INSTRUCTIONS = {
-    NAME, supported, normalise, round_row, product, sparse, trains, append, attend, finish,
+    NAME, supported, normalise, round_row, product, sparse, trains, combine, append, attend, finish,
 };

@@ -3,10 +3,12 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Of one segment, so that the sum of (code - centre / 2) times x is below 2^31: 127 * 32639 * 512 for 8 bits, and
  * 15 * 32639 * 1024 for 4 bits with zero points. */
 enum { INT8_COLUMNS = 512 };
+enum { MAPPED_BYTES = 1 << 16 };
 
 float half_to_float(uint16_t bits)
 {
@@ -46,22 +48,42 @@ static int bits_of(Element element)
     return bits[element];
 }
 
+/* Return zeros behind 64 bytes that say how many were mapped. Much is mapped, in huge pages where the system gives them,
+ * so that it goes back to the system when it is freed, and what was allocated meanwhile does not hold it. */
 static void *zeroed(int64_t bytes, int64_t *sum)
 {
-    const size_t size = (size_t)padded(bytes, 64);
-    void *memory = aligned_alloc(64, size);
-    if (memory)
+    const size_t size = 64 + (size_t)padded(bytes, 64), mapped = size < MAPPED_BYTES ? 0 : size;
+    char *memory = mapped ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                          : aligned_alloc(64, size);
+    if (!memory || memory == MAP_FAILED)
+        return NULL;
+    if (mapped)
+        madvise(memory, size, MADV_HUGEPAGE);
+    else
         memset(memory, 0, size);
-    *sum += (int64_t)size;
-    return memory;
+    memcpy(memory, &mapped, sizeof mapped);
+    *sum += (int64_t)size - 64;
+    return memory + 64;
+}
+
+static void free_zeroed(void *memory)
+{
+    char *start = memory ? (char *)memory - 64 : NULL;
+    size_t mapped = 0;
+    if (start)
+        memcpy(&mapped, start, sizeof mapped);
+    if (mapped)
+        munmap(start, mapped);
+    else
+        free(start);
 }
 
 void free_leaf(Leaf *leaf)
 {
-    free(leaf->codes);
+    free_zeroed(leaf->codes);
     free(leaf->segments);
-    free(leaf->scale);
-    free(leaf->zero);
+    free_zeroed(leaf->scale);
+    free_zeroed(leaf->zero);
     memset(leaf, 0, sizeof *leaf);
 }
 

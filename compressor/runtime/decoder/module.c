@@ -6,7 +6,7 @@
 static const Instructions *const ALL[] = {
     &portable_instructions,
 #if defined(__x86_64__)
-    &avx2_instructions, &avx512_instructions,
+    &avx2_instructions, &avx512_instructions, &amx_instructions,
 #endif
 };
 enum { COUNT = sizeof ALL / sizeof *ALL };

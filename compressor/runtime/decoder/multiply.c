@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE_BYTES = 48 << 10 };  /* of codes that make a tile: some ten microseconds */
-enum { TRAIN_TILE = 4 };         /* panels of token trains */
 enum { STATE_VALUES = 1 << 20 }; /* of the states of a tensor train that exist at a time */
 
 size_t product_bytes(int64_t rows)
@@ -21,6 +19,8 @@ static size_t panel_bytes(const Leaf *leaf)
 }
 
 size_t sparse_bytes(const Matrix *m) { return panel_bytes(&m->leaf); }
+
+size_t combine_bytes(const Leaf *leaf) { return panel_bytes(leaf) + (size_t)padded(leaf->k, LANES) * LANES * sizeof(float); }
 
 size_t trains_bytes(const Matrix *m)
 {
@@ -42,7 +42,8 @@ typedef struct {
     const Norm *norm;
     const Leaf *leaf;
     Rounded rounded;
-    int64_t panels, tile;   /* panels of a tile */
+    int64_t panels, tile;   /* panels of a tile, but of the first ones, `large`, `large_tile` */
+    int64_t large, large_tile;
     char *memory;
     size_t memory_bytes;    /* of a thread */
     float *to;
@@ -68,7 +69,9 @@ static void panel_tile(void *task, int64_t tile, int64_t thread)
 {
     const Task *t = task;
     const Instructions *with = t->engine->instructions;
-    const int64_t from = tile * t->tile, to = least(from + t->tile, t->panels);
+    const int64_t small = tile - t->large;
+    const int64_t from = small < 0 ? tile * t->large_tile : t->large * t->large_tile + small * t->tile;
+    const int64_t to = least(from + (small < 0 ? t->large_tile : t->tile), t->panels);
     char *memory = t->memory + t->memory_bytes * (size_t)thread;
     if (t->m->kind == SPARSE)
         with->sparse(t->m, t->p, from, to, memory);
@@ -81,23 +84,18 @@ static void panel_tile(void *task, int64_t tile, int64_t thread)
 /* Threads that some work is worth: waking one for less takes longer than doing it. */
 static int64_t threads_for(const Engine *engine, double work) { return work < 32768 ? 1 : engine->threads; }
 
-static void run_panels(Engine *engine, Task *t, size_t bytes, int64_t tile)
+/* Every thread takes one large tile and then what is left in small ones: all end together, and little is handed out. */
+static void run_panels(Engine *engine, Task *t, size_t bytes)
 {
-    t->tile = tile;
+    const int64_t threads = threads_for(engine, (double)t->panels * LANES * (double)t->m->k * (double)t->p->rows);
+    t->large = threads;
+    t->large_tile = t->panels * 3 / (4 * threads);
+    const int64_t left = t->panels - t->large * t->large_tile;
+    t->tile = left > 4 * threads ? left / (4 * threads) : 1;
     t->memory_bytes = (size_t)padded((int64_t)bytes, 64);
     t->memory = allocate(&engine->arena, t->memory_bytes * (size_t)engine->threads);
-    if (!t->memory)
-        return;
-    const double work = (double)t->panels * LANES * (double)t->m->k * (double)t->p->rows;
-    each_tile(threads_for(engine, work), (t->panels + tile - 1) / tile, panel_tile, t);
-}
-
-/* Panels of a tile: small enough that all threads end together, large enough to be worth handing out. */
-static int64_t tile_of(const Engine *engine, const Leaf *leaf, int64_t rows)
-{
-    const int64_t most = TILE_BYTES / (leaf->panel_bytes * (1 + rows / 8)), fair = leaf->panels / (4 * engine->threads);
-    const int64_t tile = least(most, fair);
-    return tile > 1 ? tile : 1;
+    if (t->memory)
+        each_tile(threads, t->large + (left + t->tile - 1) / t->tile, panel_tile, t);
 }
 
 static const float *normalised_x(Engine *engine, const Matrix *m, const Product *p)
@@ -115,13 +113,13 @@ static void multiply_coded(Engine *engine, const Matrix *m, const Product *p)
 {
     const Leaf *leaf = &m->leaf;
     Task t = { .engine = engine, .m = m, .p = p, .norm = p->norm, .leaf = leaf, .panels = leaf->panels };
-    t.rounded.codes = allocate(&engine->arena, (size_t)(p->rows * leaf->vectors * VECTOR) * sizeof(int16_t));
+    t.rounded.codes = allocate(&engine->arena, (size_t)((p->rows + SPARE_ROWS) * leaf->vectors * VECTOR) * sizeof(int16_t));
     t.rounded.sums = allocate(&engine->arena, (size_t)(p->rows * leaf->segment_count) * sizeof(int32_t));
     t.rounded.steps = allocate(&engine->arena, (size_t)p->rows * sizeof(float));
     if (engine->arena.failed)
         return;
     each_tile(threads_for(engine, (double)p->rows * leaf->k * 8), p->rows, round_tile, &t);
-    run_panels(engine, &t, product_bytes(p->rows), tile_of(engine, leaf, p->rows));
+    run_panels(engine, &t, product_bytes(p->rows));
 }
 
 /* The same without a norm, for all but integers, which are rounded and normalised at once. */
@@ -129,9 +127,9 @@ static void multiply_panels(Engine *engine, const Matrix *m, const Product *p)
 {
     Task t = { .engine = engine, .m = m, .p = p, .leaf = &m->leaf, .panels = padded(m->n, LANES) / LANES };
     switch (m->kind) {
-    case SPARSE: run_panels(engine, &t, sparse_bytes(m), tile_of(engine, &m->leaf, p->rows)); break;
-    case TOKEN_MPS: run_panels(engine, &t, trains_bytes(m), TRAIN_TILE); break;
-    default: run_panels(engine, &t, product_bytes(p->rows), tile_of(engine, &m->leaf, p->rows)); break;
+    case SPARSE: run_panels(engine, &t, sparse_bytes(m)); break;
+    case TOKEN_MPS: run_panels(engine, &t, trains_bytes(m)); break;
+    default: run_panels(engine, &t, product_bytes(p->rows)); break;
     }
 }
 
@@ -468,7 +466,7 @@ static int64_t row_values(const Matrix *m)
         for (int64_t c = 0; c < m->count; c++)
             most = m->steps[c].in > most ? m->steps[c].in : most;
         return most + 2 * widest(m);
-    case LOW_RANK: return m->k + m->parts[1]->n;
+    case LOW_RANK: return padded(m->parts[1]->n, LANES) + (int64_t)(combine_bytes(&m->parts[1]->leaf) / sizeof(float));
     case RESIDUAL: return m->k + (row_values(m->parts[0]) > row_values(m->parts[1]) ? row_values(m->parts[0]) : row_values(m->parts[1]));
     case STACKED:
         for (int64_t i = 0; i < m->count; i++)
@@ -478,8 +476,8 @@ static int64_t row_values(const Matrix *m)
     }
 }
 
-/* One row, with `row_values` of memory. A factor's rows are decoded for it again: tables are looked up a few at a time. */
-static void one_row(const Matrix *m, int64_t id, float *out, float *memory)
+/* One row, with `row_values` of memory. A factor is decoded for it again: tables are looked up a few rows at a time. */
+static void one_row(const Instructions *with, const Matrix *m, int64_t id, float *out, float *memory)
 {
     switch (m->kind) {
     case CODED: leaf_row(&m->leaf, id, out); return;
@@ -505,8 +503,8 @@ static void one_row(const Matrix *m, int64_t id, float *out, float *memory)
         return;
     }
     case RESIDUAL:
-        one_row(m->parts[0], id, out, memory + m->k);
-        one_row(m->parts[1], id, memory, memory + m->k);
+        one_row(with, m->parts[0], id, out, memory + m->k);
+        one_row(with, m->parts[1], id, memory, memory + m->k);
         for (int64_t c = 0; c < m->k; c++)
             out[c] += memory[c];
         return;
@@ -514,25 +512,17 @@ static void one_row(const Matrix *m, int64_t id, float *out, float *memory)
         int64_t i = 0;
         while (id >= m->parts[i]->n)
             id -= m->parts[i++]->n;
-        one_row(m->parts[i], id, out, memory);
+        one_row(with, m->parts[i], id, out, memory);
         return;
     }
-    case LOW_RANK: {
-        const int64_t rank = m->parts[1]->n;
-        float *left = memory, *right = memory + rank;
-        leaf_row(&m->parts[0]->leaf, id, left);
-        memset(out, 0, (size_t)m->k * sizeof *out);
-        for (int64_t r = 0; r < rank; r++) {
-            leaf_row(&m->parts[1]->leaf, r, right);
-            for (int64_t c = 0; c < m->k; c++)
-                out[c] += left[r] * right[c];
-        }
+    case LOW_RANK:
+        leaf_row(&m->parts[0]->leaf, id, memory);
+        with->combine(&m->parts[1]->leaf, memory, out, (char *)(memory + padded(m->parts[1]->n, LANES)));
         for (int64_t c = 0; m->row_scale && c < m->k; c++)
             out[c] *= m->row_scale[id];
         for (int64_t c = 0; m->column_offset && c < m->k; c++)
             out[c] += m->column_offset[c];
         return;
-    }
     }
 }
 
@@ -540,7 +530,7 @@ static void row_tile(void *task, int64_t tile, int64_t thread)
 {
     const Task *t = task;
     for (int64_t i = tile * t->tile; i < least((tile + 1) * t->tile, t->count); i++)
-        one_row(t->m, t->ids[i], t->to + i * t->m->k, (float *)(t->memory + t->memory_bytes * (size_t)thread));
+        one_row(t->engine->instructions, t->m, t->ids[i], t->to + i * t->m->k, (float *)(t->memory + t->memory_bytes * (size_t)thread));
 }
 
 void look_up(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *out)

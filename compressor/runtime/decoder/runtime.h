@@ -18,6 +18,7 @@ enum { MOST_DIMENSIONS = 64 };
 enum { COLUMNS = 1024 };     /* of integer codes that are unpacked at a time: 16 KB */
 enum { FLOAT_COLUMNS = 256 }; /* of floats */
 enum { ROWS = 128 };         /* of x, for which a panel is unpacked once */
+enum { SPARE_ROWS = 8 };     /* of rounded x, that are read behind the last one */
 
 typedef enum { FP32, BF16, FP16, CODES8, CODES4, CODES3, CODES2, ELEMENT_COUNT } Element;
 typedef enum { CODED, LOW_RANK, STACKED, RESIDUAL, SPARSE, TT_MATRIX, TOKEN_MPS } Kind;
@@ -85,9 +86,10 @@ typedef struct {
     int add;                          /* to what out holds, before bias and activation */
 } Product;
 
-/* x rounded for a leaf: codes in the order of its vectors, and their sums per segment. */
+/* x rounded for a leaf: codes in the order of its vectors, and per segment their sum, or without zero points what
+ * the codes' origin makes of it. */
 typedef struct {
-    int16_t *codes;                   /* [rows, 4 vectors] */
+    int16_t *codes;                   /* [rows + SPARE_ROWS, 4 vectors] */
     int32_t *sums;                    /* [rows, segments] */
     float *steps;                     /* [rows] */
 } Rounded;
@@ -112,17 +114,19 @@ typedef struct {
     void (*product)(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory);
     void (*sparse)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
     void (*trains)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
+    void (*combine)(const Leaf *leaf, const float *left, float *out, char *memory);
     void (*append)(const Attention *a, int64_t row);
     void (*attend)(const Attention *a, int64_t row, int64_t head, float *memory);
     void (*finish)(const Product *p, int64_t row, int64_t n);
 } Instructions;
 
-extern const Instructions avx512_instructions, avx2_instructions, portable_instructions;
+extern const Instructions amx_instructions, avx512_instructions, avx2_instructions, portable_instructions;
 
 /* Bytes that these need for themselves. */
 size_t product_bytes(int64_t rows);
 size_t sparse_bytes(const Matrix *m);
 size_t trains_bytes(const Matrix *m);
+size_t combine_bytes(const Leaf *leaf);
 size_t attend_bytes(const Attention *a);
 
 /* Threads of this process that work on what is handed out in tiles. */

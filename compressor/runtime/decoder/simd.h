@@ -90,6 +90,12 @@ INLINE Floats rounded(Floats v)
     return (v + shift) - shift;
 }
 
+/* Which lanes are below `count`. */
+INLINE Ints first_lanes(int64_t count)
+{
+    return (Ints){ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 } < (Ints){ 0 } + (int32_t)count;
+}
+
 /* The lanes' sum, always in the same order. */
 INLINE float total(Floats v)
 {
@@ -99,6 +105,45 @@ INLINE float total(Floats v)
         for (int i = 0; i < width; i++)
             lane[i] += lane[i + width];
     return lane[0];
+}
+
+INLINE int32_t sum_of(Ints v)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < LANES; i++)
+        sum += v[i];
+    return sum;
+}
+
+#if defined(AVX512)
+/* Of every 2 `width` lanes of a and then of b, the first half plus the second. */
+INLINE Floats fold(Floats a, Floats b, const int width)
+{
+    const Ints lane = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+    const Ints first = (lane & (width - 1)) + (lane & -width) * 2, second = first + width;
+    return (Floats)_mm512_permutex2var_ps((__m512)a, (__m512i)first, (__m512)b) +
+           (Floats)_mm512_permutex2var_ps((__m512)a, (__m512i)second, (__m512)b);
+}
+#endif
+
+/* The totals of 16 times 16 lanes. */
+INLINE Floats totals(const float *from)
+{
+#if defined(AVX512)
+    Floats part[8];
+    for (int i = 0; i < 8; i++)
+        part[i] = fold(load(from + 2 * i * LANES), load(from + (2 * i + 1) * LANES), 8);
+    for (int i = 0; i < 4; i++)
+        part[i] = fold(part[2 * i], part[2 * i + 1], 4);
+    for (int i = 0; i < 2; i++)
+        part[i] = fold(part[2 * i], part[2 * i + 1], 2);
+    return fold(part[0], part[1], 1);
+#else
+    float sums[LANES];
+    for (int i = 0; i < LANES; i++)
+        sums[i] = total(load(from + i * LANES));
+    return load(sums);
+#endif
 }
 
 INLINE float largest(Floats v)

@@ -96,7 +96,7 @@ def test_a_terminal_shows_tokens_per_second_and_a_file_is_measured_on(
     (tmp_path / "other.txt").write_text(_sentences(200))
     config, out = _written(tmp_path, _raw(tokens=4 * 128)), tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
-        main([*_arguments(config, text, out), "--validation", str(tmp_path / "other.txt"), "--memory-limit", "1GB"])
+        main([*_arguments(config, text, out), "--validation", str(tmp_path / "other.txt")])
     assert not exit_.value.code
     printed = capsys.readouterr()
     assert "tokens/s" in printed.err

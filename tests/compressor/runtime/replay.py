@@ -102,18 +102,19 @@ def check(case: Case, expected: list[Array], threads: int, instructions: str) ->
         np.testing.assert_array_equal(found, one)
 
 
-def main(path: str) -> None:
-    """Check the cases of a file, and what is refused."""
-    with open(path, "rb") as file:
-        cases: list[tuple[Case, list[Array]]] = pickle.load(file)  # noqa: S301
+def main(paths: list[str]) -> None:
+    """Check the cases of files, and what is refused."""
+    cases: list[tuple[Case, list[Array]]] = []
+    for path in paths:
+        with open(path, "rb") as file:
+            cases += pickle.load(file)  # noqa: S301
     for (case, expected), instructions, threads in itertools.product(cases, INSTRUCTIONS, (3, 1)):
         check(case, expected, threads, instructions)
     with ThreadPoolExecutor(4) as pool:  # callers that meet
-        list(pool.map(lambda case: check(*case, 2, INSTRUCTIONS[-1]), cases[::8]))
+        list(pool.map(lambda case: check(case[0], case[1], 2, INSTRUCTIONS[-1]), cases[::-8]))
     for message, call in BAD.items():
         try:
             call(Matrix.floats(np.ones((2, 4), np.float32)))
         except (ValueError, TypeError):
             continue
         raise AssertionError(f"not refused: {message}")
-    print(len(cases), "cases by", *INSTRUCTIONS)

@@ -146,6 +146,7 @@ def test_what_fp16_cannot_hold_is_held_as_its_largest_value() -> None:
     model, ids = gpt2.with_matrices(huge).decoder(), ids_of(gpt2.config, 3)
     cache = Cache(model.config, 1, 4, "fp16")
     hidden = model.read(ids, cache, ONE, np.array([3]), hidden=True).hidden
+    assert hidden is not None
     assert np.isfinite(hidden).all()
     assert abs(cache.keys).max() == np.finfo(np.float16).max
 

@@ -121,12 +121,11 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 WRITER = """
 import os, sys
 from pathlib import Path
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 from tests.conftest import tiny_model, write_artifact
 os.umask(int(sys.argv[2], 8))
-made = artifact.read(write_artifact(Path(sys.argv[1]) / "artefact", tiny_model()))
-huggingface.export(made.model, made.tokenizer_json, Path(sys.argv[1]) / "export")
+made = stored.read(write_artifact(Path(sys.argv[1]) / "artefact", tiny_model()))
+huggingface.export(stored.gpt2(made), made.tokenizer_json, Path(sys.argv[1]) / "export")
 """
 
 
@@ -153,13 +152,12 @@ def checkpoint(tmp_path: Path) -> Path:
 READER = """
 import os, sys
 from pathlib import Path
-from compressor import huggingface
-from compressor.artifact import folder as artifact
+from compressor import huggingface, stored
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)
-huggingface.load(".") if sys.argv[2] == "checkpoint" else artifact.read(Path("."))
+huggingface.load(".") if sys.argv[2] == "checkpoint" else stored.read(Path("."))
 """
 
 
