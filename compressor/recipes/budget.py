@@ -94,8 +94,8 @@ class Preset:
 PRESETS = {
     "quality": Preset(3.9, 0),
     "balanced": Preset(8.0, 0),
-    "small": Preset(16.0, 198_656),
-    "tiny": Preset(38.4, 299_008),
+    "small": Preset(16.0, 600_000),
+    "tiny": Preset(38.4, 1_800_000),
 }
 
 
