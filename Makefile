@@ -18,7 +18,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 # The first one is the default model of the service.
-VARIANTS := int8 dense tensorgpt-r2 tensorgpt-r3 svd-r64
+VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
 .PHONY: serve models test check bench bench-cache sizing soak pages monitoring clean
@@ -36,14 +36,13 @@ models: $(BUILT)
 
 $(PREFIX)-int8/manifest.json: OPTIONS = --method quantize
 $(PREFIX)-dense/manifest.json: OPTIONS = --method dense
+$(PREFIX)-balanced/manifest.json: OPTIONS = --preset balanced
+# Not healed, which takes minutes.
+$(PREFIX)-small/manifest.json: OPTIONS = --preset small --heal-tokens 0
 $(PREFIX)-tensorgpt-r2/manifest.json: OPTIONS = --method tensorgpt --rank 2
-$(PREFIX)-tensorgpt-r3/manifest.json: OPTIONS = --method tensorgpt --rank 3
 $(PREFIX)-svd-r64/manifest.json: OPTIONS = --method svd --rank 64
 
-# A table that is contracted row by row, because the memory is too little for the dense one.
-$(PREFIX)-trains/manifest.json: OPTIONS = --method tensorgpt --rank 2
-
-$(BUILT) $(PREFIX)-trains/manifest.json: | .venv/installed
+$(BUILT): | .venv/installed
 	$(BIN)/ttgpt compress $(MODEL) $(OPTIONS) --out $(@D) --force
 
 test: check
@@ -63,8 +62,8 @@ sizing: .venv/installed-dev
 bench-cache: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.cache
 
-soak: .venv/installed-dev $(PREFIX)-int8/manifest.json $(PREFIX)-trains/manifest.json
-	$(BIN)/python -m tests.e2e $(PREFIX)-int8 $(PREFIX)-trains
+soak: .venv/installed-dev $(PREFIX)-int8/manifest.json $(PREFIX)-tensorgpt-r2/manifest.json
+	$(BIN)/python -m tests.e2e $(PREFIX)-int8 $(PREFIX)-tensorgpt-r2
 
 pages: .venv/installed-dev
 	$(BIN)/python -m tests.pages

@@ -87,7 +87,14 @@ class Block(nn.Module):
         self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+        return self.fed(self.attended(x))
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Return the first half, which reads other tokens [B, T, D]."""
+        return x + self.attn(self.ln_1(x))  # type: ignore[no-any-return]
+
+    def fed(self, x: Tensor) -> Tensor:
+        """Return the second half, of every token alone [B, T, D]."""
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
@@ -204,10 +211,18 @@ class GPT2(nn.Module):
         """Return the hidden states after the last LayerNorm [B, T, D] of tokens [B, T], int64; raises ValueError."""
         if (t := ids.shape[1]) > self.config.n_positions:
             raise ValueError(f"{t} tokens exceed the context of {self.config.n_positions}")
-        x = self.wte.rows(ids) + self.wpe.rows(torch.arange(t))  # [B, T, D]
+        x = self.embedded(ids)
         for block in self.h:
             x = block(x)
         return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Return what the first layer reads [B, T, D]."""
+        return self.wte.rows(ids) + self.wpe.rows(torch.arange(ids.shape[1]))
+
+    def halves(self) -> list[Callable[[Tensor], Tensor]]:
+        """Return the layers' halves in their order, 2 L functions of [B, T, D]."""
+        return [half for block in self.h for half in (block.attended, block.fed)]  # type: ignore[misc]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the next token [..., V] for hidden states [..., D]."""

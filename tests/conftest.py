@@ -1,6 +1,7 @@
 """Fixtures that several suites share."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from compressor.gpt2 import GPT2, encoded
 from compressor.runtime.evaluate import GOLDEN_TOLERANCE, hidden_states
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ttgpt-tests-")  # so that nothing of an older state is found
 settings.register_profile("ttgpt", deadline=None)
 settings.load_profile("ttgpt")
 

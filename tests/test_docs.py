@@ -144,7 +144,7 @@ def test_every_command_is_explained_once(command: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_described_as_it_is(name: str) -> None:
-    assert f"| `{name}` | {PRESETS[name].ratio:g} | {PRESETS[name].minutes:g} |" in COMPRESSOR
+    assert f"| `{name}` | {PRESETS[name].ratio:g} | {PRESETS[name].heal_tokens:,} |" in COMPRESSOR
 
 
 def test_the_length_of_the_text_is_the_measured_one() -> None:

@@ -91,11 +91,11 @@ class Healed:
         """Return how long to heal, which a preset may say, too; raises ValueError."""
         from compressor.recipes.healing import Healing
 
-        minutes = self.heal_minutes
-        if preset is not None and self.heal_tokens is None and minutes is None:
-            minutes = PRESETS[preset].minutes
-        check_range("heal_tokens", self.heal_tokens or 0, 0, 10**12)
-        healing = Healing(tokens=self.heal_tokens or 0, minutes=minutes, folder=self.heal_folder)
+        tokens = self.heal_tokens
+        if preset is not None and tokens is None and self.heal_minutes is None:
+            tokens = PRESETS[preset].heal_tokens
+        check_range("heal_tokens", tokens or 0, 0, 10**12)
+        healing = Healing(tokens=tokens or 0, minutes=self.heal_minutes, folder=self.heal_folder)
         if self.heal_folder is not None:
             if not healing.is_wanted and preset is None:
                 raise ValueError("heal_folder does not go without heal_tokens or heal_minutes")
@@ -142,12 +142,12 @@ def _compress(
     artifact.refuse_existing(out, run.force)
     healing = healed.healing(wanted.preset)
     keep_freed_memory()
-    with claimed(out) as folder:
+    with claimed(out):
         artifact.refuse_existing(out, run.force)  # which a run that has just ended may have made
         checkpoint = huggingface.load(model)
         for note in checkpoint.notes:
             say(f"note: {note}")
-        context = Context(checkpoint=checkpoint, texts=texts, executor=executor, progress=bar, echo=say, run=folder)
+        context = Context(checkpoint=checkpoint, texts=texts, executor=executor, progress=bar, echo=say)
         manifest = build(context, plan, out, healing=healing, text=text, force=run.force)
     _print_plan(manifest.provenance.config.get("plan", []))
     _print_result(out, manifest)

@@ -18,7 +18,7 @@ from compressor.methods.base import CodecConfig, Statistics, needed
 from compressor.methods.whitened_svd import roots_of
 from compressor.progress import Progress, silent
 
-BLOCK_COLUMNS = 128  # columns whose errors are passed on together: large products instead of small ones
+BLOCK_COLUMNS = 32  # columns whose errors are passed on together: large products instead of small ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def _rounding_codec(name: str) -> Codec:
     return codec
 
 
-@lru_cache(maxsize=1)  # the codecs that are tried for one matrix share them
+@lru_cache(maxsize=4)  # the codecs and ranks that are tried for one matrix share them
 def _order_and_feedback(statistics: Statistics, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
     """Return the order in which columns are rounded [in], and how their errors are fed back [in, in]."""
     moment = statistics.second_moment if statistics.difference_moment is None else statistics.difference_moment
@@ -95,16 +95,17 @@ def feedback_of(second_moment: Tensor, damping: float) -> Tensor:
 
 def _rounded(weight: Tensor, feedback: Tensor, grid: Grid, order: Tensor, *, renew: bool, progress: Progress) -> Tensor:
     """Return `weight` [out, in], its columns in `order`, with every value a level of the grid."""
-    rest, rounded = weight.clone(), torch.empty_like(weight)
+    rest = weight.T.clone(memory_format=torch.contiguous_format)  # [in, out], since columns are worked on
+    rounded = torch.empty_like(rest)
     size = max(1, BLOCK_COLUMNS // grid.group) * grid.group if renew else BLOCK_COLUMNS  # no group straddles blocks
-    spans = blocks(weight.shape[1], size)
+    spans = blocks(len(rest), size)
     for span in progress(spans, label="GPTQ", total=len(spans)):
-        errors = torch.empty(len(weight), len(span))  # [out, block]
+        errors = torch.empty(len(span), len(weight))  # [block, out]
         for i, k in enumerate(span):
             if renew and k % grid.group == 0:
-                grid.renew(k, rest)
-            rounded[:, k] = grid.round(rest[:, k], int(order[k]))
-            errors[:, i] = (rest[:, k] - rounded[:, k]) / feedback[k, k]
-            rest[:, k + 1 : span.stop] -= errors[:, i : i + 1] * feedback[k, k + 1 : span.stop]
-        rest[:, span.stop :] -= errors @ feedback[span.start : span.stop, span.stop :]
-    return rounded
+                grid.renew(k, rest.T)
+            rounded[k] = grid.round(rest[k], int(order[k]))
+            errors[i] = (rest[k] - rounded[k]) / feedback[k, k]
+            rest[k + 1 : span.stop].addr_(feedback[k, k + 1 : span.stop], errors[i], alpha=-1)
+        rest[span.stop :] -= feedback[span.start : span.stop, span.stop :].T @ errors
+    return rounded.T

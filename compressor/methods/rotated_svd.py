@@ -10,7 +10,9 @@ Equal variances leave the components' importance to the feedback: its error is t
 variances, where rounding scaled components to nearest gives the arithmetic mean.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -57,26 +59,29 @@ def compress(
     """
     statistics = needed(statistics, "rotated_svd")
     check_range("rank", config.rank, 1, min(weight.shape))
+    right, left, known = _fitted(weight, replace(config, codec=Config.codec), statistics)
+    coded = {"left": _rounded(left, config.codec, config, known, progress), "right": deepcopy(right)}
+    options = {"rank": config.rank, "row_scale": False, "column_offset": False}
+    return LowRank((weight.shape[0], weight.shape[1]), coded, options)
+
+
+@lru_cache(maxsize=1)  # the left factors of one rank share it, whatever their codec
+def _fitted(weight: Tensor, config: Config, statistics: Statistics) -> tuple[Coded, Tensor, Statistics]:
+    """Return the right factor as stored, the left one fitted to it [out, r], and the statistics of right x."""
     moment = statistics.second_moment
     wide = _rotated_right(weight, config, statistics)  # [r, in]
-    right = _rounded(wide, config.right_codec, config, Statistics(second_moment=moment), progress)
+    right = _rounded(wide, config.right_codec, config, _of_inputs(moment), silent)
     decoded = right.decode().double()
     seen = decoded @ moment.double()  # [r, in]
     inner = seen @ decoded.T  # second moment of right x [r, r]
     root = root_of(inner, config.damping / 10)
     left = torch.cholesky_solve(seen @ weight.double().T, root).T  # W M R^T (R M R^T)^-1 [out, r]
-    known = replace(statistics, second_moment=inner.float(), difference_moment=None)
-    coded = {"left": _rounded(left.float(), config.codec, config, known, progress), "right": right}
-    options = {"rank": config.rank, "row_scale": False, "column_offset": False}
-    return LowRank((weight.shape[0], weight.shape[1]), coded, options)
+    return right, left.float(), replace(statistics, second_moment=inner.float(), difference_moment=None)
 
 
 def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Tensor:
     """Return the right factor [r, in], fp32, whose left factor's columns have equal weighted variances."""
-    root = root_of(statistics.second_moment, config.damping)
-    seen = weight.double() @ root  # [out, in]
-    weighted = seen if statistics.row_weights is None else seen * statistics.row_weights.double().unsqueeze(-1)
-    values, vectors = torch.linalg.eigh(seen.T @ weighted)
+    root, values, vectors = _spectrum(weight, config.damping, statistics)
     values, basis = values[-config.rank :].clamp_min(values[-1] * 1e-12), vectors[:, -config.rank :]
     mean = values.mean()
     spread = (values / torch.where(mean > 0, mean, 1)).sqrt().unsqueeze(-1)  # [r, 1], zeros for a matrix of zeros
@@ -85,6 +90,21 @@ def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Te
     mixed = torch.randn(config.rank, config.rank, dtype=torch.float64, generator=random)
     rotation: Tensor = torch.linalg.qr(mixed)[0]
     return (rotation @ right).float()
+
+
+@lru_cache(maxsize=1)  # all ranks share it
+def _spectrum(weight: Tensor, damping: float, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the root of the second moment, and the weighted variances [in], rising, with their directions."""
+    root = root_of(statistics.second_moment, damping)
+    seen = weight.double() @ root  # [out, in]
+    weighted = seen if statistics.row_weights is None else seen * statistics.row_weights.double().unsqueeze(-1)
+    values, vectors = torch.linalg.eigh(seen.T @ weighted)
+    return root, values, vectors
+
+
+@lru_cache(maxsize=1)  # so that GPTQ finds what it has made of it
+def _of_inputs(moment: Tensor) -> Statistics:
+    return Statistics(second_moment=moment)
 
 
 def _rounded(values: Tensor, codec: str, config: Config, statistics: Statistics, progress: Progress) -> Coded:

@@ -21,18 +21,18 @@ from compressor import __version__
 from compressor.codecs import codec_named
 from compressor.errors import check_range
 from compressor.formats import Dense, Format, Stacked
-from compressor.formats.base import blocks
 from compressor.gpt2 import GPT2
 from compressor.methods import METHODS
 from compressor.methods.base import Statistics, Target, is_target
-from compressor.progress import Progress, silent
+from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import checkpoint
 from compressor.recipes.executor import IN_PROCESS, Executor
-from compressor.recipes.heal import HEAD_ROWS, distillation_loss
+from compressor.recipes.heal import HEAD_ROWS
 from compressor.recipes.journal import Journal
 
-MEASURED_TOKENS = 2048  # on which one replaced piece is measured
-TIMED_TOKENS = 128  # in a forward pass from which the time of all of them follows
+MEASURED_TOKENS = 512  # on which one replaced piece is measured
+DRAWN_TOKENS = 64  # of the vocabulary, whose logits stand for all
+TOLD_MINUTES = 2  # from which on a user is told at once how long measuring takes
 SCARCE = 12  # times smaller than fp32, from which on biases and norms are stored in 8 bits
 SMALL_VECTORS = "int8"
 UNUSABLE = 1e9  # nats per token, more than any model that can be served loses
@@ -85,17 +85,17 @@ class Config:
 
 @dataclass(frozen=True)
 class Preset:
-    """A ratio to fp32, and the minutes of healing on 2 cores that it is worth."""
+    """A ratio to fp32, and on how many tokens it is healed."""
 
     ratio: float
-    minutes: float
+    heal_tokens: int
 
 
 PRESETS = {
     "quality": Preset(3.9, 0),
     "balanced": Preset(8.0, 0),
-    "small": Preset(16.0, 5),
-    "tiny": Preset(38.4, 15),
+    "small": Preset(16.0, 600_000),
+    "tiny": Preset(38.4, 1_800_000),
 }
 
 
@@ -172,63 +172,113 @@ def candidates(name: str, shape: tuple[int, int]) -> list[tuple[str, dict[str, A
     is_table = name in ("wte", "lm_head")
     rounded = ("int8", "int4", "int4-row") if is_table else ("int8", "int4", "int4-row", "int3-row", "int2-row")
     found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in rounded]
-    for codec, shares in (TABLE_RANKS if is_table else LINEAR_RANKS).items():
-        ranks = sorted({max(1, round(min(shape) * share)) for share in shares})
-        found += [("rotated_svd", {"rank": rank, "codec": codec}) for rank in ranks]
-    return found
+    shares = (TABLE_RANKS if is_table else LINEAR_RANKS).items()
+    low_rank = {(max(1, round(min(shape) * share)), codec) for codec, of in shares for share in of}
+    # By their ranks, since those of one rank share a right factor.
+    return found + [("rotated_svd", {"rank": rank, "codec": codec}) for rank, codec in sorted(low_rank)]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the dense model makes of the measured text, so that a candidate is run from its own layer on.
+
+    Attributes:
+        ids: tokens [B, T].
+        states: what every half of a layer reads, and what the last LayerNorm does [2 L + 1] of [B, T, D].
+        drawn: tokens that stand for the next one's distribution p [B T, DRAWN_TOKENS]: its quantiles.
+        logits: of these [B T, DRAWN_TOKENS].
+    """
+
+    ids: Tensor
+    states: list[Tensor]
+    drawn: Tensor
+    logits: Tensor
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, dense: GPT2, ids: Tensor) -> "Reference":
+        """Return that of the dense model and tokens [rows, T], of which the first MEASURED_TOKENS are used."""
+        ids = ids[: max(1, MEASURED_TOKENS // ids.shape[1])]
+        states = [dense.embedded(ids)]
+        for half in dense.halves():
+            states.append(half(states[-1]))
+        quantiles = (torch.arange(DRAWN_TOKENS) + 0.5) / DRAWN_TOKENS
+        drawn, logits = [], []
+        for hidden in dense.ln_f(states[-1]).flatten(0, 1).split(HEAD_ROWS):
+            found = dense.logits(hidden)  # [rows, V]
+            chances = found.softmax(-1).cumsum(-1)
+            drawn.append(torch.searchsorted(chances, chances[:, -1:] * quantiles))
+            logits.append(found.gather(1, drawn[-1]))
+        return cls(ids, states, torch.cat(drawn), torch.cat(logits))
+
+    def kl(self, model: GPT2, name: str) -> float:
+        """Return the mean KL divergence of a model in which the matrix `name` is replaced, nats per token.
+
+        KL(p || q) = log E_p exp(d) - E_p d, where d is by how much a token's logit has changed. It is UNUSABLE where
+        the model's logits are not finite.
+        """
+        first = _first_half(name, len(self.states) - 1)
+        x = model.embedded(self.ids) if name in ("wte", "wpe") else self.states[first]
+        for half in model.halves()[first:]:
+            x = half(x)
+        hidden = model.ln_f(x).flatten(0, 1).unsqueeze(-1)  # [B T, D, 1]
+        rows = model.head.rows(self.drawn)  # [B T, DRAWN_TOKENS, D]
+        change = ((rows @ hidden).squeeze(-1) - self.logits).double()
+        each = change.logsumexp(-1) - math.log(DRAWN_TOKENS) - change.mean(-1)
+        kl = float(each.mean())
+        return max(kl, 0.0) if math.isfinite(kl) else UNUSABLE
+
+
+def _first_half(name: str, halves: int) -> int:
+    """Return the number of the half of a layer that multiplies by a matrix; `halves` for the head."""
+    if name == "lm_head":
+        return halves
+    if not name.startswith("h."):
+        return 0
+    _, layer, part, _ = name.split(".")
+    return 2 * int(layer) + (part == "mlp")
 
 
 def measure(
     dense: GPT2,
-    statistics: Mapping[str, Statistics],
+    statistics: Callable[[], Mapping[str, Statistics]],
     ids: Tensor,
     *,
     only: Callable[[str], bool] = lambda name: True,
     executor: Executor = IN_PROCESS,
     progress: Progress = silent,
+    echo: Echo = ignore,
     journal: Journal | None = None,
 ) -> dict[str, list[Choice]]:
     """Return every candidate of every piece, by the piece's name, with its bytes and its loss.
 
     Args:
         dense: the dense model, see `GPT2.expanded`.
-        statistics: of every matrix, see `calibrate.collect`.
-        ids: calibration text [rows, T], of which the first MEASURED_TOKENS tokens are used.
+        statistics: gives those of every matrix, see `calibrate.collect`; called only if something is to be measured.
+        ids: calibration text [rows, T].
         only: which matrices, by name, are measured.
         executor: where the tasks run; each is one piece.
         progress: progress callback, once per candidate.
+        echo: gets a line about how long it takes, if it is long, and about what was measured before.
         journal: what it holds is not measured again, and what is measured is added.
     """
-    ids = ids[: max(1, MEASURED_TOKENS // ids.shape[1])]
-    with torch.inference_mode():
-        target = dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)  # [tokens, V]
     shapes = {name: form.shape for name, form in dense.matrices().items() if only(name)}
     cut = [piece for name, shape in shapes.items() for piece in pieces(name, shape)]
     found = {piece.name: _remembered(piece, journal) for piece in cut}
-    left = [piece for piece in cut if not found[piece.name]]
-    if journal is not None and len(left) < len(cut):
-        journal.echo(f"resumes: {len(cut) - len(left)} of {len(cut)} pieces were measured before")
-    task = partial(_measure_piece if executor.in_process else _measure_whole_piece, dense, ids=ids, target=target)
-    measured = zip(left, executor.map(task, left, [statistics.get(piece.matrix) for piece in left]), strict=True)
+    if not (left := [piece for piece in cut if not found[piece.name]]):
+        return found
+    if len(left) < len(cut):
+        echo(f"resumes: {len(cut) - len(left)} of {len(cut)} pieces were measured before")
+    known, started = statistics(), time.perf_counter()
+    reference = Reference.of(dense, ids)
     total = sum(len(candidates(piece.matrix, piece.shape_in(shapes[piece.matrix]))) for piece in left)
+    if (minutes := (time.perf_counter() - started) * total / 60) > TOLD_MINUTES:
+        echo(f"measuring the candidates will take some {minutes:.0f} minutes or less")
+    task = partial(_measure_piece if executor.in_process else _measure_whole_piece, dense, reference)
+    measured = zip(left, executor.map(task, left, [known.get(piece.matrix) for piece in left]), strict=True)
     for choice in progress(_flowing(measured, journal), label="Measuring matrices", total=total):
         found[choice.piece.name].append(choice)
     return found
-
-
-def predicted_seconds(dense: GPT2, only: Callable[[str], bool] = lambda name: True) -> float:
-    """Return about how long `measure` takes in this process: its forward passes, by timing a short one."""
-    ids = torch.zeros(1, min(TIMED_TOKENS, dense.config.n_positions), dtype=torch.int64)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(2):  # the first one warms up
-            started = time.perf_counter()
-            dense.logits(dense(ids).flatten(0, 1)).log_softmax(-1)
-            seconds.append(time.perf_counter() - started)
-    shapes = {name: form.shape for name, form in dense.matrices().items() if only(name)}
-    cut = [(piece, shape) for name, shape in shapes.items() for piece in pieces(name, shape)]
-    passes = sum(len(candidates(piece.matrix, piece.shape_in(shape))) for piece, shape in cut)
-    return min(seconds) / ids.numel() * MEASURED_TOKENS * passes
 
 
 def _remembered(piece: Piece, journal: Journal | None) -> list[Choice]:
@@ -253,19 +303,19 @@ def identity(dense: GPT2, ids: Tensor) -> str:
     shapes = {name: form.shape for name, form in dense.matrices().items()}
     tried = {p.name: candidates(name, p.shape_in(shape)) for name, shape in shapes.items() for p in pieces(name, shape)}
     versions = {"ttgpt": __version__, "torch": torch.__version__}
-    return checkpoint.digest(dense, ids, {"tried": tried, "tokens": MEASURED_TOKENS, "versions": versions})
+    return checkpoint.digest(
+        dense, ids, {"tried": tried, "tokens": [MEASURED_TOKENS, DRAWN_TOKENS], "versions": versions}
+    )
 
 
 def _measure_whole_piece(
-    dense: GPT2, piece: Piece, statistics: Statistics | None, ids: Tensor, target: Tensor
+    dense: GPT2, reference: Reference, piece: Piece, statistics: Statistics | None
 ) -> list[Choice]:
-    return list(_measure_piece(dense, piece, statistics, ids, target))
+    return list(_measure_piece(dense, reference, piece, statistics))
 
 
 @torch.inference_mode()
-def _measure_piece(
-    dense: GPT2, piece: Piece, statistics: Statistics | None, ids: Tensor, target: Tensor
-) -> Iterator[Choice]:
+def _measure_piece(dense: GPT2, reference: Reference, piece: Piece, statistics: Statistics | None) -> Iterator[Choice]:
     """Yield the candidates of a piece."""
     weight = dense.matrices()[piece.matrix].dense()
     part = weight[piece.rows]
@@ -274,21 +324,8 @@ def _measure_piece(
     for method, options in candidates(piece.matrix, (part.shape[0], part.shape[1])):
         form = METHODS[method].found(piece.name, part, METHODS[method].config(**options), statistics, silent)
         replaced = torch.cat([weight[: piece.rows.start], form.dense(), weight[piece.rows.stop :]])
-        yield Choice(piece, method, options, form.num_bytes, _kl(dense, piece.matrix, replaced, ids, target), form)
-
-
-def _kl(dense: GPT2, name: str, matrix: Tensor, ids: Tensor, target: Tensor) -> float:
-    """Return the mean KL divergence from `dense` of a model with one matrix replaced, nats per token.
-
-    It is UNUSABLE where the model's logits are not finite.
-    """
-    model = dense.with_matrices({name: Dense.of(matrix, "fp32")})
-    hidden = model(ids).flatten(0, 1)
-    total = 0.0
-    for block in blocks(len(hidden), HEAD_ROWS):
-        part = slice(block.start, block.stop)
-        total += float(distillation_loss(model.logits(hidden[part]), target[part]))
-    return max(total / len(hidden), 0.0) if math.isfinite(total) else UNUSABLE
+        model = dense.with_matrices({piece.matrix: Dense.of(replaced, "fp32")})
+        yield Choice(piece, method, options, form.num_bytes, reference.kl(model, piece.matrix), form)
 
 
 def assembled(chosen: Iterable[Choice]) -> dict[str, Format]:

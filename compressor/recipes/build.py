@@ -16,7 +16,6 @@ from compressor.huggingface import Checkpoint
 from compressor.progress import Progress, silent
 from compressor.recipes.context import Context
 from compressor.recipes.healing import NO_HEALING, Healing
-from compressor.recipes.journal import Journal
 from compressor.recipes.plans import CompressedModel, Plan
 from compressor.runtime.evaluate import Text, evaluate, golden, read_text
 from compressor.runtime.kept import dense_states
@@ -57,8 +56,7 @@ def build(
         _ = context.calibration  # read at once, so that a text that will not do is refused at once
     plan.check(checkpoint.model)
     healing.check(plan, context)
-    if context.run is not None:
-        require_space("out", context.run, plan.estimated_bytes(checkpoint.model))
+    require_space("out", out, plan.estimated_bytes(checkpoint.model))
     compressed = healing.apply(plan.make(context), context)
     if plan.is_calibrated or healing.is_wanted:
         source = [path.name for path in context.texts] or "sampled from the model"
@@ -67,10 +65,7 @@ def build(
     seconds = round(time.perf_counter() - started, 1)
     running = compressed.model.decoder()
     quality = measure(running, checkpoint, judged, context.progress)
-    manifest = write_artifact(compressed, checkpoint, out, running, quality=quality, build_seconds=seconds, force=force)
-    if context.run is not None:
-        Journal.clear(context.run)
-    return manifest
+    return write_artifact(compressed, checkpoint, out, running, quality=quality, build_seconds=seconds, force=force)
 
 
 def write_artifact(

@@ -1,10 +1,13 @@
 """What all steps of one build share; everything is made when it is first asked for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.artifact.tokenizer import read_tokenizer
@@ -15,8 +18,8 @@ from compressor.recipes import budget
 from compressor.recipes.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.recipes.journal import Journal
+from compressor.runtime import kept
 
-TOLD_MINUTES = 2  # from which on a user is told at once how long measuring takes
 HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
 MAX_HEALING_TOKENS = 8_000_000  # read from the user's texts, at most
 
@@ -32,7 +35,6 @@ class Context:
         executor: where a budget's measurements run.
         progress: progress callback of every long step.
         echo: what a user should know goes here, a line each.
-        run: folder in which what a budget has measured is kept, and looked for, until the artefact is there.
     """
 
     checkpoint: Checkpoint
@@ -41,7 +43,6 @@ class Context:
     executor: Executor = IN_PROCESS
     progress: Progress = silent
     echo: Echo = ignore
-    run: Path | None = None
     _candidates: dict[Target, Mapping[str, list[budget.Choice]]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -51,7 +52,7 @@ class Context:
             return self.given
         if self.texts:
             return self.read(DEFAULT_TOKENS)
-        return sample_text(self.checkpoint.model.decoder(), progress=self.progress)
+        return self._sampled(DEFAULT_TOKENS, seed=0)
 
     @cached_property
     def statistics(self) -> dict[str, Statistics]:
@@ -68,7 +69,17 @@ class Context:
         if self.texts:
             return self.read(min(tokens, MAX_HEALING_TOKENS) + least)
         wanted = min(tokens, HEALING_TOKENS) + least
-        return sample_text(self.checkpoint.model.decoder(), wanted, seed=1, progress=self.progress)
+        return self._sampled(wanted, seed=1)
+
+    def _sampled(self, tokens: int, seed: int) -> Tensor:
+        """Return text that the model writes, or has written before [rows, T]."""
+        about = ["sampled", self.checkpoint.source.sha256, asdict(self.checkpoint.model.config), tokens, seed]
+
+        def sample() -> NDArray[np.int64]:
+            model = self.checkpoint.model.decoder()
+            return sample_text(model, tokens, seed, self.progress).numpy()
+
+        return torch.from_numpy(kept.found_or_made(about, sample))
 
     def candidates(self, target: Target) -> Mapping[str, list[budget.Choice]]:
         """Return every candidate of every piece of the matrices of a target, measured."""
@@ -79,18 +90,14 @@ class Context:
     def _measured(self, target: Target) -> Mapping[str, list[budget.Choice]]:
         if (known := self._candidates.get("all")) is not None:  # each piece is measured alone
             return {name: choices for name, choices in known.items() if is_target(choices[0].piece.matrix, target)}
-        dense, wanted = self.checkpoint.dense, partial(is_target, target=target)
-        if (minutes := budget.predicted_seconds(dense, wanted) / 60) > TOLD_MINUTES:
-            self.echo(f"measuring the candidates will take some {minutes:.0f} minutes or more")
-        journal = None
-        if self.run is not None:
-            journal = Journal(self.run, budget.identity(dense, self.calibration), self.echo)
+        dense = self.checkpoint.dense
         return budget.measure(
             dense,
-            self.statistics,
+            lambda: self.statistics,
             self.calibration,
-            only=wanted,
+            only=partial(is_target, target=target),
             executor=self.executor,
             progress=self.progress,
-            journal=journal,
+            echo=self.echo,
+            journal=Journal(kept.folder(), budget.identity(dense, self.calibration), self.echo),
         )

@@ -1,4 +1,4 @@
-"""What a budget has measured, kept piece by piece, so that a run that was interrupted does not measure it again."""
+"""What a budget has measured, kept piece by piece, so that no later run of the same model measures it again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from compressor.formats import Format, Spec, from_tensors
 from compressor.formats.base import below
 from compressor.progress import Echo, ignore
 from compressor.recipes import checkpoint
+from compressor.runtime import kept
 
 Row = tuple[dict[str, Any], Format]  # what is said about a form, as JSON, and the form itself
 
@@ -18,8 +19,8 @@ class Journal:
     """A folder with one file per piece.
 
     Attributes:
-        folder: of the files.
-        identity: of what is measured, see `checkpoint.digest`; files of another are as if they were not there.
+        folder: of the files, bounded as `compressor.runtime.kept` says if it is that one.
+        identity: of what is measured, see `checkpoint.digest`.
         echo: gets a line about what cannot be kept.
     """
 
@@ -46,14 +47,9 @@ class Journal:
         about = {"rows": [row for row, _ in rows], "specs": [form.spec().model_dump() for _, form in rows]}
         try:
             checkpoint.write(self._path(name), self.identity, tensors, about)
+            kept.trim()
         except OSError as error:
             self.echo(f"cannot keep what was measured in {self.folder} ({error.strerror}); continues without")
 
-    @staticmethod
-    def clear(folder: Path) -> None:
-        """Remove every journal's files."""
-        for path in folder.glob("measured-*.safetensors"):
-            path.unlink(missing_ok=True)
-
     def _path(self, name: str) -> Path:
-        return self.folder / f"measured-{name}.safetensors"
+        return self.folder / f"measured-{self.identity:.16}-{name}.safetensors"

@@ -78,7 +78,7 @@ class Plan(ABC):
 
     @abstractmethod
     def estimated_bytes(self, model: GPT2) -> int:
-        """Return about how many bytes a run writes: the artefact, and what is kept until that is there."""
+        """Return about how many bytes a run writes: the artefact."""
 
     @abstractmethod
     def make(self, context: Context) -> CompressedModel:
@@ -204,9 +204,9 @@ class Budget(budget.Config, Plan):
         targets = {name: form for name, form in model.matrices().items() if is_target(name, self.target)}
         dense = sum(4 * form.out_features * form.in_features for form in targets.values())
         others = sum(form.num_bytes for name, form in model.matrices().items() if name not in targets)
-        # No candidate takes more than int8, and all of them together take about as much as fp32.
+        # No candidate takes more than int8.
         bought = min(self.size_bytes or dense, dense // 4, int(dense / (self.ratio or 1)))
-        return dense + bought + others + _vector_bytes(model)
+        return bought + others + _vector_bytes(model)
 
     def make(self, context: Context) -> CompressedModel:
         measured = context.candidates(self.target)

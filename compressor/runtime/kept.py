@@ -1,21 +1,25 @@
-"""What the dense model makes of a text, kept for the next evaluation: its hidden states, in the user's cache folder."""
+"""What took long and is wanted again, such as the dense model's hidden states, in the user's cache folder."""
 
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.progress import Progress, silent
 from compressor.runtime.evaluate import Text, hidden_states, windows_of
 from compressor.runtime.model import Floats, Model
 from compressor.storage import durable
 
-VERSION = 1  # rises when the same model gets other bits
-MOST_BYTES = 10**9  # of all that is kept; the oldest go first
+T = TypeVar("T", bound=np.generic)
+VERSION = 2  # rises when the same model gets other bits
+MOST_BYTES = 4 * 10**9  # of all that is kept; the oldest go first
 
 
 def dense_states(dense: Model, source: str, text: Text, progress: Progress = silent) -> Floats:
@@ -29,37 +33,47 @@ def dense_states(dense: Model, source: str, text: Text, progress: Progress = sil
         text: the text.
         progress: progress callback.
     """
-    shape = (len(text.ids) - 1, dense.config.n_embd)
-    place = _folder() / f"{_key(dense, source, text)}.npy"
+
+    def make() -> Floats:
+        states = np.empty((len(text.ids) - 1, dense.config.n_embd), np.float32)
+        windows = windows_of(dense, text)
+        for window in progress(windows, label="Evaluating the dense model", total=len(windows)):
+            states[window.start : window.stop] = hidden_states(dense, text.ids[window.start : window.stop])
+        return states
+
+    return found_or_made(["states", source, asdict(dense.config), text.ids.tolist()], make)
+
+
+def found_or_made(about: Sequence[Any], make: Callable[[], NDArray[T]]) -> NDArray[T]:
+    """Return the array that was kept about something, or else make it and keep it, if that is possible.
+
+    Args:
+        about: all that decides about its values, as JSON.
+        make: gives the array.
+    """
+    key = hashlib.sha256(json.dumps([VERSION, *about], sort_keys=True).encode()).hexdigest()
+    place = folder() / f"{key}.npy"
     with suppress(OSError, ValueError, EOFError):
-        found: Floats = np.load(place, allow_pickle=False)
-        if found.shape == shape and found.dtype == np.float32:
-            return found
-    states = np.empty(shape, np.float32)
-    windows = windows_of(dense, text)
-    for window in progress(windows, label="Evaluating the dense model", total=len(windows)):
-        states[window.start : window.stop] = hidden_states(dense, text.ids[window.start : window.stop])
+        found: NDArray[T] = np.load(place, allow_pickle=False)
+        return found
+    made = make()
     with suppress(OSError):
-        _keep(place, states)
-    return states
+        with durable.replacing(place) as new, new.open("wb") as file:
+            np.save(file, made, allow_pickle=False)
+        trim()
+    return made
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Return where everything is kept, which may not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttgpt"
 
 
-def _key(dense: Model, source: str, text: Text) -> str:
-    about = json.dumps([VERSION, source, asdict(dense.config)], sort_keys=True)
-    return hashlib.sha256(about.encode() + text.ids.tobytes()).hexdigest()
-
-
-def _keep(place: Path, states: Floats) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with durable.replacing(place) as new, new.open("wb") as file:
-        np.save(file, states, allow_pickle=False)
-    kept = sorted(place.parent.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
+def trim() -> None:
+    """Remove the oldest files until the others have MOST_BYTES at most; raises OSError."""
+    files = [path for pattern in ("*.npy", "*.safetensors") for path in folder().glob(pattern)]
     total = 0
-    for path in kept:
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         total += path.stat().st_size
         if total > MOST_BYTES:
-            path.unlink()
+            path.unlink(missing_ok=True)

@@ -239,7 +239,7 @@ def _with(name: str, weight: Tensor) -> GPT2:
 @pytest.mark.parametrize("matrix", MATRICES.keys() - TOO_LARGE)
 def test_a_budget_takes_any_matrix(name: str, matrix: str) -> None:
     dense = _with(name, MATRICES[matrix](*SMALL.matrix_shapes()[name]))
-    measured = budget.measure(dense, collect(dense, IDS), IDS, only=lambda other: other == name)
+    measured = budget.measure(dense, lambda: collect(dense, IDS), IDS, only=lambda other: other == name)
     assert all(0 <= choice.kl < float("inf") for choice in measured[name])
     for choice in budget.spend(measured, 10**6).values():
         assert torch.isfinite(choice.form.dense()).all()
