@@ -1,7 +1,6 @@
 /* The kernels of one set of instructions; the file that includes this has chosen it and says its NAME. */
 #include "simd.h"
 
-
 /* Products of rows of x ------------------------------------------------------------------------------------------ */
 
 enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
@@ -692,7 +691,7 @@ INLINE void attend_as(const Attention *a, int64_t row, int64_t head, float *memo
         }
         for (int64_t j = count; j < LANES; j++)
             store(products + j * LANES, zeros());
-        const Floats found = choose(first_lanes(count), each(a->scale) * totals(products), each(-INFINITY));
+        const Floats scaled = each(a->scale) * totals(products), found = choose(first_lanes(count), scaled, each(-INFINITY));
         store(scores + t, found);
         most = larger(found, most);
     }
