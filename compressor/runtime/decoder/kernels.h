@@ -1,7 +1,6 @@
 /* The kernels of one set of instructions; the file that includes this has chosen it and says its NAME. */
 #include "simd.h"
 
-
 /* Products of rows of x ------------------------------------------------------------------------------------------ */
 
 enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
@@ -49,13 +48,17 @@ INLINE int64_t dot_tiles(const uint8_t *codes, const int8_t *x, int64_t stride, 
         v += TILE;
     }
     _tile_stored(0, even, 64);
-    _tile_stored(2, odd, 64);
-    if (R > 8) {
+    if (R > 8)
         _tile_stored(1, even + TILE, 64);
-        _tile_stored(3, odd + TILE, 64);
-    }
     for (int r = 0; r < R; r++)
-        sums[r] = ((even[2 * r] + odd[2 * r]) << 8) + even[2 * r + 1] + odd[2 * r + 1];
+        sums[r] = (even[2 * r] << 8) + even[2 * r + 1];
+    if (vectors < 2 * TILE)
+        return v;
+    _tile_stored(2, odd, 64);
+    if (R > 8)
+        _tile_stored(3, odd + TILE, 64);
+    for (int r = 0; r < R; r++)
+        sums[r] += (odd[2 * r] << 8) + odd[2 * r + 1];
     return v;
 }
 
@@ -382,6 +385,7 @@ INLINE void product_by(const int TILES, const Leaf *leaf, const Product *p, cons
                        char *memory)
 {
     const int integers = leaf->element >= CODES8;
+    const int plain = !p->add && !p->bias && p->activation == NO_ACTIVATION && !p->residual;
     float *sums = (float *)memory;
     void *scratch = memory + (size_t)least(p->rows, ROWS) * 2 * LANES * sizeof(float);
     for (int64_t start = 0; start < p->rows; start += ROWS) {
@@ -392,8 +396,11 @@ INLINE void product_by(const int TILES, const Leaf *leaf, const Product *p, cons
             else
                 float_panel(leaf, p->x + start * leaf->k, rows, panel, sums, scratch);
             for (int64_t row = 0; row < rows; row++) {
-                const Floats v = load(sums + row * LANES);
-                finish_lanes(p, leaf->n, start + row, panel * LANES, integers ? v * each(x->steps[start + row]) : v);
+                const Floats sum = load(sums + row * LANES), v = integers ? sum * each(x->steps[start + row]) : sum;
+                if (plain && (panel + 1) * LANES <= leaf->n)
+                    store(p->out + (start + row) * p->out_stride + panel * LANES, v);
+                else
+                    finish_lanes(p, leaf->n, start + row, panel * LANES, v);
             }
         }
     }
@@ -677,13 +684,14 @@ INLINE void attend_as(const Attention *a, int64_t row, int64_t head, float *memo
         float products[LANES * LANES];
         for (int64_t j = 0; j < count; j++) {
             Floats sum = zeros();
+            __builtin_prefetch((const char *)a->values + (at + (t + j) * size) * (element == FP32 ? 4 : 2));
             for (int64_t i = 0; i < size; i += LANES)
                 sum = fma_lanes(load(q + i), load_element(a->keys, at + (t + j) * size + i, element), sum);
             store(products + j * LANES, sum);
         }
         for (int64_t j = count; j < LANES; j++)
             store(products + j * LANES, zeros());
-        const Floats found = choose(first_lanes(count), each(a->scale) * totals(products), each(-INFINITY));
+        const Floats scaled = each(a->scale) * totals(products), found = choose(first_lanes(count), scaled, each(-INFINITY));
         store(scores + t, found);
         most = larger(found, most);
     }

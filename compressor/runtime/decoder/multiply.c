@@ -529,8 +529,9 @@ static void one_row(const Instructions *with, const Matrix *m, int64_t id, float
 static void row_tile(void *task, int64_t tile, int64_t thread)
 {
     const Task *t = task;
+    float *memory = (float *)(t->memory + t->memory_bytes * (size_t)thread);
     for (int64_t i = tile * t->tile; i < least((tile + 1) * t->tile, t->count); i++)
-        one_row(t->engine->instructions, t->m, t->ids[i], t->to + i * t->m->k, (float *)(t->memory + t->memory_bytes * (size_t)thread));
+        one_row(t->engine->instructions, t->m, t->ids[i], t->to + i * t->m->k, memory);
 }
 
 void look_up(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *out)

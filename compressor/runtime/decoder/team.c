@@ -18,7 +18,7 @@ enum { SPINS = 4000, MOST_HELPERS = 255 };
 static struct {
     _Alignas(64) _Atomic uint64_t state; /* the number of the phase << 32 | its next tile */
     _Alignas(64) _Atomic int64_t done;   /* tiles of the phase */
-    _Alignas(64) _Atomic int64_t tiles;  /* of the phase, as `work` and `task`; those that claim a tile have read the right ones */
+    _Alignas(64) _Atomic int64_t tiles;  /* of it, as `work` and `task`; those that claim a tile have read the right ones */
     _Atomic(Work) work;
     _Atomic(void *) task;
     _Atomic int64_t allowed;  /* helpers that may take part */
