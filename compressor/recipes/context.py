@@ -16,6 +16,7 @@ from compressor.methods.base import Statistics, Target, is_target
 from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import budget
 from compressor.recipes.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
+from compressor.recipes.checkpoint import digest
 from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.recipes.journal import Journal
 from compressor.runtime import kept
@@ -73,11 +74,11 @@ class Context:
 
     def _sampled(self, tokens: int, seed: int) -> Tensor:
         """Return text that the model writes, or has written before [rows, T]."""
-        about = ["sampled", self.checkpoint.source.sha256, asdict(self.checkpoint.model.config), tokens, seed]
+        model = self.checkpoint.model
+        about = ["sampled", digest(model, asdict(model.config)), tokens, seed]
 
         def sample() -> NDArray[np.int64]:
-            model = self.checkpoint.model.decoder()
-            return sample_text(model, tokens, seed, self.progress).numpy()
+            return sample_text(model.decoder(), tokens, seed, self.progress).numpy()
 
         return torch.from_numpy(kept.found_or_made(about, sample))
 

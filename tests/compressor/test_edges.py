@@ -36,7 +36,7 @@ def dense() -> GPT2:
 
 @pytest.fixture(scope="module")
 def measured(dense: GPT2) -> Measured:
-    return budget.measure(dense, collect(dense, IDS), IDS)
+    return budget.measure(dense, lambda: collect(dense, IDS), IDS)
 
 
 def _of(measured: Measured, target: Any) -> Measured:

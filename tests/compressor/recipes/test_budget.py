@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.formats import Dense, Format
-from compressor.methods.base import is_target
+from compressor.methods import quantize
+from compressor.methods.base import Statistics, is_target
 from compressor.recipes import budget
 from compressor.recipes.budget import Choice, Piece
 from compressor.recipes.calibrate import collect
+from compressor.recipes.heal import distillation_loss
 from compressor.recipes.journal import Journal
 from tests.conftest import tiny_model
 
@@ -154,6 +156,37 @@ def test_every_candidate_is_told_of_and_what_a_journal_holds_is_not_measured_aga
     measured("theirs")
     assert told[3] == [count, count]
     assert said == []
+
+
+def test_all_that_was_measured_needs_no_statistics_again(tmp_path: Path) -> None:
+    shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
+    dense, ids = tiny_model(shape).expanded(), torch.arange(16).view(1, 16)
+    journal = Journal(tmp_path, budget.identity(dense, ids))
+    first = budget.measure(dense, lambda: collect(dense, ids), ids, journal=journal)
+
+    def never() -> Mapping[str, Statistics]:
+        raise AssertionError
+
+    again = budget.measure(dense, never, ids, journal=journal)
+    assert {name: [c.kl for c in found] for name, found in again.items()} == {
+        name: [c.kl for c in found] for name, found in first.items()
+    }
+
+
+@torch.inference_mode()
+def test_what_is_measured_is_the_divergence_of_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=2, n_head=2, n_inner=32, eos_token_id=0)
+    dense = tiny_model(shape).expanded()
+    untied = dense.with_matrices({"lm_head": dense.matrices()["wte"]})
+    ids = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(budget, "DRAWN_TOKENS", 20_000)
+    for model in (dense, untied):
+        reference = budget.Reference.of(model, ids)
+        for name, form in model.matrices().items():
+            other = model.with_matrices({name: quantize.compress(form.dense(), quantize.Config(codec="int3"))})
+            logits = [m.logits(m(ids).flatten(0, 1)) for m in (other, model)]
+            exact = float(distillation_loss(*logits)) / ids.numel()
+            assert reference.kl(other, name) == pytest.approx(exact, rel=0.05, abs=1e-6), name
 
 
 def test_what_is_measured_has_an_identity() -> None:

@@ -12,7 +12,7 @@ import pytest
 from compressor import stored
 from compressor.artifact import folder as artifact
 from compressor.display import bar, left
-from compressor.storage.run_folder import claimed, require_space, run_folder
+from compressor.storage.run_folder import claimed, require_space
 from tests.compressor.command import refused
 from tests.compressor.storage.test_durable import files_of_at_most
 from tests.conftest import tiny_model, write_artifact
@@ -161,12 +161,17 @@ def _budget(checkpoint: Path, words: Path, out: Path) -> "subprocess.Popen[str]"
     options = ["--ratio", "6", "--target", "attn", "--calibration-text", words, "--text", words, "--out", out]
     command = [sys.executable, "-m", "compressor", "compress", *map(str, [checkpoint, *options])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["XDG_CACHE_HOME"] = str(_cache(out))
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def _measured(out: Path) -> list[str]:
-    return sorted(path.name for path in run_folder(out).glob("measured-*.safetensors"))
+def _cache(out: Path) -> Path:
+    return out.parent / "caches" / out.name
+
+
+def _measured(out: Path) -> list[Path]:
+    return sorted((_cache(out) / "ttgpt").glob("measured-*.safetensors"))
 
 
 def test_a_killed_budget_is_resumed_bit_for_bit_and_meanwhile_has_its_folder_for_itself(
@@ -184,20 +189,16 @@ def test_a_killed_budget_is_resumed_bit_for_bit_and_meanwhile_has_its_folder_for
         assert f"out: another run is writing {killed}; wait for it or choose another folder" in refusal
         run.send_signal(signal.SIGKILL)
     kept = _measured(killed)
-    times = {name: (run_folder(killed) / name).stat().st_mtime_ns for name in kept}
-    (run_folder(killed) / kept[0]).write_bytes(b"damaged")
+    times = {path: path.stat().st_mtime_ns for path in kept[1:]}
+    kept[0].write_bytes(b"damaged")
     with _budget(checkpoint, words, killed) as run:
-        while run.poll() is None:
-            for name in kept[1:]:
-                if (path := run_folder(killed) / name).exists():
-                    assert path.stat().st_mtime_ns == times[name]
-            time.sleep(0.05)
         said = run.communicate()[1]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
     assert f"resumes: {len(kept) - 1} of 4 pieces were measured before\n" in said
     assert (killed / artifact.WEIGHTS).read_bytes() == (whole / artifact.WEIGHTS).read_bytes()
     ours, theirs = (stored.read(folder).manifest.provenance.config for folder in (killed, whole))
     assert ours == theirs
-    assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
+    assert sorted(os.listdir(tmp_path)) == ["caches", "killed", "whole"]
 
 
 def test_a_folder_is_held_by_one_run_and_given_back(tmp_path: Path) -> None:
