@@ -95,7 +95,7 @@ def _low_rank(tensors: Arrays, spec: "Spec") -> Matrix:
 
 def _tt_matrix(tensors: Arrays, spec: "Spec") -> Matrix:
     in_modes, out_modes, ranks = (spec.options[name] for name in ("in_modes", "out_modes", "ranks"))
-    cores = [decoded_core(tensors, spec, k) for k in range(len(in_modes))]
+    cores = [core(tensors, spec, k) for k in range(len(in_modes))]
     places = None
     if spec.options["permuted"]:
         places = tensors["permutation.values"].astype(np.int32)
@@ -104,12 +104,13 @@ def _tt_matrix(tensors: Arrays, spec: "Spec") -> Matrix:
     return Matrix.tt_matrix(cores, shape=spec.shape, in_modes=in_modes, out_modes=out_modes, ranks=ranks, places=places)
 
 
-def decoded_core(tensors: Arrays, spec: "Spec", k: int) -> Array:
-    """Return core k of a TT-matrix [r_{k-1}, in_k, out_k, r_k]: floats as they are stored, codes in fp32."""
+def core(tensors: Arrays, spec: "Spec", k: int, *, in_fp32: bool = False) -> Array:
+    """Return core k of a TT-matrix [r_{k-1}, in_k, out_k, r_k]: floats as they are stored unless `in_fp32`."""
     in_modes, out_modes, ranks = (spec.options[name] for name in ("in_modes", "out_modes", "ranks"))
     parts, columns = _below(tensors, f"core_{k}"), out_modes[k] * ranks[k + 1]
-    core = parts["values"] if "values" in parts else _decoded(parts, spec.codecs[f"core_{k}"], columns)
-    return np.ascontiguousarray(core).reshape(ranks[k], in_modes[k], out_modes[k], ranks[k + 1])
+    is_plain = "values" in parts and not in_fp32
+    values = parts["values"] if is_plain else _decoded(parts, spec.codecs[f"core_{k}"], columns)
+    return np.ascontiguousarray(values).reshape(ranks[k], in_modes[k], out_modes[k], ranks[k + 1])
 
 
 def _decoded(parts: Arrays, codec: str, columns: int) -> NDArray[np.float32]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from compressor.artifact.manifest import Spec
 from compressor.runtime import matrices
 from compressor.runtime._decoder import Matrix
-from compressor.runtime.matrices import Arrays, decoded_core
+from compressor.runtime.matrices import Arrays
 
 Product = NDArray[np.float32]
 Shape = tuple[int, int, int, int]  # of a core: rank, in, out, rank
-Find = Callable[["Span", Shape, Callable[[], Product]], Product]
+Compute = Callable[[], Product]
+Find = Callable[["Span", Shape, Compute], Product]
 
 
 def matrix_of(tensors: Arrays, spec: Spec, *, is_head: bool, find: "Find | None" = None) -> Matrix:
@@ -85,11 +86,11 @@ def best_span(spec: Spec) -> Span | None:
 
 def product(tensors: Arrays, spec: Spec, span: Span) -> Product:
     """Return the product of the cores of a span as one core, fp32."""
-    whole = decoded_core(tensors, spec, span.start)
+    whole = matrices.core(tensors, spec, span.start, in_fp32=True)
     for k in range(span.start + 1, span.stop):
-        core = decoded_core(tensors, spec, k)
-        (r, i, o, _), (_, j, p, s) = whole.shape, core.shape
-        whole = np.tensordot(whole, core, 1).transpose(0, 1, 3, 2, 4, 5).reshape(r, i * j, o * p, s)
+        following = matrices.core(tensors, spec, k, in_fp32=True)
+        (r, i, o, _), (_, j, p, s) = whole.shape, following.shape
+        whole = np.tensordot(whole, following, 1).transpose(0, 1, 3, 2, 4, 5).reshape(r, i * j, o * p, s)
     return np.ascontiguousarray(whole)
 
 

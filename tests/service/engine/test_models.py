@@ -71,6 +71,7 @@ def test_the_default_model_comes_first(artifacts: list[Path]) -> None:
     models = load_all(artifacts, "tiny-int8", lambda model: loaded.append(model.name))
     assert [model.name for model in models] == loaded == ["tiny-int8", "tiny-fp32"]
     assert models.named(None).name == "tiny-int8"
+    assert len({id(model.tokenizer) for model in models}) == len({id(model.vocabulary) for model in models}) == 1
 
 
 @pytest.mark.parametrize(("twice", "default", "hint"), [(True, None, "different names"), (False, "gpt5", "tiny-fp32")])
