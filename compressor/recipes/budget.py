@@ -294,8 +294,8 @@ def _flowing(measured: Iterable[tuple[Piece, Iterable[Choice]]], journal: Journa
         for choice in choices:
             rows.append(({"method": choice.method, "options": dict(choice.options), "kl": choice.kl}, choice.form))
             yield choice
-        if journal is not None:
-            journal.write(piece.file_name, rows)
+        if journal is not None and not journal.write(piece.file_name, rows):
+            journal = None
 
 
 def identity(dense: GPT2, ids: Tensor) -> str:

@@ -41,8 +41,8 @@ class Journal:
         forms = [from_tensors(below(tensors, str(i)), spec) for i, spec in enumerate(specs)]
         return list(zip(about["rows"], forms, strict=True))
 
-    def write(self, name: str, rows: Sequence[Row]) -> None:
-        """Keep the rows of a piece; where that fails, say so and go on."""
+    def write(self, name: str, rows: Sequence[Row]) -> bool:
+        """Keep the rows of a piece; where that fails, say so and return False."""
         tensors = {f"{i}.{key}": t for i, (_, form) in enumerate(rows) for key, t in form.tensors().items()}
         about = {"rows": [row for row, _ in rows], "specs": [form.spec().model_dump() for _, form in rows]}
         try:
@@ -50,6 +50,8 @@ class Journal:
             kept.trim()
         except OSError as error:
             self.echo(f"cannot keep what was measured in {self.folder} ({error.strerror}); continues without")
+            return False
+        return True
 
     def _path(self, name: str) -> Path:
         return self.folder / f"measured-{self.identity:.16}-{name}.safetensors"

@@ -173,6 +173,16 @@ def test_all_that_was_measured_needs_no_statistics_again(tmp_path: Path) -> None
     }
 
 
+def test_where_nothing_can_be_kept_one_line_says_so(tmp_path: Path) -> None:
+    shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
+    dense, ids, said = tiny_model(shape).expanded(), torch.arange(16).view(1, 16), list[str]()
+    (tmp_path / "file").touch()
+    journal = Journal(tmp_path / "file", "ours", said.append)
+    assert all(budget.measure(dense, lambda: collect(dense, ids), ids, journal=journal).values())
+    assert len(said) == 1
+    assert said[0].startswith("cannot keep what was measured in")
+
+
 @torch.inference_mode()
 def test_what_is_measured_is_the_divergence_of_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=2, n_head=2, n_inner=32, eos_token_id=0)
