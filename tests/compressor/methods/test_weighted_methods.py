@@ -264,11 +264,6 @@ def test_a_correction_is_better_with_more_rank_and_never_worse_for_more_rounds(w
     assert by_rank[0] < weighted_error(base.dense() - weight, GIVEN)
 
 
-def test_a_corrected_base_is_multiplied_as_the_base_alone_would_be(weight: Tensor) -> None:
-    paths = [residual.compress(weight, dataclasses.replace(CORRECTED, codec=c), GIVEN).path for c in ("int8", "int3")]
-    assert paths == ["stored", "dense"]
-
-
 def test_gptq_rounds_to_few_bits_only() -> None:
     with pytest.raises(ValueError, match=r"codec must be int8, or int4, int3 or int2 .* not 'fp16'"):
         gptq.Config(codec="fp16")
