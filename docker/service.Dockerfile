@@ -40,6 +40,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    MALLOC_ARENA_MAX=2 \
     TTGPT_HOST=0.0.0.0 \
     TTGPT_PORT=8000 \
     TTGPT_MODELS=/models/gpt2-mini-int8

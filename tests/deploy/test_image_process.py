@@ -123,7 +123,8 @@ def test_ttgpt_says_in_one_line_what_this_image_lacks(site: Path, tiny_artifact:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     served, compressing = ({Requirement(line).name for line in extras[name]} for name in ("service", "compressor"))
     missing = {name.replace("-", "_"): None for name in compressing - served}
-    code = f"import sys, runpy; sys.modules.update({missing}); runpy.run_path(sys.argv[1], None, '__main__')"
+    run_script = "del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+    code = f"import sys, runpy; sys.modules.update({missing}); {run_script}"
     command = [sys.executable, "-c", code, str(site / "bin/ttgpt")]
     how: dict[str, Any] = {"env": _environment(site), "cwd": workdir, "capture_output": True, "text": True}
     run = subprocess.run([*command, "compress", "gpt2-mini", "--method", "dense", "--out", "x"], check=False, **how)

@@ -137,8 +137,7 @@ def test_the_environment_is_made_of_settings() -> None:
     own = {key.removeprefix("TTGPT_").lower() for key in environment if key.startswith("TTGPT_")}
     assert own <= Settings.model_fields.keys()
     assert SERVICE.last("EXPOSE") == environment["TTGPT_PORT"]
-    assert (environment["HF_HUB_OFFLINE"], environment["MALLOC_ARENA_MAX"]) == ("1", "2")
-    assert "HF_HUB_OFFLINE" not in COMPRESSOR.pairs("ENV")  # it may be told a hub id
+    assert environment["MALLOC_ARENA_MAX"] == "2"
 
 
 def test_the_artefact_is_where_the_service_looks() -> None:

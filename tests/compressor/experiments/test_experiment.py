@@ -66,10 +66,11 @@ def test_a_rerun_heals_anew_and_an_interrupted_run_is_resumed(
         pass
 
     def stopped_after_healing(items: Iterable[T], *, label: str, total: int) -> Iterable[T]:
+        nonlocal steps
         for item in items:
             if label == "Evaluating":
                 raise StoppedError
-            steps.append(1)
+            steps += [1] * (label == "Healing")
             yield item
 
     tiny = Checkpoint(tiny_model(), TOKENIZER, Source(id="tiny", sha256="0" * 64))
