@@ -24,15 +24,23 @@ BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 .PHONY: serve models test check bench bench-cache sizing soak pages monitoring clean
 .DELETE_ON_ERROR:
 
-serve: models
+# While other models are built, the first one is served already.
+serve: $(firstword $(BUILT))
 	@echo
 	@echo "Serving $(VARIANTS:%=$(notdir $(PREFIX))-%) on http://$(HOST):$(PORT) - try:"
 	@echo
 	@echo "  curl -s http://$(HOST):$(PORT)/generate -H 'content-type: application/json' -d '{\"inputs\":\"The old man looked at the sea\",\"parameters\":{\"do_sample\":true,\"temperature\":0.7,\"top_p\":0.9,\"seed\":2,\"max_new_tokens\":45}}'"
 	@echo
+	@$(MAKE) --question models || { $(BIN)/ttgpt serve $(PREFIX)-$(firstword $(VARIANTS)) --host $(HOST) --port $(PORT) & first=$$!; \
+	  trap 'kill $$first' EXIT INT TERM; \
+	  echo "Building the others, which takes about two minutes; until then $(firstword $(VARIANTS)) answers alone."; \
+	  $(MAKE) --jobs=2 --output-sync models && kill $$first && { wait $$first; trap - EXIT INT TERM; }; }
 	@exec $(BIN)/ttgpt serve $(VARIANTS:%=$(PREFIX)-%) --host $(HOST) --port $(PORT)
 
 models: $(BUILT)
+
+# They need the same measurements, which are kept for the next one.
+$(PREFIX)-small/manifest.json: | $(PREFIX)-balanced/manifest.json
 
 $(PREFIX)-int8/manifest.json: OPTIONS = --method quantize
 $(PREFIX)-dense/manifest.json: OPTIONS = --method dense

@@ -38,10 +38,17 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(moved)}
 
 
+class _Letters(dict[int, str]):
+    """For str.translate, which drops what is None."""
+
+    def __missing__(self, key: int) -> None:
+        return None
+
+
 @lru_cache(maxsize=1)  # models that share a tokenizer come one after the other
 def vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
     """Return the bytes of tokens 0 .. size - 1 of a byte-level BPE."""
-    alphabet = byte_alphabet()
+    letters = _Letters({ord(letter): chr(byte) for letter, byte in byte_alphabet().items()})
     added = tokenizer.get_added_tokens_decoder()
     table, longest = [], 1
     for token_id in range(size):
@@ -50,7 +57,7 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
         if token_id in added:
             table.append(b"" if added[token_id].special else token.encode())
         else:
-            table.append(bytes(alphabet[letter] for letter in token if letter in alphabet))
+            table.append(token.translate(letters).encode("latin-1"))
     special = frozenset(token_id for token_id, token in added.items() if token.special)
     return Vocabulary(tuple(table), special, longest)
 

@@ -131,19 +131,19 @@ static int make_segments(Leaf *leaf, int64_t group)
 }
 
 /* Put a code of lane `lane` into a panel, or take it from there. */
-static inline void put_code(const Leaf *leaf, uint8_t *panel, int64_t vector, int64_t byte, unsigned code)
+static inline void put_code(Element element, uint8_t *panel, int64_t vector, int64_t byte, unsigned code)
 {
-    if (leaf->element == CODES8) {
+    if (element == CODES8) {
         panel[vector * 64 + byte] = (uint8_t)code;
         return;
     }
     const int64_t v = vector % UNIT;
-    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(leaf->element) + byte;
-    if (leaf->element == CODES4)
+    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(element) + byte;
+    if (element == CODES4)
         unit[v % 4 * 64] |= (uint8_t)(code << (v / 4 * 4));
     else {
         unit[v / 4 * 64] |= (uint8_t)((code & 3) << (v % 4 * 2));
-        if (leaf->element == CODES3)
+        if (element == CODES3)
             unit[128] |= (uint8_t)(code >> 2 << v);
     }
 }
@@ -172,6 +172,27 @@ static inline unsigned stored_code(const uint8_t *row, int64_t c, int bits)
     return word >> (c % 8 * bits) & ((1u << bits) - 1);
 }
 
+/* Put the codes of a row into its panel; compiled for each element. */
+static inline __attribute__((always_inline)) void pack_row(const Leaf *leaf, Element element, uint8_t *panel,
+                                                           int64_t lane, const uint8_t *codes)
+{
+    const int bits = bits_of(element);
+    for (int64_t s = 0; s < leaf->segment_count; s++) {
+        const Segment *segment = &leaf->segments[s];
+        int64_t c = 0;
+        if (element == CODES8)
+            for (; c + VECTOR <= segment->columns; c += VECTOR) {
+                uint32_t vector;
+                memcpy(&vector, codes + segment->column + c, sizeof vector);
+                vector ^= 0x80808080;
+                memcpy(panel + (segment->vector + c / VECTOR) * 64 + lane * VECTOR, &vector, sizeof vector);
+            }
+        for (; c < segment->columns; c++)
+            put_code(element, panel, segment->vector + c / VECTOR, lane * VECTOR + c % VECTOR,
+                     stored_code(codes, segment->column + c, bits));
+    }
+}
+
 int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, const uint8_t *codes,
                   const uint16_t *scale, const uint16_t *zero)
 {
@@ -191,11 +212,12 @@ int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t gro
     }
     for (int64_t row = 0; row < n; row++) {
         uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
-        for (int64_t s = 0; s < leaf->segment_count; s++) {
-            const Segment *segment = &leaf->segments[s];
-            for (int64_t c = 0; c < segment->columns; c++)
-                put_code(leaf, panel, segment->vector + c / VECTOR, row % LANES * VECTOR + c % VECTOR,
-                         stored_code(codes + row * row_bytes, segment->column + c, bits));
+        const uint8_t *own = codes + row * row_bytes;
+        switch (element) {
+        case CODES8: pack_row(leaf, CODES8, panel, row % LANES, own); break;
+        case CODES4: pack_row(leaf, CODES4, panel, row % LANES, own); break;
+        case CODES3: pack_row(leaf, CODES3, panel, row % LANES, own); break;
+        default: pack_row(leaf, CODES2, panel, row % LANES, own);
         }
         for (int64_t g = 0; g < leaf->groups; g++) {
             const int64_t at = (row / LANES * leaf->groups + g) * LANES + row % LANES;
