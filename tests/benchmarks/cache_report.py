@@ -41,7 +41,7 @@ def block() -> str:
             "",
             f"Redis is slower in {len(lost)} of {len(results['rows'])} cases even without a network; there `auto` "
             "bypasses it.",
-            "Start of a replica with a `tt_matrix` head: milliseconds for its products and for timing its rows:",
+            "Start of a replica with a `tt_matrix` head: milliseconds for its products:",
             "",
             table(["table", "products, MB", "no Redis", "empty Redis", "warm Redis"], starts),
         ]
