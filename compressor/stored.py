@@ -9,7 +9,7 @@ from torch import Tensor
 from compressor.artifact import folder as artifact
 from compressor.artifact.folder import Arrays, Owner
 from compressor.artifact.layouts import codec_layout, tensors_of
-from compressor.artifact.manifest import SCHEMA_VERSION, Compression, Golden, Manifest, Provenance, Quality, Spec
+from compressor.artifact.manifest import SCHEMA_VERSION, Compression, Spec
 from compressor.codecs import Coded, codec_named
 from compressor.formats import Format, from_tensors
 from compressor.gpt2 import GPT2
@@ -39,45 +39,16 @@ def compression_of(model: GPT2) -> Compression:
     return Compression(schema_version=SCHEMA_VERSION, vectors=model.vector_codec, matrices=matrices)
 
 
-def write(
-    folder: Path,
-    model: GPT2,
-    tokenizer_json: bytes,
-    *,
-    running: Model,
-    quality: Quality,
-    golden: Golden,
-    provenance: Provenance,
-    force: bool = False,
-) -> Manifest:
-    """Write an artefact to `folder`, all of it or nothing, and read it back.
+def contents(model: GPT2, tokenizer_json: bytes, running: Model) -> artifact.Contents:
+    """Return what an artefact of a model is written from.
 
     Args:
-        folder: to be made.
         model: as stored.
         tokenizer_json: its tokenizer.
         running: the same model as it is served.
-        quality: of it.
-        golden: its known answers.
-        provenance: how it was made.
-        force: replace an artefact in `folder`.
-
-    Raises:
-        ArtifactError: if `folder` exists and `force` is not set, or does not read back.
     """
-    return artifact.write(
-        folder,
-        model.config,
-        compression_of(model),
-        partial(save_file, _named_tensors(model)),
-        tokenizer_json,
-        make=as_stored,
-        resident=running.num_bytes,
-        quality=quality,
-        golden=golden,
-        provenance=provenance,
-        force=force,
-    )
+    tensors = partial(save_file, _named_tensors(model))
+    return artifact.Contents(model.config, compression_of(model), tensors, tokenizer_json, as_stored, running.num_bytes)
 
 
 def _format(_: Owner, tensors: Arrays, spec: Spec) -> Format:

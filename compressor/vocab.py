@@ -151,11 +151,9 @@ def _edit(
     model = GPT2(config, {**matrices, **edited}, stored.gpt2(loaded).vectors())
     running = model.decoder()
     provenance = loaded.manifest.provenance
-    manifest = stored.write(
+    manifest = artifact.write(
         folder.resolve(),
-        model,
-        tokenizer_json,
-        running=running,
+        stored.contents(model, tokenizer_json, running),
         quality=loaded.manifest.quality,
         golden=golden(running, read_tokenizer(tokenizer_json)),
         provenance=provenance.model_copy(update={"edits": [*provenance.edits, f"{edit} {pattern.described}"]}),

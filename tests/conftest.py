@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from compressor import huggingface, stored
+from compressor.artifact import folder as artifact
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.artifact.manifest import Golden, Provenance, Quality, Source
 from compressor.formats import Dense
@@ -66,16 +67,8 @@ def write_artifact(folder: Path, model: GPT2, *, force: bool = False) -> Path:
     provenance = Provenance(
         source=Source(id="tiny", sha256="0" * 64), method="dense", config={}, seed=0, versions={}, build_seconds=0.0
     )
-    stored.write(
-        folder,
-        model,
-        TOKENIZER,
-        running=running,
-        quality=quality,
-        golden=golden,
-        provenance=provenance,
-        force=force,
-    )
+    contents = stored.contents(model, TOKENIZER, running)
+    artifact.write(folder, contents, quality=quality, golden=golden, provenance=provenance, force=force)
     return folder
 
 

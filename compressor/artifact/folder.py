@@ -14,7 +14,7 @@ what it has verified is what it returns, whatever happens to the folder meanwhil
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -27,7 +27,7 @@ from compressor.artifact import tensor_file
 from compressor.artifact.gpt2_config import COMPONENTS, GPT2Config, component_of
 from compressor.artifact.layouts import Part, codec_layout, tensors_of
 from compressor.artifact.manifest import SCHEMA_VERSION, Bytes, Compression, Golden, Manifest, Provenance, Quality, Spec
-from compressor.artifact.tensor_file import Array
+from compressor.artifact.tensor_file import Array, Place
 from compressor.artifact.tokenizer import check_size, end_of_text, read_tokenizer, tokenizer_config
 from compressor.errors import ArtifactError
 from compressor.storage import durable, files
@@ -89,6 +89,27 @@ class Artifact(Generic[T]):
         return end_of_text(self.tokenizer, self.config.eos_token_id)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What an artefact is written from, besides what is said about it.
+
+    Attributes:
+        config: hyper-parameters.
+        compression: how everything is stored.
+        save_tensors: writes the safetensors file.
+        tokenizer_json: the tokenizer.
+        make: what every matrix is read back by, see `read`.
+        resident: bytes in memory of every matrix and vector.
+    """
+
+    config: GPT2Config
+    compression: Compression
+    save_tensors: Callable[[Path], None]
+    tokenizer_json: bytes
+    make: Make[Any]
+    resident: Mapping[str, int]
+
+
 def measure_bytes(
     config: GPT2Config, compression: Compression, resident: Mapping[str, int] | None = None, *, tied: bool = False
 ) -> dict[str, Bytes]:
@@ -117,13 +138,8 @@ def measure_bytes(
 
 def write(
     folder: Path,
-    config: GPT2Config,
-    compression: Compression,
-    save_tensors: Callable[[Path], None],
-    tokenizer_json: bytes,
+    contents: Contents,
     *,
-    make: Make[Any],
-    resident: Mapping[str, int],
     quality: Quality,
     golden: Golden,
     provenance: Provenance,
@@ -133,12 +149,7 @@ def write(
 
     Args:
         folder: to be made.
-        config: hyper-parameters.
-        compression: how everything is stored.
-        save_tensors: writes the safetensors file.
-        tokenizer_json: the tokenizer.
-        make: what every matrix is read back by, see `read`.
-        resident: bytes in memory of every matrix and vector.
+        contents: what it is made of.
         quality: what was measured.
         golden: known answers.
         provenance: how it was made.
@@ -147,6 +158,7 @@ def write(
     Raises:
         ArtifactError: if `folder` exists and `force` is not set, or does not read back.
     """
+    config, compression, tokenizer_json = contents.config, contents.compression, contents.tokenizer_json
     durable.clear_leftovers(folder)
     refuse_existing(folder, force)
     with durable.replacing(folder) as new:
@@ -156,19 +168,19 @@ def write(
         texts[TOKENIZER_CONFIG] = tokenizer_config(tokenizer, config.eos_token_id, config.n_positions)
         for name, data in texts.items():
             (new / name).write_bytes(data)
-        save_tensors(new / WEIGHTS)
+        contents.save_tensors(new / WEIGHTS)
         checksums = {name: _sha256(new / name) for name in (*texts, WEIGHTS)}
         manifest = Manifest(
             digest=_digest(checksums),
             files=checksums,
-            bytes=measure_bytes(config, compression, resident),
+            bytes=measure_bytes(config, compression, contents.resident),
             quality=quality,
             golden=golden,
             provenance=provenance,
         )
         manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump())})
         (new / MANIFEST).write_bytes(_canonical(manifest.model_dump()))
-        _read(new, folder.name, make)
+        _read(new, folder.name, contents.make)
     return manifest
 
 
@@ -250,16 +262,16 @@ def _read_weights(
     path: Path, layouts: Mapping[str, Mapping[str, Part]], specs: Mapping[str, Spec], manifest: Manifest, make: Make[T]
 ) -> tuple[dict[str, T], dict[str, Arrays], int]:
     """Return what `make` makes of every matrix, the parts of every vector, and the bytes of the file."""
-    owners = {f"{owner}.{key}": owner for owner, parts in layouts.items() for key in parts}
+    wanted = {f"{owner}.{key}": (owner, key, part) for owner, parts in layouts.items() for key, part in parts.items()}
     head = "lm_head" if "lm_head" in specs else "wte"
     waiting: dict[str, dict[str, Array]] = {owner: {} for owner in layouts}  # which vectors stay in
     made: dict[str, T] = {}
     try:
         with tensor_file.opened(path) as file:
-            _check_places({place.name: place.part for place in file.places}, layouts)
+            _check_places(file.places, {name: part for name, (_, _, part) in wanted.items()})
             for name, values in file.tensors():
-                owner = owners[name]
-                waiting[owner][name.removeprefix(f"{owner}.")] = values
+                owner, key, _ = wanted[name]
+                waiting[owner][key] = values
                 if owner in specs and waiting[owner].keys() == layouts[owner].keys():
                     whose = Owner(manifest.digest, owner, owner == head)
                     made[owner] = _made(whose, make, waiting.pop(owner), specs[owner])
@@ -299,9 +311,9 @@ def _layouts(config: GPT2Config, compression: Compression) -> dict[str, dict[str
     return found | vectors
 
 
-def _check_places(found: Mapping[str, Part], layouts: Mapping[str, Mapping[str, Part]]) -> None:
+def _check_places(places: Iterable[Place], wanted: Mapping[str, Part]) -> None:
     """Refuse tensors that are missing, unknown or misshapen."""
-    wanted = {f"{owner}.{key}": part for owner, parts in layouts.items() for key, part in parts.items()}
+    found = {place.name: place.part for place in places}
     if missing := wanted.keys() - found.keys():
         raise ArtifactError(WEIGHTS, min(missing), "is missing")
     if unknown := found.keys() - wanted.keys():

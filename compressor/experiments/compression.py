@@ -22,7 +22,7 @@ from compressor.recipes.build import measure
 from compressor.recipes.healing import Healing
 from compressor.recipes.plans import Budget, CompressedModel, Plan, Recipe
 from compressor.runtime import reference
-from compressor.runtime.evaluate import GOLDEN_PROMPT, evaluate, read_text
+from compressor.runtime.evaluate import GOLDEN_PROMPT, read_text
 from compressor.runtime.generate import generate
 from compressor.runtime.model import Model
 from compressor.runtime.reference import VALIDATION_TEXT
@@ -89,7 +89,7 @@ class Compression(Experiment):
         result |= {key: made.settings[key] for key in ("heal", "plan") if key in made.settings}
         if self.books:
             text = read_packed_text(bench.folder / VALID, bench.tokenizer)
-            judged = evaluate(running, bench.checkpoint.model.decoder(), text, bench.progress)
+            judged = measure(running, bench.checkpoint, text, bench.progress)
             result |= {"valid": judged.model_dump(), "target_bytes": _target_bytes(made.model, self.target)}
         shutil.rmtree(self._healing_folder, ignore_errors=True)
         return result

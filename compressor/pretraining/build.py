@@ -91,11 +91,9 @@ def _write_artifact(training: Training, corpus: Corpus, out: Path, force: bool, 
         versions={"torch": torch.__version__},
         build_seconds=round(training.seconds, 1),
     )
-    return stored.write(
+    return artifact.write(
         out,
-        model,
-        corpus.tokenizer.to_str().encode(),
-        running=running,
+        stored.contents(model, corpus.tokenizer.to_str().encode(), running),
         quality=evaluate(running, None, corpus.validation, progress),
         golden=golden(running, corpus.tokenizer),
         provenance=provenance,

@@ -91,11 +91,9 @@ def write_artifact(
         versions={"torch": torch.__version__},
         build_seconds=build_seconds,
     )
-    return stored.write(
+    return artifact.write(
         out,
-        compressed.model,
-        checkpoint.tokenizer_json,
-        running=running,
+        stored.contents(compressed.model, checkpoint.tokenizer_json, running),
         quality=quality,
         golden=golden(running, read_tokenizer(checkpoint.tokenizer_json)),
         provenance=provenance,

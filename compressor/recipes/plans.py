@@ -8,6 +8,7 @@ from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
+from compressor.artifact.manifest import AS_STORED
 from compressor.codecs import codec_named
 from compressor.formats import Format
 from compressor.gpt2 import GPT2
@@ -16,7 +17,7 @@ from compressor.methods import METHODS, quantize
 from compressor.methods.base import Method, Target, is_target
 from compressor.recipes import budget
 from compressor.recipes.context import Context
-from compressor.runtime.evaluate import Text, evaluate
+from compressor.runtime.evaluate import Text, all_hidden_states, evaluate
 
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
 
@@ -139,7 +140,7 @@ class Recipe(Plan):
     def settings(self) -> dict[str, Any]:
         target = {"target": self.target} if self.target else {}
         config = asdict(self._method.config(**self.options))
-        return config | {"rest": self.rest or "as in the checkpoint"} | target
+        return config | {"rest": self.rest or AS_STORED} | target
 
     def check(self, model: GPT2) -> None:
         options = self._method.config(**self.options)
@@ -229,10 +230,11 @@ def _verified(
     """Return the smallest choice whose perplexity ratio on calibration text keeps `limit`, not only by prediction."""
     text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten().numpy())
     dense = checkpoint.model.decoder()
+    states = all_hidden_states(dense, text)
     for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1, 0.0):
         chosen = budget.smallest_within(measured, share * math.log(limit))
         model = checkpoint.model.with_matrices(budget.assembled(chosen.values()))
-        ratio = evaluate(model.decoder(), dense, text).perplexity_ratio
+        ratio = evaluate(model.decoder(), dense, text, states=states).perplexity_ratio
         if ratio is not None and ratio <= limit:
             return chosen
     best = math.ceil(1e4 * (ratio or 1.0)) / 1e4

@@ -126,6 +126,14 @@ def hidden_states(model: Model, ids: Ids) -> Floats:
     return hidden
 
 
+def all_hidden_states(model: Model, text: Text, progress: Progress = silent) -> Floats:
+    """Return the hidden states behind every token of a text but the last, [T - 1, D], as `evaluate` reads them."""
+    windows, states = windows_of(model, text), np.empty((len(text.ids) - 1, model.config.n_embd), np.float32)
+    for window in progress(windows, label="Evaluating the dense model", total=len(windows)):
+        states[window.start : window.stop] = hidden_states(model, text.ids[window.start : window.stop])
+    return states
+
+
 def log_probabilities(logits: Floats) -> Floats:
     """Return the log-probabilities of logits [n, V] in nats; it works in their memory."""
     logits -= logits.max(-1, keepdims=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.progress import Progress, silent
-from compressor.runtime.evaluate import Text, hidden_states, windows_of
+from compressor.runtime.evaluate import Text, all_hidden_states
 from compressor.runtime.model import Floats, Model
 from compressor.storage import durable
 
@@ -33,15 +33,8 @@ def dense_states(dense: Model, source: str, text: Text, progress: Progress = sil
         text: the text.
         progress: progress callback.
     """
-
-    def make() -> Floats:
-        states = np.empty((len(text.ids) - 1, dense.config.n_embd), np.float32)
-        windows = windows_of(dense, text)
-        for window in progress(windows, label="Evaluating the dense model", total=len(windows)):
-            states[window.start : window.stop] = hidden_states(dense, text.ids[window.start : window.stop])
-        return states
-
-    return found_or_made(["states", source, asdict(dense.config), text.ids.tolist()], make)
+    about = ["states", source, asdict(dense.config), text.ids.tolist()]
+    return found_or_made(about, lambda: all_hidden_states(dense, text, progress))
 
 
 def found_or_made(about: Sequence[Any], make: Callable[[], NDArray[T]]) -> NDArray[T]:

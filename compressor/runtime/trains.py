@@ -18,7 +18,7 @@ Compute = Callable[[], Product]
 Find = Callable[["Span", Shape, Compute], Product]
 
 
-def matrix_of(tensors: Arrays, spec: Spec, *, is_head: bool, find: "Find | None" = None) -> Matrix:
+def matrix_of(tensors: Arrays, spec: Spec, *, is_head: bool, find: Find | None = None) -> Matrix:
     """Return the matrix that `spec` describes, of exactly these stored tensors; a head has its best span merged.
 
     Args:

@@ -18,9 +18,10 @@ from compressor.artifact.manifest import Golden, Manifest, Spec
 from compressor.artifact.tokenizer import read_tokenizer
 from compressor.errors import ArtifactError
 from compressor.runtime._decoder import Matrix
+from compressor.runtime.evaluate import hidden_states
 from compressor.runtime.load import as_stored
 from compressor.runtime.load import load as read
-from compressor.runtime.model import Cache, Model
+from compressor.runtime.model import Model
 from service.engine.streaming import Vocabulary, vocabulary
 from service.errors import UnknownModelError
 from service.metrics import Metrics
@@ -189,11 +190,8 @@ def check_golden(decoder: Model, golden: Golden) -> None:
     Raises:
         ArtifactError: if a score is further off than the manifest tolerates.
     """
-    ids = np.array(golden.prompt_ids, np.int64)
-    cache = Cache(decoder.config, 1, len(ids))
-    logits = decoder.read(ids, cache, np.array([0]), np.array([len(ids)]), wanted=np.array([len(ids) - 1])).logits
-    assert logits is not None  # noqa: S101 - they are wanted
-    error = np.abs(logits[0, golden.top_ids].astype(np.float64) - golden.top_logits).max()
+    logits = decoder.logits(hidden_states(decoder, np.array(golden.prompt_ids, np.int64))[-1])  # [V]
+    error = np.abs(logits[golden.top_ids].astype(np.float64) - golden.top_logits).max()
     if not error <= golden.tolerance:
         problem = (
             f"is missed by {error:.3g}, more than the tolerance {golden.tolerance:g}: this CPU computes differently"

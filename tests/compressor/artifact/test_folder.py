@@ -111,11 +111,11 @@ def test_a_flipped_bit_anywhere_is_found(folder: Path, file: str) -> None:
     read(folder)
 
 
-def _config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+def _json(file: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        raw = json.loads((folder / artifact.CONFIG).read_text())
+        raw = json.loads((folder / file).read_text())
         change(raw)
-        (folder / artifact.CONFIG).write_text(json.dumps(raw))
+        (folder / file).write_bytes(artifact._canonical(raw))
 
     return damage
 
@@ -129,15 +129,7 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
     return damage
 
 
-def _manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        raw = json.loads((folder / artifact.MANIFEST).read_text())
-        change(raw)
-        (folder / artifact.MANIFEST).write_bytes(artifact._canonical(raw))
-
-    return damage
-
-
+_config, _manifest = partial(_json, artifact.CONFIG), partial(_json, artifact.MANIFEST)
 CONSISTENT_DAMAGE = {
     "unknown key": (_config(lambda raw: raw.update(surplus=1)), "config.json", "surplus"),
     "unknown compression key": (

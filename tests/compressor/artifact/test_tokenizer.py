@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from compressor import huggingface, stored
-from compressor.artifact.folder import WEIGHTS, Artifact
+from compressor.artifact.folder import WEIGHTS, Artifact, write
 from compressor.artifact.tokenizer import read_tokenizer
 from compressor.errors import ArtifactError, CheckpointError
 from compressor.evaluation.questions import accuracy
@@ -63,15 +63,8 @@ def _changed(change: Callable[[Tokenizer], None]) -> bytes:
 def _rewrite(folder: Path, model: GPT2, tokenizer_json: bytes) -> None:
     """Write an artefact of a model and any tokenizer to `folder` / "old"."""
     made = load(write_artifact(folder / "made", tiny_model()))[0].manifest
-    stored.write(
-        folder / "old",
-        model,
-        tokenizer_json,
-        running=model.decoder(),
-        quality=made.quality,
-        golden=made.golden,
-        provenance=made.provenance,
-    )
+    contents = stored.contents(model, tokenizer_json, model.decoder())
+    write(folder / "old", contents, quality=made.quality, golden=made.golden, provenance=made.provenance)
 
 
 def _write_checkpoint(folder: Path, tokenizer_json: bytes) -> Path:
