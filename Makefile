@@ -34,7 +34,7 @@ serve: $(firstword $(BUILT))
 	@$(MAKE) --question models || { $(BIN)/ttgpt serve $(PREFIX)-$(firstword $(VARIANTS)) --host $(HOST) --port $(PORT) & first=$$!; \
 	  trap 'kill $$first' EXIT INT TERM; \
 	  echo "Building the others, which takes about two minutes; until then $(firstword $(VARIANTS)) answers alone."; \
-	  $(MAKE) --jobs=2 --output-sync models && kill $$first && { wait $$first; trap - EXIT INT TERM; }; }
+	  $(MAKE) --jobs=2 --no-print-directory models && kill $$first && { wait $$first; trap - EXIT INT TERM; }; }
 	@exec $(BIN)/ttgpt serve $(VARIANTS:%=$(PREFIX)-%) --host $(HOST) --port $(PORT)
 
 models: $(BUILT)
