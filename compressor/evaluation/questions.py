@@ -7,13 +7,12 @@ figures depend on the text and compare with no other benchmark.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor.progress import Progress, silent
-from compressor.runtime.evaluate import hidden_states, log_probabilities
+from compressor.runtime.evaluate import hidden_states, verdicts
 from compressor.runtime.model import Model
 
 MIN_WORDS = 30  # of a passage whose last word is asked for
@@ -115,7 +114,6 @@ def _scores(model: Model, questions: list[Question], progress: Progress) -> list
 
 def _score(model: Model, text: Tensor, answer: int) -> tuple[float, bool]:
     ids = text.numpy()
-    log_probs = log_probabilities(model.logits(hidden_states(model, ids[:-1])[-answer:]))  # [answer, V]
     target = ids[-answer:]
-    total = np.take_along_axis(log_probs, target[:, np.newaxis], -1).sum(dtype=np.float64)
-    return float(total), bool((log_probs.argmax(-1) == target).all())
+    found = verdicts(model.logits(hidden_states(model, ids[:-1])[-answer:]), target, None, model.threads)  # [answer, 5]
+    return float(found[:, 0].sum()), bool((found[:, 3] == target).all())

@@ -19,7 +19,7 @@ Norm: TypeAlias = tuple[Array, Array]  # weight and bias, fp32 [D]
 
 ACTIVATIONS: tuple[str, ...]
 INSTRUCTIONS: tuple[str, ...]  # that this CPU has, the best last
-LANES: int  # heads in a KV cache are padded to a multiple of
+LANES: int  # tokens of a block of a KV cache, in which heads are padded to a multiple of it
 MAX_THREADS: int
 
 @final
@@ -144,9 +144,9 @@ class Decoder:
             tokens: int64 [N].
             slots: of each token, int64 [N].
             positions: of each token in its slot, int64 [N]; those of one slot ascend by one, from its length on.
-            keys: [layers, slots, heads, capacity, D / heads padded to LANES], fp32, fp16 or bf16; changed, the padding
-                being 0.
-            values: likewise.
+            keys: [layers, slots, heads, blocks, D / heads, LANES], fp32, fp16 or bf16; changed.
+            values: [layers, slots, heads, blocks, LANES, D / heads padded to LANES], of the same dtype; changed, the
+                padding being 0.
             embedded: the tokens' rows of wte, fp32 [N, D]; looked up otherwise.
             wanted: tokens behind which logits are wanted, int64 [M].
             logits: fp32 [M, V], written.
@@ -154,3 +154,26 @@ class Decoder:
             threads: that compute; fewer where others do already.
             instructions: one of INSTRUCTIONS; the last by default.
         """
+
+def judge(
+    logits: Array,
+    targets: Array,
+    out: Array,
+    *,
+    reference: Array | None = None,
+    threads: int = 1,
+    instructions: str | None = None,
+) -> None:
+    """Write how good logits are, in fp64 [n, 5]; not finite where they are not.
+
+    Log-probability of the target, that by the reference, Kullback-Leibler divergence from the reference, all in nats;
+    the likeliest token, and that by the reference.
+
+    Args:
+        logits: fp32 [n, V].
+        targets: int64 [n].
+        out: fp64 [n, 5].
+        reference: fp32 [n, V]; the logits themselves by default.
+        threads: that compute.
+        instructions: one of INSTRUCTIONS; the last by default.
+    """

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compressor.artifact.manifest import Golden, Quality
 from compressor.progress import Progress, silent
+from compressor.runtime._decoder import judge
 from compressor.runtime.generate import generate
 from compressor.runtime.model import Cache, Floats, Ids, Model
 
@@ -99,14 +101,10 @@ def evaluate(
             known = hidden_states(dense, text.ids[own]) if states is None else states[own]
         for start in range(0, len(hidden), HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
+            theirs = None if dense is None or known is None else dense.logits(known[part])
             targets = text.ids[window.start + 1 : window.stop + 1][part]
-            ours = log_probabilities(model.logits(hidden[part]))
-            totals[0] -= _taken(ours, targets)
-            if dense is not None and known is not None:
-                theirs = log_probabilities(dense.logits(known[part]))
-                totals[1] -= _taken(theirs, targets)
-                totals[2] += kl_divergence(ours, theirs)
-                totals[3] += (ours.argmax(-1) == theirs.argmax(-1)).sum()
+            found = verdicts(model.logits(hidden[part]), targets, theirs, model.threads)
+            totals += [-found[:, 0].sum(), -found[:, 1].sum(), found[:, 2].sum(), (found[:, 3] == found[:, 4]).sum()]
         if not np.isfinite(totals).all():
             raise ValueError(f"text: the loss on {text.name} is not finite")
     return _quality(text, model.config.n_positions, totals.tolist(), against_dense=dense is not None)
@@ -134,22 +132,11 @@ def all_hidden_states(model: Model, text: Text, progress: Progress = silent) -> 
     return states
 
 
-def log_probabilities(logits: Floats) -> Floats:
-    """Return the log-probabilities of logits [n, V] in nats; it works in their memory."""
-    logits -= logits.max(-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    return logits
-
-
-def _taken(log_probs: Floats, ids: Ids) -> float:
-    """Return the summed log-probabilities of one token per row [n]."""
-    return float(np.take_along_axis(log_probs, ids[:, np.newaxis], -1).sum(dtype=np.float64))
-
-
-def kl_divergence(ours: Floats, reference: Floats) -> float:
-    """Return the summed KL divergence of log-probabilities [n, V] from those of the reference."""
-    surplus = np.subtract(reference, ours)
-    return float(np.einsum("nv,nv->n", np.exp(reference), surplus).sum(dtype=np.float64))
+def verdicts(logits: Floats, targets: Ids, reference: Floats | None, threads: int) -> NDArray[np.float64]:
+    """Return how good logits [n, V] are, [n, 5], see `compressor.runtime._decoder.judge`."""
+    out = np.empty((len(logits), 5))
+    judge(logits, targets, out, reference=reference, threads=threads)
+    return out
 
 
 def _quality(text: Text, context: int, totals: list[float], *, against_dense: bool) -> Quality:

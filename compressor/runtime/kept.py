@@ -18,7 +18,7 @@ from compressor.runtime.model import Floats, Model
 from compressor.storage import durable
 
 T = TypeVar("T", bound=np.generic)
-VERSION = 2  # rises when the same model gets other bits
+VERSION = 3  # rises when the same model gets other bits
 MOST_BYTES = 4 * 10**9  # of all that is kept; the oldest go first
 
 

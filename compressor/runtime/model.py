@@ -26,7 +26,9 @@ class Cache:
     """Keys and values of `slots` texts of up to `capacity` tokens.
 
     Attributes:
-        keys, values: [layers, slots, heads, capacity, D / heads padded to a multiple of LANES].
+        keys, values: in blocks of LANES tokens, [layers, slots, heads, blocks, D / heads, LANES] and
+            [layers, slots, heads, blocks, LANES, D / heads padded to a multiple of LANES].
+        capacity: tokens that a text can have.
         lengths: tokens of each text, int64 [slots].
     """
 
@@ -42,20 +44,17 @@ class Cache:
             raise ValueError(f"slots must be at least 1, not {slots}")
         if not 1 <= capacity <= config.n_positions:
             raise ValueError(f"capacity must be between 1 and n_positions = {config.n_positions}, not {capacity}")
-        size = -(-config.n_embd // config.n_head // LANES) * LANES
-        shape = (config.n_layer, slots, config.n_head, capacity, size)
-        self.keys, self.values = _zeros(shape, KV_DTYPES[dtype]), _zeros(shape, KV_DTYPES[dtype])
+        size = config.n_embd // config.n_head
+        shape = (config.n_layer, slots, config.n_head, -(-capacity // LANES))
+        self.keys = _zeros((*shape, size, LANES), KV_DTYPES[dtype])
+        self.values = _zeros((*shape, LANES, -(-size // LANES) * LANES), KV_DTYPES[dtype])
+        self.capacity = capacity
         self.lengths = np.zeros(slots, np.int64)
 
     @property
     def slots(self) -> int:
         """Texts that it can hold."""
         return int(self.keys.shape[1])
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a text can have."""
-        return int(self.keys.shape[3])
 
     @property
     def num_bytes(self) -> int:
@@ -65,7 +64,8 @@ class Cache:
     @property
     def used_bytes(self) -> int:
         """Bytes of the keys and values held now."""
-        return int(self.lengths.sum()) * self.num_bytes // (self.slots * self.capacity)
+        room = self.slots * int(self.keys.shape[3]) * LANES
+        return int(self.lengths.sum()) * self.num_bytes // room
 
     def reset(self, slot: int) -> None:
         """Empty a slot."""
@@ -198,7 +198,7 @@ class Model:
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Return the bytes of one token's keys and values in a cache of `dtype`."""
-        return Cache(self.config, 1, 1, dtype).num_bytes
+        return Cache(self.config, 1, 1, dtype).num_bytes // LANES
 
     @property
     def num_bytes(self) -> dict[str, int]:

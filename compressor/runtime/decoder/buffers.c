@@ -16,6 +16,7 @@ static const struct {
     { UINT8, 1, "B", "uint8" },
     { INT64, 8, "lq", "int64" },
     { INT32, 4, "il", "int32" },
+    { FLOAT64, 8, "d", "float64" },
 };
 enum { DTYPE_COUNT = sizeof DTYPES / sizeof *DTYPES };
 

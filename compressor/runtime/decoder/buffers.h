@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 /* The dtypes that an argument may have. numpy has no bfloat16: its bits are passed as uint16. */
-enum { FLOAT32 = 1, FLOAT16 = 2, BFLOAT16 = 4, INT8 = 8, UINT8 = 16, INT64 = 32, INT32 = 64 };
+enum { FLOAT32 = 1, FLOAT16 = 2, BFLOAT16 = 4, INT8 = 8, UINT8 = 16, INT64 = 32, INT32 = 64, FLOAT64 = 128 };
 enum { READ, WRITE };
 enum { ANY = -1 };           /* a size that is not prescribed, but at least 1 */
 enum { MAX_THREADS = 1024 };

@@ -1,125 +1,214 @@
 /* A decoder's step: embedding, blocks, norm and head for new tokens, wherever these stand. */
 #include "runtime.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
-size_t attend_bytes(const Attention *a)
-{
-    return (size_t)(padded(a->capacity, LANES) + padded(a->size, LANES)) * sizeof(float);
-}
+enum { PART_ROWS = 32, PARTS = STEP_ROWS / PART_ROWS };
 
 typedef struct {
-    Engine *engine;
+    const Decoder *d;
+    const Block *block;
     Attention attention;
-    char *memory;
-    size_t memory_bytes;
-    int64_t tile;
-    float *x;
-    const float *positions;
-    int64_t width;
+    float *x, *half, *inner; /* [rows, width or inner] */
 } Layer;
 
-static void add_tile(void *task, int64_t row, int64_t thread)
-{
-    const Layer *t = task;
-    (void)thread;
-    for (int64_t i = 0; i < t->width; i++)
-        t->x[row * t->width + i] += t->positions[row * t->width + i];
-}
+typedef void (*HalfBlock)(Engine *engine, const Layer *layer, int64_t row, int64_t rows);
 
-static void append_tile(void *task, int64_t row, int64_t thread)
-{
-    const Layer *t = task;
-    (void)thread;
-    t->engine->instructions->append(&t->attention, row);
-}
-
-static void attend_tile(void *task, int64_t tile, int64_t thread)
-{
-    const Layer *t = task;
-    const Attention *a = &t->attention;
-    const int64_t all = a->rows * a->heads;
-    for (int64_t i = tile * t->tile; i < least((tile + 1) * t->tile, all); i++)
-        t->engine->instructions->attend(a, i / a->heads, i % a->heads, (float *)(t->memory + t->memory_bytes * (size_t)thread));
-}
+/* Rows of a step in parts, each of which one thread takes through half a block: what lies between two products stays near
+ * its core. Threads begin with parts of their own, and go on with those that others have not begun. */
+typedef struct {
+    const Layer *layer;
+    HalfBlock half_block;
+    Engine *engines; /* of each thread */
+    int64_t threads, count;
+    atomic_char taken[PARTS];
+} Parts;
 
 static float *floats(Engine *engine, int64_t rows, int64_t columns)
 {
     return allocate(&engine->arena, (size_t)(rows * columns) * sizeof(float));
 }
 
-static void attend_all(Layer *t)
+/* Attention ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    Engine *engine;
+    const Attention *attention;
+    int64_t end;           /* behind the last row */
+    int64_t *runs, count;  /* the first rows of some that stand one behind another */
+    int64_t heads;         /* of a tile */
+    char *memory;
+    size_t memory_bytes;   /* of a thread */
+} Runs;
+
+size_t attend_bytes(const Attention *a) { return (size_t)(QUERIES * a->blocks * LANES) * sizeof(float); }
+
+/* How many rows from `row` on stand one behind another, at most QUERIES. */
+static int64_t run_at(const Attention *a, int64_t row, int64_t end)
 {
-    const Attention *a = &t->attention;
-    int64_t reach = 0;
-    for (int64_t row = 0; row < a->rows; row++)
-        reach += a->positions[row] + 1;
-    const double work = (double)reach * (double)(a->heads * a->size);
-    const int64_t threads = work < 32768 ? 1 : t->engine->threads;
-    const int64_t fair = a->rows * a->heads / (8 * threads);
-    t->tile = fair > 1 ? fair : 1;
-    each_tile(1, a->rows, append_tile, t);
-    each_tile(threads, (a->rows * a->heads + t->tile - 1) / t->tile, attend_tile, t);
+    int64_t count = 1;
+    while (count < QUERIES && row + count < end && a->slots[row + count] == a->slots[row] &&
+           a->positions[row + count] == a->positions[row] + count)
+        count++;
+    return count;
 }
 
-/* x [rows, width] after the last block. */
-static float *blocks(Engine *engine, const Decoder *d, const Step *s)
+/* Some heads of one run; a head's keys and values are read by neighbouring tiles. */
+static void attend_tile(void *task, int64_t tile, int64_t thread)
 {
-    const int64_t rows = s->rows, width = d->width;
-    float *x = floats(engine, rows, width), *half = floats(engine, rows, width), *heads = floats(engine, rows, width);
-    float *qkv = floats(engine, rows, 3 * width), *inner = floats(engine, rows, d->inner);
-    Layer t = { .engine = engine, .x = x, .positions = half, .width = width };
-    t.attention = (Attention){ .qkv = qkv, .slots = s->slots, .positions = s->positions, .out = heads, .rows = rows,
-                               .heads = d->heads, .size = width / d->heads, .capacity = s->capacity, .element = s->element };
-    t.memory_bytes = (size_t)padded((int64_t)attend_bytes(&t.attention), 64);
+    const Runs *t = task;
+    const Attention *a = t->attention;
+    float *memory = (float *)(t->memory + t->memory_bytes * (size_t)thread);
+    const int64_t row = t->runs[tile % t->count], first = tile / t->count * t->heads;
+    for (int64_t head = first; head < least(first + t->heads, a->heads); head++)
+        t->engine->instructions->attend(a, row, run_at(a, row, t->end), head, memory);
+}
+
+static void attend_all(Engine *engine, const Attention *a, int64_t row, int64_t rows)
+{
+    Runs t = { .engine = engine, .attention = a, .end = row + rows };
+    t.memory_bytes = (size_t)padded((int64_t)attend_bytes(a), 64);
     t.memory = allocate(&engine->arena, t.memory_bytes * (size_t)engine->threads);
+    t.runs = allocate(&engine->arena, (size_t)rows * sizeof *t.runs);
+    if (engine->arena.failed)
+        return;
+    int64_t reach = 0;
+    for (int64_t r = row, count; r < t.end; r += count) {
+        count = run_at(a, r, t.end);
+        reach += count * (a->positions[r] + 1);
+        t.runs[t.count++] = r;
+    }
+    const int64_t threads = reach * a->heads * a->size < 32768 ? 1 : engine->threads;
+    const int64_t fair = t.count * a->heads / (8 * threads);
+    t.heads = fair > 1 ? least(fair, a->heads) : 1;
+    each_tile(threads, t.count * ((a->heads + t.heads - 1) / t.heads), attend_tile, &t);
+}
+
+/* Blocks --------------------------------------------------------------------------------------------------------- */
+
+static void read_rows(Engine *engine, const Layer *l, int64_t row, int64_t rows)
+{
+    const int64_t width = l->d->width;
+    multiply(engine, l->block->c_attn, &(Product){ .x = l->x + row * width, .rows = rows, .norm = &l->block->ln_1,
+             .out = l->attention.qkv + row * 3 * width, .out_stride = 3 * width, .bias = l->block->biases[0] });
+    for (int64_t r = row; r < row + rows && !engine->arena.failed; r++)
+        engine->instructions->append(&l->attention, r);
+}
+
+static void answer_rows(Engine *engine, const Layer *l, int64_t row, int64_t rows)
+{
+    const Decoder *d = l->d;
+    const Block *b = l->block;
+    float *x = l->x + row * d->width, *half = l->half + row * d->width, *inner = l->inner + row * d->inner;
+    const Mark before = mark(&engine->arena);
+    attend_all(engine, &l->attention, row, rows);
+    multiply(engine, b->c_proj, &(Product){ .x = l->attention.out + row * d->width, .rows = rows, .out = half,
+                                            .out_stride = d->width, .bias = b->biases[1], .residual = x });
+    multiply(engine, b->c_fc, &(Product){ .x = half, .rows = rows, .norm = &b->ln_2, .out = inner, .out_stride = d->inner,
+                                          .bias = b->biases[2], .activation = d->activation });
+    multiply(engine, b->mlp_c_proj, &(Product){ .x = inner, .rows = rows, .out = x, .out_stride = d->width,
+                                                .bias = b->biases[3], .residual = half });
+    rewind_to(&engine->arena, before);
+}
+
+static void part_tile(void *task, int64_t tile, int64_t thread)
+{
+    Parts *t = task;
+    int64_t part = thread * t->count / t->threads;
+    (void)tile; /* there are as many as parts */
+    while (atomic_exchange(&t->taken[part], 1))
+        part = (part + 1) % t->count;
+    const int64_t row = part * PART_ROWS, rows = least(PART_ROWS, t->layer->attention.rows - row);
+    t->half_block(&t->engines[thread], t->layer, row, rows);
+}
+
+/* A few rows are not worth parts: threads share every product. */
+static void run_half_block(Engine *engine, Engine *engines, const Layer *layer, HalfBlock half_block)
+{
+    const int64_t rows = layer->attention.rows;
+    if (rows < 2 * PART_ROWS || engine->threads < 2) {
+        half_block(engine, layer, 0, rows);
+        return;
+    }
+    Parts t = { layer, half_block, engines, engine->threads, (rows + PART_ROWS - 1) / PART_ROWS, { 0 } };
+    each_tile(engine->threads, t.count, part_tile, &t);
+    for (int64_t i = 0; i < engine->threads; i++)
+        engine->arena.failed |= engines[i].arena.failed;
+}
+
+static float *embedded(Engine *engine, const Decoder *d, const Step *s)
+{
+    const int64_t values = s->rows * d->width;
+    float *x = floats(engine, s->rows, d->width), *positions = floats(engine, s->rows, d->width);
     if (engine->arena.failed)
         return NULL;
     if (s->embedded)
-        memcpy(x, s->embedded, (size_t)(rows * width) * sizeof *x);
+        memcpy(x, s->embedded, (size_t)values * sizeof *x);
     else
-        look_up(engine, d->wte, s->tokens, rows, x);
-    look_up(engine, d->wpe, s->positions, rows, half);
-    if (engine->arena.failed)
-        return NULL;
-    each_tile(1, rows, add_tile, &t);
-    const int64_t layer_bytes = s->slot_count * d->heads * s->capacity * padded(width / d->heads, LANES) *
-                                (s->element == FP32 ? 4 : 2);
+        look_up(engine, d->wte, s->tokens, s->rows, x);
+    look_up(engine, d->wpe, s->positions, s->rows, positions);
+    for (int64_t i = 0; i < values && !engine->arena.failed; i++)
+        x[i] += positions[i];
+    return x;
+}
+
+/* x [rows, width] after the last block. */
+static float *blocks(Engine *engine, Engine *engines, const Decoder *d, const Step *s)
+{
+    const int64_t rows = s->rows, size = d->width / d->heads;
+    const int64_t tokens = s->slot_count * d->heads * s->blocks * LANES, bytes = s->element == FP32 ? 4 : 2;
+    Layer l = { .d = d, .x = embedded(engine, d, s), .half = floats(engine, rows, d->width) };
+    l.inner = floats(engine, rows, d->inner);
+    l.attention = (Attention){ .qkv = floats(engine, rows, 3 * d->width), .out = floats(engine, rows, d->width),
+                               .slots = s->slots, .positions = s->positions, .rows = rows, .heads = d->heads, .size = size,
+                               .blocks = s->blocks, .element = s->element };
     for (int64_t layer = 0; layer < d->layers && !engine->arena.failed; layer++) {
-        const Block *b = &d->blocks[layer];
-        multiply(engine, b->c_attn, &(Product){ .x = x, .rows = rows, .norm = &b->ln_1, .out = qkv, .out_stride = 3 * width,
-                                                .bias = b->biases[0] });
-        if (engine->arena.failed)
-            return NULL;
-        t.attention.scale = b->scale;
-        t.attention.keys = (char *)s->keys + layer * layer_bytes;
-        t.attention.values = (char *)s->values + layer * layer_bytes;
-        attend_all(&t);
-        multiply(engine, b->c_proj, &(Product){ .x = heads, .rows = rows, .out = half, .out_stride = width,
-                                                .bias = b->biases[1], .residual = x });
-        multiply(engine, b->c_fc, &(Product){ .x = half, .rows = rows, .norm = &b->ln_2, .out = inner, .out_stride = d->inner,
-                                              .bias = b->biases[2], .activation = d->activation });
-        multiply(engine, b->mlp_c_proj, &(Product){ .x = inner, .rows = rows, .out = x, .out_stride = width,
-                                                    .bias = b->biases[3], .residual = half });
+        l.block = &d->blocks[layer];
+        l.attention.scale = l.block->scale;
+        l.attention.keys = (char *)s->keys + layer * tokens * size * bytes;
+        l.attention.values = (char *)s->values + layer * tokens * padded(size, LANES) * bytes;
+        run_half_block(engine, engines, &l, read_rows);
+        if (!engine->arena.failed)
+            run_half_block(engine, engines, &l, answer_rows);
     }
-    return engine->arena.failed ? NULL : x;
+    return engine->arena.failed ? NULL : l.x;
+}
+
+/* Take rows from .. from + rows - 1 through all blocks and keep what is wanted of them. */
+static void read_part(Engine *engine, Engine *engines, const Decoder *d, const Step *s, int64_t from, int64_t rows, float *last)
+{
+    const int64_t width = d->width;
+    const Norm *norm = &d->ln_f;
+    Step part = *s;
+    part.rows = rows;
+    part.tokens += from, part.slots += from, part.positions += from;
+    part.embedded = s->embedded ? s->embedded + from * width : NULL;
+    const float *x = blocks(engine, engines, d, &part);
+    if (!x)
+        return;
+    for (int64_t row = 0; s->hidden && row < rows; row++)
+        engine->instructions->normalise(norm, x + row * width, s->hidden + (from + row) * width, width);
+    for (int64_t i = 0; i < s->wanted_count; i++)
+        if (s->wanted[i] >= from && s->wanted[i] < from + rows)
+            engine->instructions->normalise(norm, x + (s->wanted[i] - from) * width, last + i * width, width);
 }
 
 void decode(Engine *engine, const Decoder *d, const Step *s)
 {
-    const int64_t width = d->width;
-    const float *x = blocks(engine, d, s);
-    if (!x)
+    Engine *engines = allocate(&engine->arena, (size_t)engine->threads * sizeof *engines);
+    float *last = floats(engine, s->wanted_count, d->width);
+    if (engine->arena.failed)
         return;
-    if (s->hidden)
-        for (int64_t row = 0; row < s->rows; row++)
-            engine->instructions->normalise(&d->ln_f, x + row * width, s->hidden + row * width, width);
-    if (!s->wanted_count)
-        return;
-    float *last = floats(engine, s->wanted_count, width);
-    if (!last)
-        return;
-    for (int64_t i = 0; i < s->wanted_count; i++)
-        engine->instructions->normalise(&d->ln_f, x + s->wanted[i] * width, last + i * width, width);
-    multiply(engine, d->head, &(Product){ .x = last, .rows = s->wanted_count, .out = s->logits, .out_stride = d->head->n });
+    for (int64_t i = 0; i < engine->threads; i++)
+        engines[i] = (Engine){ .instructions = engine->instructions, .threads = 1 };
+    for (int64_t from = 0; from < s->rows; from += STEP_ROWS) {
+        const Mark before = mark(&engine->arena);
+        read_part(engine, engines, d, s, from, least(STEP_ROWS, s->rows - from), last);
+        rewind_to(&engine->arena, before);
+    }
+    for (int64_t i = 0; i < engine->threads; i++)
+        release(&engines[i].arena);
+    if (s->wanted_count)
+        multiply(engine, d->head, &(Product){ .x = last, .rows = s->wanted_count, .out = s->logits, .out_stride = d->head->n });
 }

@@ -642,21 +642,37 @@ static void trains(const Matrix *m, const Product *p, int64_t from, int64_t to, 
 
 /* Attention ------------------------------------------------------------------------------------------------------ */
 
-INLINE int64_t place(const Attention *a, int64_t row, int64_t head)
+enum { KEYS_AT_ONCE = 4 }; /* blocks of keys, so that no sum waits for itself */
+
+#if defined(AVX512)
+enum { QUERIES_AT_ONCE = 8 };
+#else
+enum { QUERIES_AT_ONCE = 2 };
+#endif
+
+/* The first of the blocks of keys or values of a row's slot and head. */
+INLINE int64_t first_block(const Attention *a, int64_t row, int64_t head)
 {
-    const int64_t size = padded(a->size, LANES);
-    return (a->slots[row] * a->heads + head) * a->capacity * size;
+    return (a->slots[row] * a->heads + head) * a->blocks;
 }
 
 INLINE void append_as(const Attention *a, int64_t row, const Element element)
 {
     const int64_t width = a->heads * a->size, size = padded(a->size, LANES);
+    const int64_t block = a->positions[row] / LANES, lane = a->positions[row] % LANES;
     for (int64_t head = 0; head < a->heads; head++) {
         const float *key = a->qkv + row * 3 * width + width + head * a->size, *value = key + width;
-        const int64_t at = place(a, row, head) + a->positions[row] * size;
+        const int64_t at = first_block(a, row, head) + block;
         for (int64_t i = 0; i < a->size; i += LANES) {
-            store_element(a->keys, at + i, load_some(key + i, least(LANES, a->size - i)), element);
-            store_element(a->values, at + i, load_some(value + i, least(LANES, a->size - i)), element);
+            const int64_t count = least(LANES, a->size - i);
+            uint32_t one[LANES]; /* 16 keys in whatever element */
+            store_element(one, 0, load_some(key + i, count), element);
+            for (int64_t j = 0; j < count; j++)
+                if (element == FP32)
+                    ((uint32_t *)a->keys)[(at * a->size + i + j) * LANES + lane] = one[j];
+                else
+                    memcpy((uint16_t *)a->keys + (at * a->size + i + j) * LANES + lane, (char *)one + 2 * j, 2);
+            store_element(a->values, (at * LANES + lane) * size + i, load_some(value + i, count), element);
         }
     }
 }
@@ -670,61 +686,169 @@ static void append(const Attention *a, int64_t row)
     }
 }
 
-/* Memory: scores of `capacity`, rounded up to 16, then q of a padded head. */
-INLINE void attend_as(const Attention *a, int64_t row, int64_t head, float *memory, const Element element)
+/* scores[r][16 * block ..] = q . k of R rows and of B blocks of keys. */
+INLINE void score_blocks(const Attention *a, const float *q, int64_t at, int64_t block, const int R, const int B,
+                         const Element element, float *scores, int64_t room)
 {
-    const int64_t width = a->heads * a->size, size = padded(a->size, LANES), used = a->positions[row] + 1;
-    const int64_t at = place(a, row, head);
-    float *scores = memory, *q = memory + padded(a->capacity, LANES);
-    for (int64_t i = 0; i < size; i += LANES)
-        store(q + i, load_some(a->qkv + row * 3 * width + head * a->size + i, least(LANES, a->size - i)));
-    Floats most = each(-INFINITY);
-    for (int64_t t = 0; t < used; t += LANES) {
-        const int64_t count = least(LANES, used - t);
-        float products[LANES * LANES];
-        for (int64_t j = 0; j < count; j++) {
-            Floats sum = zeros();
-            __builtin_prefetch((const char *)a->values + (at + (t + j) * size) * (element == FP32 ? 4 : 2));
-            for (int64_t i = 0; i < size; i += LANES)
-                sum = fma_lanes(load(q + i), load_element(a->keys, at + (t + j) * size + i, element), sum);
-            store(products + j * LANES, sum);
+    const int64_t width = 3 * a->heads * a->size, step = a->size * LANES;
+    Floats sum[32];
+    for (int i = 0; i < R * B; i++)
+        sum[i] = zeros();
+    for (int64_t i = 0; i < a->size; i++)
+        for (int b = 0; b < B; b++) {
+            const Floats key = load_element(a->keys, (at + block + b) * step + i * LANES, element);
+            for (int r = 0; r < R; r++)
+                sum[r * B + b] = fma_lanes(each(q[r * width + i]), key, sum[r * B + b]);
         }
-        for (int64_t j = count; j < LANES; j++)
-            store(products + j * LANES, zeros());
-        const Floats scaled = each(a->scale) * totals(products), found = choose(first_lanes(count), scaled, each(-INFINITY));
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++)
+            store(scores + r * room + (block + b) * LANES, sum[r * B + b] * each(a->scale));
+}
+
+/* e^(score - the largest) of the first `used` scores, zeros behind them; returns 1 / their sum. */
+INLINE float soften(float *scores, int64_t used)
+{
+    Floats most = each(-INFINITY), sum = zeros();
+    for (int64_t t = 0; t < used; t += LANES) {
+        const Floats found = choose(first_lanes(least(LANES, used - t)), load(scores + t), each(-INFINITY));
         store(scores + t, found);
         most = larger(found, most);
     }
     const Floats highest = each(largest(most));
-    Floats sum = zeros();
     for (int64_t t = 0; t < used; t += LANES) {
         const Floats e = exponential(load(scores + t) - highest);
         store(scores + t, e);
         sum += e;
     }
-    const Floats share = each(1 / total(sum));
-    float *out = a->out + row * width + head * a->size;
-    for (int64_t i = 0; i < size; i += LANES) {
-        Floats part[4] = { zeros(), zeros(), zeros(), zeros() };
-        int64_t t = 0;
-        for (; t + 4 <= used; t += 4)
-            for (int j = 0; j < 4; j++)
-                part[j] = fma_lanes(each(scores[t + j]), load_element(a->values, at + (t + j) * size + i, element), part[j]);
-        for (; t < used; t++)
-            part[0] = fma_lanes(each(scores[t]), load_element(a->values, at + t * size + i, element), part[0]);
-        store_some(out + i, ((part[0] + part[1]) + (part[2] + part[3])) * share, least(LANES, a->size - i));
+    return 1 / total(sum);
+}
+
+/* out[r][i ..] = the values' mean, weighed by scores, of R rows and V vectors of 16; even and odd tokens apart. */
+INLINE void mix_values(const Attention *a, int64_t at, const float *scores, int64_t room, const float *share, int64_t used,
+                       int64_t i, const int R, const int V, const Element element, float *out)
+{
+    const int64_t width = a->heads * a->size, size = padded(a->size, LANES);
+    const int64_t values = at * LANES * size + i;
+    Floats sum[32];
+    int64_t t = 0;
+    for (int j = 0; j < 2 * R * V; j++)
+        sum[j] = zeros();
+    for (; t + 2 <= used; t += 2)
+        for (int odd = 0; odd < 2; odd++)
+            for (int v = 0; v < V; v++) {
+                const Floats value = load_element(a->values, values + (t + odd) * size + v * LANES, element);
+                for (int r = 0; r < R; r++) {
+                    Floats *to = &sum[(r * V + v) * 2 + odd];
+                    *to = fma_lanes(each(scores[r * room + t + odd]), value, *to);
+                }
+            }
+    for (int r = 0; r < R; r++) /* what only the later rows see */
+        for (int v = 0; v < V; v++) {
+            for (int64_t own = t; own < used + r; own++) {
+                Floats *to = &sum[(r * V + v) * 2 + own % 2];
+                *to = fma_lanes(each(scores[r * room + own]), load_element(a->values, values + own * size + v * LANES, element), *to);
+            }
+            const Floats all = (sum[(r * V + v) * 2] + sum[(r * V + v) * 2 + 1]) * each(share[r]);
+            store_some(out + r * width + i + v * LANES, all, least(LANES, a->size - i - v * LANES));
+        }
+}
+
+/* R rows that stand one behind another; memory: their scores. */
+INLINE void attend_rows(const Attention *a, int64_t row, int64_t head, float *scores, const int R, const Element element)
+{
+    const int64_t width = a->heads * a->size, used = a->positions[row] + 1, room = a->blocks * LANES;
+    const int64_t at = first_block(a, row, head), blocks = padded(used + R - 1, LANES) / LANES;
+    const float *q = a->qkv + row * 3 * width + head * a->size;
+    float *out = a->out + row * width + head * a->size, share[8];
+    int64_t block = 0, i = 0;
+    enum { B = KEYS_AT_ONCE };
+    for (; R * B <= 16 && block + B <= blocks; block += B)
+        score_blocks(a, q, at, block, R, B, element, scores, room);
+    for (; R * 2 <= 16 && block + 2 <= blocks; block += 2)
+        score_blocks(a, q, at, block, R, 2, element, scores, room);
+    for (; block < blocks; block++)
+        score_blocks(a, q, at, block, R, 1, element, scores, room);
+    for (int r = 0; r < R; r++)
+        share[r] = soften(scores + r * room, used + r);
+    for (; R * 4 <= 8 && i + 4 * LANES <= padded(a->size, LANES); i += 4 * LANES)
+        mix_values(a, at, scores, room, share, used, i, R, 4, element, out);
+    for (; R * 2 <= 8 && i + 2 * LANES <= padded(a->size, LANES); i += 2 * LANES)
+        mix_values(a, at, scores, room, share, used, i, R, 2, element, out);
+    for (; i < a->size; i += LANES)
+        mix_values(a, at, scores, room, share, used, i, R, 1, element, out);
+}
+
+INLINE void attend_as(const Attention *a, int64_t row, int64_t rows, int64_t head, float *scores, const Element element)
+{
+    const int64_t end = row + rows;
+    for (; QUERIES_AT_ONCE == 8 && row + 8 <= end; row += 8)
+        attend_rows(a, row, head, scores, 8, element);
+    for (; row + 2 <= end; row += 2)
+        attend_rows(a, row, head, scores, 2, element);
+    if (row < end)
+        attend_rows(a, row, head, scores, 1, element);
+}
+
+static void attend(const Attention *a, int64_t row, int64_t rows, int64_t head, float *scores)
+{
+    switch (a->element) {
+    case FP32: attend_as(a, row, rows, head, scores, FP32); break;
+    case FP16: attend_as(a, row, rows, head, scores, FP16); break;
+    default: attend_as(a, row, rows, head, scores, BF16); break;
     }
 }
 
-static void attend(const Attention *a, int64_t row, int64_t head, float *memory)
+/* Judging logits ------------------------------------------------------------------------------------------------- */
+
+enum { JUDGED = 64 * LANES }; /* columns whose sums are in fp32, before they are added up in fp64 */
+
+/* The largest of n values, and where it stands first. */
+INLINE float best_of(const float *values, int64_t n, int64_t *place)
 {
-    switch (a->element) {
-    case FP32: attend_as(a, row, head, memory, FP32); break;
-    case FP16: attend_as(a, row, head, memory, FP16); break;
-    default: attend_as(a, row, head, memory, BF16); break;
+    Floats most = each(values[0]);
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int64_t count = least(LANES, n - i);
+        most = choose(first_lanes(count), larger(load_some(values + i, count), most), most);
     }
+    const float best = largest(most);
+    for (*place = 0; *place < n - 1 && values[*place] != best;)
+        ++*place;
+    return best;
+}
+
+/* sums: of e^x, of e^y and of e^y (y - x), x and y being what logits lie below their best, the sums NaN unless all are
+ * finite; y is x where there is no reference. */
+INLINE void sum_logits(const float *logits, float best, const float *reference, float high, int64_t n, double sums[3])
+{
+    for (int64_t start = 0; start < n; start += JUDGED) {
+        Floats part[3] = { zeros(), zeros(), zeros() };
+        for (int64_t i = start; i < least(start + JUDGED, n); i += LANES) {
+            const int64_t count = least(LANES, n - i);
+            const Floats x = load_some(logits + i, count) - each(best), y = load_some(reference + i, count) - each(high);
+            const Floats of_x = fma_lanes(x, zeros(), exponential(x)), of_y = fma_lanes(y, zeros(), exponential(y));
+            part[0] += choose(first_lanes(count), of_x, zeros());
+            part[1] += choose(first_lanes(count), of_y, zeros());
+            part[2] += choose(first_lanes(count), of_y * (y - x), zeros());
+        }
+        for (int i = 0; i < 3; i++)
+            sums[i] += (double)total(part[i]);
+    }
+}
+
+static void judge(const float *logits, const float *reference, int64_t n, int64_t target, double *out)
+{
+    int64_t place, other;
+    double sums[3] = { 0 };
+    reference = reference ? reference : logits;
+    const float best = best_of(logits, n, &place), high = best_of(reference, n, &other);
+    sum_logits(logits, best, reference, high, n, sums);
+    out[0] = (double)(logits[target] - best) - log(sums[0]);
+    out[1] = (double)(reference[target] - high) - log(sums[1]);
+    out[2] = sums[2] / sums[1] + log(sums[0]) - log(sums[1]);
+    out[3] = (double)place;
+    out[4] = (double)other;
 }
 
 const Instructions INSTRUCTIONS = {
-    NAME, supported, normalise, round_row, product, sparse, trains, combine, append, attend, finish,
+    NAME, supported, normalise, round_row, product, sparse, trains, combine, append, attend, finish, judge,
 };

@@ -76,6 +76,40 @@ PyObject *close_engine(Engine *engine)
     Py_RETURN_NONE;
 }
 
+static PyObject *module_judge(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "logits", "targets", "out", "reference", "threads", "instructions", NULL };
+    PyObject *logits, *targets, *out, *reference = NULL, *instructions = NULL;
+    Py_ssize_t threads = 1;
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO|$OnO:judge", names, &logits, &targets, &out, &reference, &threads,
+                                     &instructions))
+        return NULL;
+    Py_buffer from = { 0 }, ids = { 0 }, to = { 0 }, other = { 0 };
+    Engine engine;
+    PyObject *done = NULL;
+    if (open_shaped(&from, logits, "logits", FLOAT32, READ, 2, (Py_ssize_t[]){ ANY, ANY }) &&
+        open_shaped(&ids, targets, "targets", INT64, READ, 1, from.shape) && check_ids(&ids, "targets", from.shape[1]) &&
+        open_shaped(&to, out, "out", FLOAT64, WRITE, 2, (Py_ssize_t[]){ from.shape[0], VERDICT }) &&
+        open_optional(&other, reference, "reference", FLOAT32, 2, from.shape) &&
+        open_engine(&engine, instructions, threads)) {
+        Py_BEGIN_ALLOW_THREADS
+        judge_all(&engine, from.buf, other.buf, from.shape[0], from.shape[1], ids.buf, to.buf);
+        Py_END_ALLOW_THREADS
+        done = close_engine(&engine);
+    }
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&ids);
+    PyBuffer_Release(&to);
+    PyBuffer_Release(&other);
+    return done;
+}
+
+static PyMethodDef functions[] = {
+    { "judge", (PyCFunction)(void (*)(void))module_judge, METH_VARARGS | METH_KEYWORDS, "Write how good logits are to out." },
+    { NULL, NULL, 0, NULL },
+};
+
 static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
 {
     *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
@@ -122,7 +156,7 @@ static int clear(PyObject *module)
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, fill }, { 0, NULL } };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_decoder", NULL, sizeof(Types), NULL, slots, traverse, clear, NULL,
+    PyModuleDef_HEAD_INIT, "_decoder", NULL, sizeof(Types), functions, slots, traverse, clear, NULL,
 };
 
 PyMODINIT_FUNC PyInit__decoder(void) { return PyModuleDef_Init(&definition); }

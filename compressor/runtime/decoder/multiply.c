@@ -542,3 +542,28 @@ void look_up(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count,
     if (t.memory)
         each_tile(threads_for(engine, (double)count * m->k * 16), (count + t.tile - 1) / t.tile, row_tile, &t);
 }
+
+/* Judging logits ------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const Instructions *with;
+    const float *logits, *reference;
+    int64_t n;
+    const int64_t *targets;
+    double *out;
+} Verdicts;
+
+static void judge_tile(void *task, int64_t row, int64_t thread)
+{
+    const Verdicts *t = task;
+    (void)thread;
+    t->with->judge(t->logits + row * t->n, t->reference ? t->reference + row * t->n : NULL, t->n, t->targets[row],
+                   t->out + row * VERDICT);
+}
+
+void judge_all(Engine *engine, const float *logits, const float *reference, int64_t rows, int64_t n, const int64_t *targets,
+               double *out)
+{
+    Verdicts t = { engine->instructions, logits, reference, n, targets, out };
+    each_tile(threads_for(engine, (double)rows * n), rows, judge_tile, &t);
+}

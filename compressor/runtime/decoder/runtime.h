@@ -19,6 +19,8 @@ enum { COLUMNS = 1024 };     /* of integer codes that are unpacked at a time: 16
 enum { FLOAT_COLUMNS = 256 }; /* of floats */
 enum { ROWS = 128 };         /* of x, for which a panel is unpacked once */
 enum { SPARE_ROWS = 8 };     /* of rounded x, that are read behind the last one */
+enum { QUERIES = 8 };        /* rows that meet keys and values together */
+enum { STEP_ROWS = 128 };    /* that go through all blocks together: what lies between two products stays near the core */
 
 typedef enum { FP32, BF16, FP16, CODES8, CODES4, CODES3, CODES2, ELEMENT_COUNT } Element;
 typedef enum { CODED, LOW_RANK, STACKED, RESIDUAL, SPARSE, TT_MATRIX, TOKEN_MPS } Kind;
@@ -95,11 +97,11 @@ typedef struct {
 } Rounded;
 
 typedef struct {
-    const float *qkv;                 /* [rows, 3, heads, size] */
-    void *keys, *values;              /* of one layer [slots, heads, capacity, padded size] */
+    float *qkv;                       /* [rows, 3, heads, size] */
+    void *keys, *values;              /* of one layer [slots, heads, blocks]: [size, 16] and [16, padded size] */
     const int64_t *slots, *positions; /* [rows]; those of one slot are consecutive */
     float *out;                       /* [rows, heads, size] */
-    int64_t rows, heads, size, capacity;
+    int64_t rows, heads, size, blocks;
     Element element;
     float scale;
 } Attention;
@@ -116,8 +118,10 @@ typedef struct {
     void (*trains)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
     void (*combine)(const Leaf *leaf, const float *left, float *out, char *memory);
     void (*append)(const Attention *a, int64_t row);
-    void (*attend)(const Attention *a, int64_t row, int64_t head, float *memory);
+    /* Rows that stand one behind another, at most QUERIES; memory: `attend_bytes`. */
+    void (*attend)(const Attention *a, int64_t row, int64_t rows, int64_t head, float *memory);
     void (*finish)(const Product *p, int64_t row, int64_t n);
+    void (*judge)(const float *logits, const float *reference, int64_t n, int64_t target, double *out);
 } Instructions;
 
 extern const Instructions amx_instructions, avx512_instructions, avx2_instructions, portable_instructions;
@@ -180,8 +184,8 @@ typedef struct {
     const int64_t *tokens, *slots, *positions; /* [rows] */
     const float *embedded;            /* rows of wte [rows, width], or NULL: look them up */
     int64_t rows;
-    void *keys, *values;              /* [layers, slots, heads, capacity, padded size] */
-    int64_t slot_count, capacity;
+    void *keys, *values;              /* [layers, slots, heads, blocks]: [size, 16] and [16, padded size] */
+    int64_t slot_count, blocks;
     Element element;
     float *hidden;                    /* after the last norm [rows, width], or NULL */
     const int64_t *wanted;            /* rows whose logits are wanted [wanted_count] */
@@ -190,6 +194,12 @@ typedef struct {
 } Step;
 
 void decode(Engine *engine, const Decoder *decoder, const Step *step);
+
+enum { VERDICT = 5 };
+/* out [rows, VERDICT]: for logits [rows, n] the log-probability of one target, that by the reference (or NULL), the
+ * divergence from it, and the best of both. */
+void judge_all(Engine *engine, const float *logits, const float *reference, int64_t rows, int64_t n, const int64_t *targets,
+               double *out);
 
 /* Leaves. `codes` etc. are as in the artefact; nothing of them is kept. Returns 0 if there is no memory. */
 int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *values);

@@ -152,19 +152,22 @@ enum { TOKENS, SLOTS, POSITIONS, KEYS, VALUES, EMBEDDED, WANTED, LOGITS, HIDDEN,
 
 static int open_cache(const Decoder *d, Py_buffer *views, PyObject **from, Step *s)
 {
-    const Py_ssize_t size = (Py_ssize_t)padded(d->width / d->heads, LANES);
-    const Py_ssize_t shape[] = { (Py_ssize_t)d->layers, ANY, (Py_ssize_t)d->heads, ANY, size };
-    if (!open_shaped(&views[KEYS], from[KEYS], "keys", FLOAT32 | FLOAT16 | BFLOAT16, WRITE, 5, shape) ||
-        !open_shaped(&views[VALUES], from[VALUES], "values", dtype_of(&views[KEYS]), WRITE, 5, views[KEYS].shape) ||
+    const Py_ssize_t size = (Py_ssize_t)(d->width / d->heads), wide = (Py_ssize_t)padded(size, LANES);
+    const Py_ssize_t shape[] = { (Py_ssize_t)d->layers, ANY, (Py_ssize_t)d->heads, ANY, size, LANES };
+    if (!open_shaped(&views[KEYS], from[KEYS], "keys", FLOAT32 | FLOAT16 | BFLOAT16, WRITE, 6, shape))
+        return 0;
+    const Py_ssize_t *found = views[KEYS].shape, same[] = { found[0], found[1], found[2], found[3], LANES, wide };
+    if (!open_shaped(&views[VALUES], from[VALUES], "values", dtype_of(&views[KEYS]), WRITE, 6, same) ||
         !check_apart(&views[VALUES], &views[KEYS], "keys"))
         return 0;
     const int dtype = dtype_of(&views[KEYS]);
     s->element = dtype == FLOAT32 ? FP32 : dtype == FLOAT16 ? FP16 : BF16;
     s->keys = views[KEYS].buf;
     s->values = views[VALUES].buf;
-    s->slot_count = views[KEYS].shape[1];
-    s->capacity = views[KEYS].shape[3];
-    return check_ids(&views[SLOTS], "slots", s->slot_count) && check_ids(&views[POSITIONS], "positions", least(s->capacity, d->positions));
+    s->slot_count = found[1];
+    s->blocks = found[3];
+    return check_ids(&views[SLOTS], "slots", s->slot_count) &&
+           check_ids(&views[POSITIONS], "positions", least(s->blocks * LANES, d->positions));
 }
 
 static int open_step(const Decoder *d, Py_buffer *views, PyObject **from, Step *s)

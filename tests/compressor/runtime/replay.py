@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.runtime._decoder import INSTRUCTIONS, Matrix
+from compressor.runtime._decoder import INSTRUCTIONS, Matrix, judge
 from compressor.runtime.matrices import matmul, matrix_of, rows
 from compressor.runtime.model import KV_DTYPES, Cache, Model
 
 Array = NDArray[Any]
 Stored = tuple[dict[str, Array], Any]  # tensors and what has the attributes of a Spec
-PIECES = [[5, 0, 9], [1, 1, 1], [0, 32, 2], [1, 1, 0]]  # tokens of each text that a step reads
+PIECES = [[5, 0, 9], [1, 1, 1], [0, 2, 2], [1, 1, 0], [57, 60, 52]]  # tokens of each text that a step reads
 
 
 class Products(NamedTuple):
@@ -73,7 +73,22 @@ class Steps(NamedTuple):
             yield from (cache.keys, cache.values)
 
 
-Case = Products | Steps
+class Verdicts(NamedTuple):
+    """Logits [n, V] that are judged."""
+
+    logits: Array
+    reference: Array
+    targets: Array
+
+    def answers(self, threads: int, instructions: str) -> Iterator[Array]:
+        """Yield verdicts with and without a reference."""
+        for reference in (self.reference, None):
+            out = np.empty((len(self.logits), 5))
+            judge(self.logits, self.targets, out, reference=reference, threads=threads, instructions=instructions)
+            yield out
+
+
+Case = Products | Steps | Verdicts
 BAD: dict[str, Callable[[Any], object]] = {
     "x must have rows of 4 values": lambda m: m.matmul(np.zeros((1, 5), np.float32), np.zeros((1, 2), np.float32)),
     "out must have shape": lambda m: m.matmul(np.zeros((1, 4), np.float32), np.zeros((1, 3), np.float32)),

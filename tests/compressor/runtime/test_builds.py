@@ -22,7 +22,7 @@ from compressor.formats import Dense, Format
 from compressor.runtime._decoder import INSTRUCTIONS
 from compressor.tensors import array
 from tests.cases import CODECS, FORMAT_CASES, format_case
-from tests.compressor.runtime.replay import Case, Products, Steps, Stored, plain
+from tests.compressor.runtime.replay import Case, Products, Steps, Stored, Verdicts, plain
 from tests.conftest import TINY, tiny_model
 from tests.tools import debian_program, not_run, python_headers
 
@@ -55,6 +55,11 @@ def steps(config: GPT2Config, first: int) -> Steps:
     return Steps(SimpleNamespace(**vars(config)), matrices, vectors, tokens)
 
 
+def verdicts(columns: int) -> Verdicts:
+    logits, reference = np.random.default_rng(columns).normal(0, 9, (2, 21, columns)).astype(np.float32)
+    return Verdicts(logits, reference, np.arange(21) % columns)
+
+
 def written(path: Path, cases: Iterable[Case]) -> Path:
     """Write cases with their answers by one thread of this CPU's best instructions."""
     path.write_bytes(pickle.dumps([(case, list(case.answers(1, INSTRUCTIONS[-1]))) for case in cases]))
@@ -68,7 +73,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     forms = [products(format_case(name, "int8"), 40) for name in FORMAT_CASES if "many-rows" not in name]
     odd = replace(TINY, vocab_size=700, n_embd=36, n_head=3, n_inner=80)
     decoders = [steps(replace(odd, activation_function=name), first) for first, name in enumerate(get_args(Activation))]
-    return written(tmp_path_factory.mktemp("replay") / "shared", [*large, *forms, *decoders])
+    judged = [verdicts(columns) for columns in (1, 15, 2500)]
+    return written(tmp_path_factory.mktemp("replay") / "shared", [*large, *forms, *decoders, *judged])
 
 
 @pytest.fixture(scope="module")

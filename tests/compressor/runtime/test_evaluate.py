@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from compressor import huggingface
-from compressor.runtime.evaluate import evaluate, golden, hidden_states, read_text
+from compressor.runtime.evaluate import evaluate, golden, hidden_states, read_text, verdicts
 from tests.conftest import tiny_model
 
 TOKENIZER = Tokenizer.from_file(str(huggingface.EMBEDDED_FOLDER / "tokenizer.json"))
@@ -47,6 +49,32 @@ def test_a_model_agrees_with_itself(text: Path) -> None:
     quality = evaluate(tiny_model().decoder(), tiny_model().decoder(), read_text(text, TOKENIZER))
     assert (quality.perplexity_ratio, quality.top1_agreement) == (1.0, 1.0)
     assert quality.kl == pytest.approx(0, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(count=st.integers(1, 4000), scale=st.floats(0, 60), seed=st.integers(0, 9))
+def test_verdicts_are_what_fp64_says(count: int, scale: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    logits, reference = random.normal(0, scale, (2, 3, count)).astype(np.float32)
+    targets = random.integers(0, count, 3)
+    ours, theirs = (torch.from_numpy(x).double().log_softmax(-1).numpy() for x in (logits, reference))
+    found = verdicts(logits, targets, reference, 2)
+    kl = (np.exp(theirs) * (theirs - ours)).sum(-1)
+    for column, expected in enumerate([ours[range(3), targets], theirs[range(3), targets], kl]):
+        np.testing.assert_allclose(found[:, column], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[:, 3:], np.stack([logits.argmax(-1), reference.argmax(-1)], -1))
+    alone = verdicts(logits, targets, None, 1)
+    np.testing.assert_array_equal(alone[:, [0, 3]], found[:, [0, 3]])
+    np.testing.assert_array_equal(alone[:, 2], np.zeros(3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 17, 39])
+def test_logits_that_are_not_finite_are_seen(value: float, place: int) -> None:
+    logits = np.zeros((1, 40), np.float32)
+    logits[0, place] = value
+    assert not np.isfinite(verdicts(logits, np.array([3]), None, 1)[0, 0])
+    assert not np.isfinite(verdicts(np.zeros_like(logits), np.array([3]), logits, 1)[0, 1:3]).any()
 
 
 def test_without_a_dense_model_nothing_is_claimed_about_it(text: Path) -> None:

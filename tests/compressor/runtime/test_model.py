@@ -124,7 +124,7 @@ def test_hidden_states_and_another_lookup(model: Model) -> None:
 def test_an_emptied_slot_starts_anew_whatever_lies_in_its_memory(model: Model) -> None:
     ids, size = ids_of(model.config, 5), model.config.n_embd // model.config.n_head
     cache = Cache(model.config, 2, 8)
-    cache.keys[..., :size] = cache.values[..., :size] = np.nan
+    cache.keys[:] = cache.values[..., :size] = np.nan
     for _ in range(2):
         logits = model.read(ids, cache, np.array([1]), np.array([5]), wanted=np.arange(5)).logits
         assert logits is not None
@@ -154,7 +154,7 @@ def test_what_fp16_cannot_hold_is_held_as_its_largest_value() -> None:
 def test_the_bytes_of_a_token_are_known_before_the_cache_is_made(model: Model) -> None:
     for dtype in KV_DTYPES:
         cache = Cache(model.config, 3, 10, dtype)
-        assert cache.num_bytes == 30 * model.kv_bytes_per_token(dtype)
+        assert cache.num_bytes == 3 * LANES * model.kv_bytes_per_token(dtype)
         cache.lengths += np.array([1, 0, 4])
         assert cache.used_bytes == 5 * model.kv_bytes_per_token(dtype)
 
@@ -195,8 +195,8 @@ def test_heads_are_padded_with_zeros(model: Model) -> None:
     config = model.config
     cache = Cache(config, 1, 4)
     model.read(ids_of(config, 4), cache, ONE, np.array([4]))
-    assert cache.keys.shape[-1] % LANES == 0
-    assert not cache.keys[..., config.n_embd // config.n_head :].any()
+    assert cache.values.shape[-1] % LANES == 0
+    assert not cache.values[..., config.n_embd // config.n_head :].any()
 
 
 def test_no_torch() -> None:
