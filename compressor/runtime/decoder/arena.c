@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-enum { CHUNK_BYTES = 256 << 10 };
+enum { LEAST_BYTES = 256 << 10 };
 
 struct Chunk {
     Chunk *next;
@@ -19,7 +19,7 @@ static Chunk *chunk_for(Arena *arena, size_t bytes)
             *at = found->next;
             return found;
         }
-    const size_t size = 64 + (bytes > CHUNK_BYTES ? bytes : CHUNK_BYTES);
+    const size_t size = 64 + (bytes > LEAST_BYTES ? bytes : LEAST_BYTES);
     Chunk *made = aligned_alloc(64, size);
     if (made)
         made->size = size;

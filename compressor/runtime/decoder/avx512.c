@@ -39,6 +39,169 @@ static int tiles_supported(void)
     return answer;
 }
 
+/* Products in tiles: of 16 vectors of codes and 8 rows of x, each with its high and its low bytes. What tiles store can
+ * only be loaded when everything before is done, so sums of one batch are scaled while those of the next are made. */
+enum { TILE = 16, BATCH = 8 };
+
+typedef struct {
+    int64_t panel, row, rows, first, last; /* up to 16 rows of x from `row` on, some segments */
+    Ints results[BATCH * TILE];            /* of every segment those of 8 or 16 rows */
+} Batch;
+_Static_assert(2 * sizeof(Batch) == BATCH_BYTES, "what product_bytes counts");
+
+enum { FETCHED = 4096 }; /* bytes before they are multiplied */
+
+INLINE void fetch(const uint8_t *codes)
+{
+    for (int i = 0; i < TILE; i++)
+        __builtin_prefetch(codes + i * 64);
+}
+
+/* SUM = codes times 8 rows of x, and NEXT those behind them; registers 4 and 5 are x, 6 and 7 codes. */
+#define EIGHT_ROWS(SUM, X, CODES)                                            \
+    _tile_zero(SUM);                                                         \
+    for (int64_t v = 0; v < vectors; v += TILE) {                            \
+        if (stored)                                                          \
+            fetch(codes + v * 64 + FETCHED);                                 \
+        _tile_loadd(CODES, codes + v * 64, 64);                              \
+        _tile_loadd(X, x + v * VECTOR, stride);                              \
+        _tile_dpbsud(SUM, X, CODES);                                         \
+    }                                                                        \
+    _tile_stored(SUM, results, 64);
+#define SIXTEEN_ROWS(SUM, NEXT, CODES)                                       \
+    _tile_zero(SUM);                                                         \
+    _tile_zero(NEXT);                                                        \
+    for (int64_t v = 0; v < vectors; v += TILE) {                            \
+        if (stored)                                                          \
+            fetch(codes + v * 64 + FETCHED);                                 \
+        _tile_loadd(CODES, codes + v * 64, 64);                              \
+        _tile_loadd(4, x + v * VECTOR, stride);                              \
+        _tile_dpbsud(SUM, 4, CODES);                                         \
+        _tile_loadd(5, x + TILE * stride + v * VECTOR, stride);              \
+        _tile_dpbsud(NEXT, 5, CODES);                                        \
+    }                                                                        \
+    _tile_stored(SUM, results, 64);                                          \
+    _tile_stored(NEXT, results + TILE, 64);
+
+/* A segment of whole tiles; neighbours use other registers. Codes that are as `stored` come from far away. */
+INLINE void multiply_tiles(const uint8_t *codes, int stored, const int8_t *x, int64_t stride, int64_t vectors, int more,
+                           int64_t segment, Ints *results)
+{
+    __asm__ volatile("" ::: "memory"); /* gcc 12 does not know that tiles are loaded from there */
+    if (more) {
+        if (segment % 2) {
+            SIXTEEN_ROWS(0, 1, 6)
+        } else {
+            SIXTEEN_ROWS(2, 3, 7)
+        }
+        return;
+    }
+    switch (segment % 4) {
+    case 0: EIGHT_ROWS(0, 4, 6) break;
+    case 1: EIGHT_ROWS(1, 5, 7) break;
+    case 2: EIGHT_ROWS(2, 4, 6) break;
+    default: EIGHT_ROWS(3, 5, 7) break;
+    }
+}
+
+/* Fewer than 8 rows of x, or 16, have any others behind them. */
+INLINE void make_batch(const Leaf *leaf, const Rounded *x, const uint8_t *codes, int64_t from, Batch *b)
+{
+    const int64_t stride = leaf->vectors * VECTOR, more = b->rows > TILE / 2;
+    const int16_t *rows = x->codes + b->row * stride;
+    Ints *results = b->results;
+    for (int64_t s = b->first; s < b->last; s++, results += more ? 2 * TILE : TILE) {
+        const Segment *segment = &leaf->segments[s];
+        const uint8_t *own = codes + (segment->vector - from) * 64;
+        if (segment->vectors % TILE == 0) {
+            multiply_tiles(own, leaf->element == CODES8, (const int8_t *)rows + segment->vector * VECTOR, stride,
+                           segment->vectors, more > 0, s, results);
+            continue;
+        }
+        for (int64_t r = 0; r < b->rows; r++) {
+            results[2 * r] = (Ints){ 0 };
+            dot(own, rows + r * stride, segment->vector, stride, segment->vectors, 1, &results[2 * r + 1]);
+        }
+    }
+}
+
+/* Rows row .. row + R - 1 of a batch. */
+INLINE void scale_rows(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, int64_t row, const int R, float *sums)
+{
+    const int64_t size = b->rows > TILE / 2 ? 2 * TILE : TILE;
+    const Ints *results = b->results + 2 * row;
+    Floats acc[4];
+    row += b->row;
+    sums += row % ROWS * LANES;
+    for (int r = 0; r < R; r++)
+        acc[r] = b->first ? load(sums + r * LANES) : zeros();
+    for (int64_t s = b->first; s < b->last; s++, results += size) {
+        const int64_t at = (b->panel * leaf->groups + leaf->segments[s].group) * LANES;
+        for (int r = 0; r < R; r++)
+            acc[r] = scaled_sum(leaf, at, (results[2 * r] << 8) + results[2 * r + 1],
+                                x->sums[(row + r) * leaf->segment_count + s], acc[r]);
+    }
+    for (int r = 0; r < R; r++)
+        if (b->last < leaf->segment_count)
+            store(sums + r * LANES, acc[r]);
+        else
+            finish_lanes(p, leaf->n, row + r, b->panel * LANES, acc[r] * each(x->steps[row + r]));
+}
+
+static void scale_batch(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, float *sums)
+{
+    int64_t row = 0;
+    for (; row + 4 <= b->rows; row += 4)
+        scale_rows(leaf, p, x, b, row, 4, sums);
+    for (; row < b->rows; row++)
+        scale_rows(leaf, p, x, b, row, 1, sums);
+}
+
+/* Segments of a panel whose codes are unpacked together. */
+typedef struct {
+    int64_t panel, first, last;
+    const uint8_t *codes;
+} Unpacked;
+
+INLINE Unpacked unpack_next(const Leaf *leaf, int64_t panel, int64_t first, int64_t to, uint8_t *scratch)
+{
+    if (first == leaf->segment_count)
+        panel++, first = 0;
+    if (panel == to)
+        return (Unpacked){ .panel = to };
+    const int64_t last = chunk_end(leaf, first);
+    return (Unpacked){ panel, first, last, unpacked_chunk(leaf, panel, first, last, scratch) };
+}
+
+/* Codes, too, can only be loaded as tiles when they are stored for good: the next ones are unpacked before that. */
+static void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
+{
+    Batch *batches = (Batch *)memory, *before = NULL;
+    float *sums = (float *)(memory + BATCH_BYTES);
+    uint8_t *scratch = (uint8_t *)(sums + least(p->rows, ROWS) * 2 * LANES);
+    int64_t made = 0, unpacked_count = 0;
+    for (int64_t start = 0; start < p->rows; start += ROWS) {
+        const int64_t end = least(start + ROWS, p->rows);
+        Unpacked now = unpack_next(leaf, from, 0, to, scratch), next;
+        for (; now.panel < to; now = next) {
+            next = unpack_next(leaf, now.panel, now.last, to, scratch + ++unpacked_count % 2 * CHUNK_BYTES);
+            for (int64_t row = start; row < end; row += TILE)
+                for (int64_t s = now.first, count; s < now.last; s += count) {
+                    const int64_t rows = least(TILE, end - row);
+                    Batch *b = &batches[made++ % 2];
+                    count = least(rows > TILE / 2 ? BATCH / 2 : BATCH, now.last - s);
+                    b->panel = now.panel, b->row = row, b->rows = rows, b->first = s, b->last = s + count;
+                    make_batch(leaf, x, now.codes, leaf->segments[now.first].vector / UNIT * UNIT, b);
+                    if (before)
+                        scale_batch(leaf, p, x, before, sums);
+                    before = b;
+                }
+        }
+        unpacked_count = 0;
+    }
+    scale_batch(leaf, p, x, before, sums);
+}
+
 static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
 {
     static const struct {
@@ -46,12 +209,12 @@ static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } registers = { .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
-    if (leaf->element < CODES8 || p->rows == 1) {
-        product(leaf, p, x, from, to, memory);
+    if (leaf->element < CODES8 || p->rows == 1 || from == to) {
+        product(leaf, p, x, from, to, memory + BATCH_BYTES);
         return;
     }
     _tile_loadconfig(&registers);
-    product_by(1, leaf, p, x, from, to, memory);
+    multiply_in_tiles(leaf, p, x, from, to, memory);
     _tile_release();
 }
 

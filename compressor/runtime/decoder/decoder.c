@@ -11,6 +11,7 @@ typedef struct {
     const Block *block;
     Attention attention;
     float *x, *half, *inner; /* [rows, width or inner] */
+    int in_parts;            /* whether each is read by some thread, before any is answered */
 } Layer;
 
 typedef void (*HalfBlock)(Engine *engine, const Layer *layer, int64_t row, int64_t rows);
@@ -37,6 +38,7 @@ typedef struct {
     const Attention *attention;
     int64_t end;           /* behind the last row */
     int64_t *runs, count;  /* the first rows of some that stand one behind another */
+    int apart;             /* whether they are of different slots, so that nobody waits for another's keys and values */
     int64_t heads;         /* of a tile */
     char *memory;
     size_t memory_bytes;   /* of a thread */
@@ -54,20 +56,31 @@ static int64_t run_at(const Attention *a, int64_t row, int64_t end)
     return count;
 }
 
+static void append_rows(const Engine *engine, const Attention *a, int64_t row, int64_t rows, int64_t head, int64_t end)
+{
+    for (; head < end && !engine->arena.failed; head++)
+        for (int64_t r = row; r < row + rows; r++)
+            engine->instructions->append(a, r, head);
+}
+
 /* Some heads of one run; a head's keys and values are read by neighbouring tiles. */
 static void attend_tile(void *task, int64_t tile, int64_t thread)
 {
     const Runs *t = task;
     const Attention *a = t->attention;
     float *memory = (float *)(t->memory + t->memory_bytes * (size_t)thread);
-    const int64_t row = t->runs[tile % t->count], first = tile / t->count * t->heads;
-    for (int64_t head = first; head < least(first + t->heads, a->heads); head++)
-        t->engine->instructions->attend(a, row, run_at(a, row, t->end), head, memory);
+    const int64_t row = t->runs[tile % t->count], rows = run_at(a, row, t->end), first = tile / t->count * t->heads;
+    for (int64_t head = first; head < least(first + t->heads, a->heads); head++) {
+        if (t->apart)
+            append_rows(t->engine, a, row, rows, head, head + 1);
+        t->engine->instructions->attend(a, row, rows, head, memory);
+    }
 }
 
-static void attend_all(Engine *engine, const Attention *a, int64_t row, int64_t rows)
+/* Rows whose keys and values are appended already if others attend to them too. */
+static void attend_all(Engine *engine, const Attention *a, int64_t row, int64_t rows, int appended)
 {
-    Runs t = { .engine = engine, .attention = a, .end = row + rows };
+    Runs t = { .engine = engine, .attention = a, .end = row + rows, .apart = !appended };
     t.memory_bytes = (size_t)padded((int64_t)attend_bytes(a), 64);
     t.memory = allocate(&engine->arena, t.memory_bytes * (size_t)engine->threads);
     t.runs = allocate(&engine->arena, (size_t)rows * sizeof *t.runs);
@@ -77,8 +90,11 @@ static void attend_all(Engine *engine, const Attention *a, int64_t row, int64_t 
     for (int64_t r = row, count; r < t.end; r += count) {
         count = run_at(a, r, t.end);
         reach += count * (a->positions[r] + 1);
+        t.apart &= !t.count || a->slots[r] != a->slots[r - 1];
         t.runs[t.count++] = r;
     }
+    if (!appended && !t.apart)
+        append_rows(engine, a, row, rows, 0, a->heads);
     const int64_t threads = reach * a->heads * a->size < 32768 ? 1 : engine->threads;
     const int64_t fair = t.count * a->heads / (8 * threads);
     t.heads = fair > 1 ? least(fair, a->heads) : 1;
@@ -92,8 +108,8 @@ static void read_rows(Engine *engine, const Layer *l, int64_t row, int64_t rows)
     const int64_t width = l->d->width;
     multiply(engine, l->block->c_attn, &(Product){ .x = l->x + row * width, .rows = rows, .norm = &l->block->ln_1,
              .out = l->attention.qkv + row * 3 * width, .out_stride = 3 * width, .bias = l->block->biases[0] });
-    for (int64_t r = row; r < row + rows && !engine->arena.failed; r++)
-        engine->instructions->append(&l->attention, r);
+    if (l->in_parts)
+        append_rows(engine, &l->attention, row, rows, 0, l->d->heads);
 }
 
 static void answer_rows(Engine *engine, const Layer *l, int64_t row, int64_t rows)
@@ -102,7 +118,7 @@ static void answer_rows(Engine *engine, const Layer *l, int64_t row, int64_t row
     const Block *b = l->block;
     float *x = l->x + row * d->width, *half = l->half + row * d->width, *inner = l->inner + row * d->inner;
     const Mark before = mark(&engine->arena);
-    attend_all(engine, &l->attention, row, rows);
+    attend_all(engine, &l->attention, row, rows, l->in_parts);
     multiply(engine, b->c_proj, &(Product){ .x = l->attention.out + row * d->width, .rows = rows, .out = half,
                                             .out_stride = d->width, .bias = b->biases[1], .residual = x });
     multiply(engine, b->c_fc, &(Product){ .x = half, .rows = rows, .norm = &b->ln_2, .out = inner, .out_stride = d->inner,
@@ -127,7 +143,7 @@ static void part_tile(void *task, int64_t tile, int64_t thread)
 static void run_half_block(Engine *engine, Engine *engines, const Layer *layer, HalfBlock half_block)
 {
     const int64_t rows = layer->attention.rows;
-    if (rows < 2 * PART_ROWS || engine->threads < 2) {
+    if (!layer->in_parts) {
         half_block(engine, layer, 0, rows);
         return;
     }
@@ -159,6 +175,7 @@ static float *blocks(Engine *engine, Engine *engines, const Decoder *d, const St
     const int64_t rows = s->rows, size = d->width / d->heads;
     const int64_t tokens = s->slot_count * d->heads * s->blocks * LANES, bytes = s->element == FP32 ? 4 : 2;
     Layer l = { .d = d, .x = embedded(engine, d, s), .half = floats(engine, rows, d->width) };
+    l.in_parts = rows >= 2 * PART_ROWS && engine->threads > 1;
     l.inner = floats(engine, rows, d->inner);
     l.attention = (Attention){ .qkv = floats(engine, rows, 3 * d->width), .out = floats(engine, rows, d->width),
                                .slots = s->slots, .positions = s->positions, .rows = rows, .heads = d->heads, .size = size,

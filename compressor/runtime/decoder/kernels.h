@@ -6,11 +6,9 @@
 enum { AHEAD = 2048 }; /* bytes of codes that are fetched before they are multiplied */
 
 /* sums[r] = codes [vectors][16 rows][4 columns] times x from vector `first` on, of which R rows lie `stride` apart; modulo
- * 2^32, as all sums of these integers are: only the difference to the sum of x times the centre has to fit. TILES says
- * whether the CPU multiplies whole tiles of them. */
+ * 2^32, as all sums of these integers are: only the difference to the sum of x times the centre has to fit. */
 #if defined(AVX512)
 typedef int32_t __attribute__((may_alias, aligned(1))) Columns; /* a byte of each of 4 columns */
-enum { TILE = 16 }; /* vectors of codes, and rows of bytes of x */
 
 /* _mm512_dpbusd_epi32 in place, x from memory: gcc 12 would go through a general register, and copy the sum to and fro. */
 INLINE __m512i add_products(__m512i sum, __m512i codes, const int8_t *x)
@@ -19,65 +17,15 @@ INLINE __m512i add_products(__m512i sum, __m512i codes, const int8_t *x)
     return sum;
 }
 
-/* Registers 0 to 3 are sums of two times 8 rows of x by even and odd tiles of codes, 4 and 5 these rows, 6 and 7 codes. */
-#define ADD_TILE(SUM, NEXT, CODES, AT)                                     \
-    _tile_loadd(CODES, codes + (AT) * 64, 64);                             \
-    _tile_loadd(4, x + (AT) * VECTOR, stride);                             \
-    _tile_dpbsud(SUM, 4, CODES);                                           \
-    if (R > 8) {                                                           \
-        _tile_loadd(5, x + TILE * stride + (AT) * VECTOR, stride);         \
-        _tile_dpbsud(NEXT, 5, CODES);                                      \
-    }
-
-/* The first vectors, as many as make whole tiles; returns how many. Fewer than 8 rows of x have any others behind them. */
-INLINE int64_t dot_tiles(const uint8_t *codes, const int8_t *x, int64_t stride, int64_t vectors, const int R, Ints *sums)
-{
-    int64_t v = 0;
-    Ints even[2 * TILE], odd[2 * TILE]; /* of each row of x those of its high bytes and of its low ones */
-    __asm__ volatile("" ::: "memory"); /* gcc 12 does not know that tiles are loaded from there */
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (; v + 2 * TILE <= vectors; v += 2 * TILE) {
-        ADD_TILE(0, 1, 6, v)
-        ADD_TILE(2, 3, 7, v + TILE)
-    }
-    if (v + TILE <= vectors) {
-        ADD_TILE(0, 1, 6, v)
-        v += TILE;
-    }
-    _tile_stored(0, even, 64);
-    if (R > 8)
-        _tile_stored(1, even + TILE, 64);
-    for (int r = 0; r < R; r++)
-        sums[r] = (even[2 * r] << 8) + even[2 * r + 1];
-    if (vectors < 2 * TILE)
-        return v;
-    _tile_stored(2, odd, 64);
-    if (R > 8)
-        _tile_stored(3, odd + TILE, 64);
-    for (int r = 0; r < R; r++)
-        sums[r] += (odd[2 * r] << 8) + odd[2 * r + 1];
-    return v;
-}
-
 INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_t stride, int64_t vectors, const int R,
-                const int TILES, Ints *sums)
+                Ints *sums)
 {
     const int U = R >= 8 ? 1 : R == 4 ? 2 : 4; /* vectors at a time: no sum waits for itself */
     const int8_t *x = (const int8_t *)rows + first * VECTOR; /* of every row the high and then the low bytes */
     int64_t v = 0;
-    if (TILES && R > 1 && vectors >= TILE) {
-        v = dot_tiles(codes, x, stride, vectors, R, sums);
-        if (v == vectors)
-            return;
-    }
     __m512i high[16], low[16];
     for (int i = 0; i < R * U; i++)
         high[i] = low[i] = _mm512_setzero_si512();
-    for (int r = 0; v && r < R; r++)
-        low[r * U] = (__m512i)sums[r];
     for (; v + U <= vectors; v += U)
         for (int u = 0; u < U; u++) {
             const __m512i w = _mm512_loadu_si512(codes + (v + u) * 64);
@@ -109,15 +57,15 @@ INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_
 INLINE void arrange(Ints codes, int16_t *row, int64_t stride, int64_t at, int64_t count)
 {
     const Ints high = (codes + 128) >> 8;
-    const __mmask16 some = (__mmask16)((1u << padded(count, VECTOR)) - 1);
-    _mm512_mask_cvtepi32_storeu_epi8((int8_t *)row + at, some, (__m512i)high);
-    _mm512_mask_cvtepi32_storeu_epi8((int8_t *)row + stride + at, some, (__m512i)(codes - high * 256));
+    const __m128i bytes[2] = { _mm512_cvtepi32_epi8((__m512i)high), _mm512_cvtepi32_epi8((__m512i)(codes - high * 256)) };
+    const size_t size = (size_t)padded(count, VECTOR);
+    memcpy((int8_t *)row + at, &bytes[0], count == LANES ? LANES : size);
+    memcpy((int8_t *)row + stride + at, &bytes[1], count == LANES ? LANES : size);
 }
 #elif defined(AVX2)
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
-                const int TILES, Ints *sums)
+                Ints *sums)
 {
-    (void)TILES;
     x += from * VECTOR;
     for (int first = 0; first < R; first += 2) { /* two rows of x fill the registers */
         __m256i part[2][4];
@@ -148,9 +96,8 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t st
 
 #else
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
-                const int TILES, Ints *sums)
+                Ints *sums)
 {
-    (void)TILES;
     x += from * VECTOR;
     for (int r = 0; r < R; r++) {
         uint32_t lane[LANES] = { 0 };
@@ -223,32 +170,33 @@ INLINE const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, in
     return to - padded(count, UNIT) * 64;
 }
 
+/* acc + the products of a segment, from their sum with the codes and with the codes' origin. */
+INLINE Floats scaled_sum(const Leaf *leaf, int64_t at, Ints products, int32_t sum, Floats acc)
+{
+    const Ints origin = (Ints){ 0 } + (leaf->zero ? 0 : sum);
+    acc = fma_lanes(floats_of((Ints)((Words)products - (Words)origin)), load_bf16(leaf->scale + at), acc);
+    return leaf->zero ? fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc) : acc;
+}
+
 /* acc[r] [16] += the part of segment s that lies in vectors from .. to - 1, scaled; R rows of x from `row` on. */
 INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, const Segment *s, int64_t index,
-                        const uint8_t *codes, const int R, const int TILES, Floats *acc)
+                        const uint8_t *codes, const int R, Floats *acc)
 {
-    Ints sums[16];
+    Ints sums[8];
     const int64_t stride = leaf->vectors * VECTOR, at = (panel * leaf->groups + s->group) * LANES;
-    dot(codes, x->codes + row * stride, s->vector, stride, s->vectors, R, TILES, sums);
-    const Floats scale = load_bf16(leaf->scale + at);
-    for (int r = 0; r < R; r++) {
-        const int32_t sum = x->sums[(row + r) * leaf->segment_count + index];
-        const Ints origin = (Ints){ 0 } + (leaf->zero ? 0 : sum);
-        acc[r] = fma_lanes(floats_of((Ints)((Words)sums[r] - (Words)origin)), scale, acc[r]);
-        if (leaf->zero)
-            acc[r] = fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc[r]);
-    }
+    dot(codes, x->codes + row * stride, s->vector, stride, s->vectors, R, sums);
+    for (int r = 0; r < R; r++)
+        acc[r] = scaled_sum(leaf, at, sums[r], x->sums[(row + r) * leaf->segment_count + index], acc[r]);
 }
 
 INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, int64_t first, int64_t last,
-                     int64_t from, const uint8_t *codes, const int R, const int TILES, float *sums)
+                     int64_t from, const uint8_t *codes, const int R, float *sums)
 {
-    Floats acc[16];
+    Floats acc[8];
     for (int r = 0; r < R; r++)
         acc[r] = load(sums + r * LANES);
     for (int64_t s = first; s < last; s++)
-        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R,
-                    TILES, acc);
+        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R, acc);
     for (int r = 0; r < R; r++)
         store(sums + r * LANES, acc[r]);
 }
@@ -259,22 +207,34 @@ INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, int64_t pa
     if (row + 2 <= rows) { enum { R = 2 }; CALL; row += 2; }                                  \
     if (row < rows) { enum { R = 1 }; CALL; }
 
+/* The segment behind those whose codes are unpacked together with segment `first`. */
+INLINE int64_t chunk_end(const Leaf *leaf, int64_t first)
+{
+    const int64_t from = leaf->segments[first].vector / UNIT * UNIT;
+    int64_t last = first + 1;
+    while (last < leaf->segment_count && leaf->segments[last].vector + leaf->segments[last].vectors - from <= CHUNK / VECTOR)
+        last++;
+    return last;
+}
+
+/* Their codes, from the beginning of the first one's unit on. */
+INLINE const uint8_t *unpacked_chunk(const Leaf *leaf, int64_t panel, int64_t first, int64_t last, uint8_t *scratch)
+{
+    const int64_t from = leaf->segments[first].vector / UNIT * UNIT;
+    return unpacked(leaf, panel, from, leaf->segments[last - 1].vector + leaf->segments[last - 1].vectors - from, scratch);
+}
+
 /* sums [rows][16] of one panel times rows `start` on of x. */
-INLINE void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel, const int TILES,
+INLINE void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel,
                           float *sums, uint8_t *scratch)
 {
     memset(sums, 0, (size_t)rows * LANES * sizeof *sums);
     for (int64_t first = 0, last; first < leaf->segment_count; first = last) {
         const int64_t from = leaf->segments[first].vector / UNIT * UNIT;
-        for (last = first + 1; last < leaf->segment_count; last++)
-            if (leaf->segments[last].vector + leaf->segments[last].vectors - from > COLUMNS / VECTOR)
-                break;
-        const int64_t end = leaf->segments[last - 1].vector + leaf->segments[last - 1].vectors;
-        const uint8_t *codes = unpacked(leaf, panel, from, end - from, scratch);
+        last = chunk_end(leaf, first);
+        const uint8_t *codes = unpacked_chunk(leaf, panel, first, last, scratch);
         int64_t row = 0;
-        for (; TILES && row + 16 <= rows; row += 16)
-            add_rows(leaf, x, start + row, panel, first, last, from, codes, 16, TILES, sums + row * LANES);
-        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, TILES, sums + row * LANES))
+        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES))
     }
 }
 
@@ -381,8 +341,7 @@ static void finish(const Product *p, int64_t row, int64_t n)
         finish_lanes(&own, n, row, at, load_some(p->out + row * p->out_stride + at, least(LANES, n - at)));
 }
 
-INLINE void product_by(const int TILES, const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to,
-                       char *memory)
+static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
 {
     const int integers = leaf->element >= CODES8;
     const int plain = !p->add && !p->bias && p->activation == NO_ACTIVATION && !p->residual;
@@ -392,7 +351,7 @@ INLINE void product_by(const int TILES, const Leaf *leaf, const Product *p, cons
         const int64_t rows = least(ROWS, p->rows - start);
         for (int64_t panel = from; panel < to; panel++) {
             if (integers)
-                integer_panel(leaf, x, start, rows, panel, TILES, sums, scratch);
+                integer_panel(leaf, x, start, rows, panel, sums, scratch);
             else
                 float_panel(leaf, p->x + start * leaf->k, rows, panel, sums, scratch);
             for (int64_t row = 0; row < rows; row++) {
@@ -404,11 +363,6 @@ INLINE void product_by(const int TILES, const Leaf *leaf, const Product *p, cons
             }
         }
     }
-}
-
-static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
-{
-    product_by(0, leaf, p, x, from, to, memory);
 }
 
 /* Rows of x ------------------------------------------------------------------------------------------------------ */
@@ -445,35 +399,52 @@ static void normalise(const Norm *norm, const float *x, float *out, int64_t k)
         store_some(out + i, normalised(norm, m, x, i, least(LANES, k - i)), least(LANES, k - i));
 }
 
-/* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. */
-static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *rounded_x)
+/* Round columns at .. at + count - 1 of a segment to integers, which are added to `sum`. */
+INLINE Ints round_lanes(const Leaf *leaf, const Norm *norm, Moments m, const float *from, const Segment *s, int64_t at, int64_t count,
+                        Floats per_step, const int EVEN, Ints sum, int16_t *codes)
+{
+    const Floats v = rounded(normalised(norm, m, from, s->column + at, count) * per_step);
+    const Ints integers = __builtin_convertvector(EVEN ? v + v : v, Ints);
+    arrange(integers, codes, leaf->vectors * VECTOR, s->vector * VECTOR + at, count);
+    return sum + integers;
+}
+
+INLINE void round_row_as(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to, const int EVEN)
 {
     const int64_t k = leaf->k;
-    const float *from = x + row * k;
     const Moments m = norm ? moments(from, k, norm->epsilon) : (Moments){ zeros(), zeros() };
     Floats most = zeros();
-    for (int64_t i = 0; i < k; i += LANES)
-        most = larger(magnitude(normalised(norm, m, from, i, least(LANES, k - i))), most);
-    /* Codes around half a one need even activations, so that the product is an integer. */
-    const int even = leaf->centre % 2;
-    const float step = largest(most) / (even ? LARGEST / 2 : LARGEST);
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES)
+        most = larger(magnitude(normalised(norm, m, from, i, LANES)), most);
+    if (i < k)
+        most = larger(magnitude(normalised(norm, m, from, i, k - i)), most);
+    const float step = largest(most) / (EVEN ? LARGEST / 2 : LARGEST);
     const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
-    int16_t *codes = rounded_x->codes + row * leaf->vectors * VECTOR;
-    rounded_x->steps[row] = even ? step / 2 : step;
+    int16_t *codes = to->codes + row * leaf->vectors * VECTOR;
+    to->steps[row] = EVEN ? step / 2 : step;
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         const Segment *segment = &leaf->segments[s];
         Ints sum = { 0 };
-        for (int64_t i = 0; i < segment->columns; i += LANES) {
-            const int64_t count = least(LANES, segment->columns - i);
-            const Floats v = rounded(normalised(norm, m, from, segment->column + i, count) * per_step);
-            const Ints integers = __builtin_convertvector(even ? v + v : v, Ints);
-            sum += integers;
-            arrange(integers, codes, leaf->vectors * VECTOR, segment->vector * VECTOR + i, count);
-        }
+        for (i = 0; i + LANES <= segment->columns; i += LANES)
+            sum = round_lanes(leaf, norm, m, from, segment, i, LANES, per_step, EVEN, sum, codes);
+        if (i < segment->columns)
+            sum = round_lanes(leaf, norm, m, from, segment, i, segment->columns - i, per_step, EVEN, sum, codes);
         /* What lies below the codes' origin is subtracted; where that is half a one, the sum is even. */
         const int32_t all = sum_of(sum);
-        rounded_x->sums[row * leaf->segment_count + s] = leaf->zero ? all : even ? all / 2 * leaf->centre : all * (leaf->centre / 2);
+        to->sums[row * leaf->segment_count + s] = leaf->zero ? all : EVEN ? all / 2 * leaf->centre : all * (leaf->centre / 2);
     }
+}
+
+/* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. Codes around half a one
+ * need even activations, so that the product is an integer. */
+static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+{
+    const float *from = x + row * leaf->k;
+    if (leaf->centre % 2)
+        norm ? round_row_as(leaf, norm, from, row, to, 1) : round_row_as(leaf, NULL, from, row, to, 1);
+    else
+        norm ? round_row_as(leaf, norm, from, row, to, 0) : round_row_as(leaf, NULL, from, row, to, 0);
 }
 
 /* Formats -------------------------------------------------------------------------------------------------------- */
@@ -504,20 +475,24 @@ static void decode_panel(const Leaf *leaf, int64_t panel, float *out, uint8_t *s
     }
 }
 
-/* out [k] = left [n] times the rows of a leaf; memory: a panel and its codes, and sums [k][16]. */
-static void combine(const Leaf *leaf, const float *left, float *out, char *memory)
+/* out[i] [k] = left[i] [n] times the rows of a leaf; memory: a panel, its codes and sums [COMBINED][k][16]. */
+static void combine(const Leaf *leaf, const float *left, int64_t count, float *const *out, char *memory)
 {
-    const int64_t k = leaf->k;
+    const int64_t k = leaf->k, size = padded(k, LANES) * LANES, stride = padded(leaf->n, LANES);
     float *values = (float *)memory, *sums = values + k * LANES;
-    memset(sums, 0, (size_t)padded(k, LANES) * LANES * sizeof *sums);
+    memset(sums, 0, (size_t)(count * size) * sizeof *sums);
     for (int64_t panel = 0; panel < leaf->panels; panel++) {
-        const Floats own = load_some(left + panel * LANES, least(LANES, leaf->n - panel * LANES));
-        decode_panel(leaf, panel, values, (uint8_t *)(sums + padded(k, LANES) * LANES));
-        for (int64_t c = 0; c < k; c++)
-            store(sums + c * LANES, fma_lanes(own, load(values + c * LANES), load(sums + c * LANES)));
+        decode_panel(leaf, panel, values, (uint8_t *)(sums + COMBINED * size));
+        for (int64_t i = 0; i < count; i++) {
+            const Floats own = load_some(left + i * stride + panel * LANES, least(LANES, leaf->n - panel * LANES));
+            float *to = sums + i * size;
+            for (int64_t c = 0; c < k; c++)
+                store(to + c * LANES, fma_lanes(own, load(values + c * LANES), load(to + c * LANES)));
+        }
     }
-    for (int64_t c = 0; c < k; c += LANES)
-        store_some(out + c, totals(sums + c * LANES), least(LANES, k - c));
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < k; c += LANES)
+            store_some(out[i] + c, totals(sums + i * size + c * LANES), least(LANES, k - c));
 }
 
 static void sparse(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory)
@@ -656,33 +631,32 @@ INLINE int64_t first_block(const Attention *a, int64_t row, int64_t head)
     return (a->slots[row] * a->heads + head) * a->blocks;
 }
 
-INLINE void append_as(const Attention *a, int64_t row, const Element element)
+INLINE void append_as(const Attention *a, int64_t row, int64_t head, const Element element)
 {
     const int64_t width = a->heads * a->size, size = padded(a->size, LANES);
-    const int64_t block = a->positions[row] / LANES, lane = a->positions[row] % LANES;
-    for (int64_t head = 0; head < a->heads; head++) {
-        const float *key = a->qkv + row * 3 * width + width + head * a->size, *value = key + width;
-        const int64_t at = first_block(a, row, head) + block;
-        for (int64_t i = 0; i < a->size; i += LANES) {
-            const int64_t count = least(LANES, a->size - i);
-            uint32_t one[LANES]; /* 16 keys in whatever element */
-            store_element(one, 0, load_some(key + i, count), element);
-            for (int64_t j = 0; j < count; j++)
-                if (element == FP32)
-                    ((uint32_t *)a->keys)[(at * a->size + i + j) * LANES + lane] = one[j];
-                else
-                    memcpy((uint16_t *)a->keys + (at * a->size + i + j) * LANES + lane, (char *)one + 2 * j, 2);
-            store_element(a->values, (at * LANES + lane) * size + i, load_some(value + i, count), element);
+    const int64_t block = first_block(a, row, head) + a->positions[row] / LANES, lane = a->positions[row] % LANES;
+    const float *key = a->qkv + row * 3 * width + width + head * a->size, *value = key + width;
+    for (int64_t i = 0; i < a->size; i += LANES) {
+        const int64_t count = least(LANES, a->size - i);
+        uint32_t keys[LANES]; /* in whatever element */
+        store_element(keys, 0, load_some(key + i, count), element);
+        for (int64_t j = 0; j < count; j++) {
+            const int64_t at = (block * a->size + i + j) * LANES + lane;
+            if (element == FP32)
+                ((uint32_t *)a->keys)[at] = keys[j];
+            else
+                memcpy((uint16_t *)a->keys + at, (const char *)keys + 2 * j, 2);
         }
+        store_element(a->values, (block * LANES + lane) * size + i, load_some(value + i, count), element);
     }
 }
 
-static void append(const Attention *a, int64_t row)
+static void append(const Attention *a, int64_t row, int64_t head)
 {
     switch (a->element) {
-    case FP32: append_as(a, row, FP32); break;
-    case FP16: append_as(a, row, FP16); break;
-    default: append_as(a, row, BF16); break;
+    case FP32: append_as(a, row, head, FP32); break;
+    case FP16: append_as(a, row, head, FP16); break;
+    default: append_as(a, row, head, BF16); break;
     }
 }
 
@@ -690,13 +664,19 @@ static void append(const Attention *a, int64_t row)
 INLINE void score_blocks(const Attention *a, const float *q, int64_t at, int64_t block, const int R, const int B,
                          const Element element, float *scores, int64_t room)
 {
-    const int64_t width = 3 * a->heads * a->size, step = a->size * LANES;
+    const int64_t width = 3 * a->heads * a->size, step = a->size * LANES, bytes = element == FP32 ? 4 : 2;
+    const char *keys = (const char *)a->keys + (at + block) * step * bytes;
+    const char *values = (const char *)a->values + (at + block) * LANES * padded(a->size, LANES) * bytes;
     Floats sum[32];
     for (int i = 0; i < R * B; i++)
         sum[i] = zeros();
     for (int64_t i = 0; i < a->size; i++)
         for (int b = 0; b < B; b++) {
-            const Floats key = load_element(a->keys, (at + block + b) * step + i * LANES, element);
+            const Floats key = load_element(keys, b * step + i * LANES, element);
+            if (R == 1 && (element == FP32 || b % 2 == 0)) { /* a line of what is wanted soon: the next keys, these values */
+                __builtin_prefetch(keys + (B * step + (i * B + b) * LANES) * bytes);
+                __builtin_prefetch(values + (i * B + b) * LANES * bytes);
+            }
             for (int r = 0; r < R; r++)
                 sum[r * B + b] = fma_lanes(each(q[r * width + i]), key, sum[r * B + b]);
         }

@@ -9,8 +9,8 @@ enum { STATE_VALUES = 1 << 20 }; /* of the states of a tensor train that exist a
 size_t product_bytes(int64_t rows)
 {
     const size_t sums = (size_t)least(rows, ROWS) * 2 * LANES * sizeof(float);
-    const size_t codes = (size_t)(COLUMNS / VECTOR + 2 * UNIT) * 64, floats = (size_t)FLOAT_COLUMNS * LANES * sizeof(float);
-    return sums + (codes > floats ? codes : floats);
+    const size_t codes = 2 * CHUNK_BYTES, floats = FLOAT_COLUMNS * LANES * sizeof(float);
+    return BATCH_BYTES + sums + (codes > floats ? codes : floats);
 }
 
 static size_t panel_bytes(const Leaf *leaf)
@@ -20,7 +20,11 @@ static size_t panel_bytes(const Leaf *leaf)
 
 size_t sparse_bytes(const Matrix *m) { return panel_bytes(&m->leaf); }
 
-size_t combine_bytes(const Leaf *leaf) { return panel_bytes(leaf) + (size_t)padded(leaf->k, LANES) * LANES * sizeof(float); }
+size_t combine_bytes(const Leaf *leaf)
+{
+    const int64_t values = COMBINED * (padded(leaf->k, LANES) * LANES + padded(leaf->n, LANES));
+    return panel_bytes(leaf) + (size_t)values * sizeof(float);
+}
 
 size_t trains_bytes(const Matrix *m)
 {
@@ -47,8 +51,6 @@ typedef struct {
     char *memory;
     size_t memory_bytes;    /* of a thread */
     float *to;
-    const int64_t *ids;
-    int64_t count;
 } Task;
 
 static void round_tile(void *task, int64_t row, int64_t thread)
@@ -385,6 +387,16 @@ int plan_train(Matrix *m)
 
 /* Rows ----------------------------------------------------------------------------------------------------------- */
 
+typedef struct {
+    const Engine *engine;
+    const Matrix *m;
+    const int64_t *ids;
+    int64_t count;
+    float *const *out;
+    char *memory;
+    size_t memory_bytes; /* of a thread */
+} Rows;
+
 static void train_row(const Matrix *m, float *cores, float *row, float *other, int64_t id)
 {
     int64_t width = 1;
@@ -457,42 +469,26 @@ static int64_t widest(const Matrix *m)
     return most;
 }
 
-static int64_t row_values(const Matrix *m)
+/* Of memory for `some_rows`. */
+static size_t row_bytes(const Matrix *m)
 {
     int64_t most = m->leaf.k;
     switch (m->kind) {
-    case TOKEN_MPS: return m->leaf.k + 2 * widest(m);
+    case TOKEN_MPS: return (size_t)(m->leaf.k + 2 * widest(m)) * sizeof(float);
     case TT_MATRIX:
         for (int64_t c = 0; c < m->count; c++)
             most = m->steps[c].in > most ? m->steps[c].in : most;
-        return most + 2 * widest(m);
-    case LOW_RANK: return padded(m->parts[1]->n, LANES) + (int64_t)(combine_bytes(&m->parts[1]->leaf) / sizeof(float));
-    case RESIDUAL: return m->k + (row_values(m->parts[0]) > row_values(m->parts[1]) ? row_values(m->parts[0]) : row_values(m->parts[1]));
-    case STACKED:
-        for (int64_t i = 0; i < m->count; i++)
-            most = row_values(m->parts[i]) > most ? row_values(m->parts[i]) : most;
-        return most;
-    default: return most;
+        return (size_t)(most + 2 * widest(m)) * sizeof(float);
+    case LOW_RANK: return combine_bytes(&m->parts[1]->leaf);
+    default: return (size_t)most * sizeof(float);
     }
 }
 
-/* One row, with `row_values` of memory. A factor is decoded for it again: tables are looked up a few rows at a time. */
-static void one_row(const Instructions *with, const Matrix *m, int64_t id, float *out, float *memory)
+/* One row of what is neither made of other matrices nor a product. */
+static void one_row(const Matrix *m, int64_t id, float *out, float *memory)
 {
     switch (m->kind) {
     case CODED: leaf_row(&m->leaf, id, out); return;
-    case TOKEN_MPS: {
-        float *row = memory + m->leaf.k;
-        train_row(m, memory, row, row + widest(m), id);
-        memcpy(out, row, (size_t)m->k * sizeof *out);
-        return;
-    }
-    case TT_MATRIX: {
-        float *row = memory + row_values(m) - 2 * widest(m);
-        tt_row(m, memory, row, row + widest(m), id);
-        memcpy(out, row, (size_t)m->k * sizeof *out);
-        return;
-    }
     case SPARSE: {
         const int64_t kept = m->leaf.k;
         const int32_t *columns = m->columns + id / LANES * kept * LANES + id % LANES;
@@ -502,45 +498,103 @@ static void one_row(const Instructions *with, const Matrix *m, int64_t id, float
             out[columns[j * LANES]] = memory[j];
         return;
     }
-    case RESIDUAL:
-        one_row(with, m->parts[0], id, out, memory + m->k);
-        one_row(with, m->parts[1], id, memory, memory + m->k);
-        for (int64_t c = 0; c < m->k; c++)
-            out[c] += memory[c];
-        return;
-    case STACKED: {
-        int64_t i = 0;
-        while (id >= m->parts[i]->n)
-            id -= m->parts[i++]->n;
-        one_row(with, m->parts[i], id, out, memory);
-        return;
+    default: {
+        float *other = memory + widest(m), *values = other + widest(m);
+        (m->kind == TOKEN_MPS ? train_row : tt_row)(m, values, memory, other, id);
+        memcpy(out, memory, (size_t)m->k * sizeof *out);
     }
-    case LOW_RANK:
-        leaf_row(&m->parts[0]->leaf, id, memory);
-        with->combine(&m->parts[1]->leaf, memory, out, (char *)(memory + padded(m->parts[1]->n, LANES)));
-        for (int64_t c = 0; m->row_scale && c < m->k; c++)
-            out[c] *= m->row_scale[id];
-        for (int64_t c = 0; m->column_offset && c < m->k; c++)
-            out[c] += m->column_offset[c];
-        return;
     }
+}
+
+/* Rows that meet the same right factor, which is decoded for all of them. */
+static void product_rows(const Instructions *with, const Matrix *m, const int64_t *ids, int64_t count, float *const *out,
+                         char *memory)
+{
+    const int64_t stride = padded(m->parts[1]->n, LANES);
+    float *left = (float *)memory;
+    for (int64_t i = 0; i < count; i++)
+        leaf_row(&m->parts[0]->leaf, ids[i], left + i * stride);
+    with->combine(&m->parts[1]->leaf, left, count, out, (char *)(left + COMBINED * stride));
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < m->k; c++) {
+            out[i][c] = m->row_scale ? out[i][c] * m->row_scale[ids[i]] : out[i][c];
+            out[i][c] = m->column_offset ? out[i][c] + m->column_offset[c] : out[i][c];
+        }
 }
 
 static void row_tile(void *task, int64_t tile, int64_t thread)
 {
-    const Task *t = task;
-    float *memory = (float *)(t->memory + t->memory_bytes * (size_t)thread);
-    for (int64_t i = tile * t->tile; i < least((tile + 1) * t->tile, t->count); i++)
-        one_row(t->engine->instructions, t->m, t->ids[i], t->to + i * t->m->k, memory);
+    const Rows *t = task;
+    char *memory = t->memory + t->memory_bytes * (size_t)thread;
+    const int64_t from = tile * COMBINED, to = least(from + COMBINED, t->count);
+    if (t->m->kind == LOW_RANK)
+        product_rows(t->engine->instructions, t->m, t->ids + from, to - from, t->out + from, memory);
+    else
+        for (int64_t i = from; i < to; i++)
+            one_row(t->m, t->ids[i], t->out[i], (float *)memory);
+}
+
+static void look_up_each(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *const *out);
+
+/* The ids of one block after those of another. */
+static void look_up_blocks(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *const *out)
+{
+    int64_t *own = allocate(&engine->arena, (size_t)count * sizeof *own), first = 0;
+    float **to = allocate(&engine->arena, (size_t)count * sizeof *to);
+    if (engine->arena.failed)
+        return;
+    for (int64_t part = 0; part < m->count; first += m->parts[part++]->n) {
+        int64_t found = 0;
+        for (int64_t i = 0; i < count; i++)
+            if (ids[i] >= first && ids[i] < first + m->parts[part]->n) {
+                own[found] = ids[i] - first;
+                to[found++] = out[i];
+            }
+        look_up_each(engine, m->parts[part], own, found, to);
+    }
+}
+
+static void look_up_sum(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *const *out)
+{
+    float *corrections = allocate(&engine->arena, (size_t)(count * m->k) * sizeof *corrections);
+    float **to = allocate(&engine->arena, (size_t)count * sizeof *to);
+    if (engine->arena.failed)
+        return;
+    for (int64_t i = 0; i < count; i++)
+        to[i] = corrections + i * m->k;
+    look_up_each(engine, m->parts[0], ids, count, out);
+    look_up_each(engine, m->parts[1], ids, count, to);
+    for (int64_t i = 0; i < count && !engine->arena.failed; i++)
+        for (int64_t c = 0; c < m->k; c++)
+            out[i][c] += to[i][c];
+}
+
+static void look_up_each(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *const *out)
+{
+    if (engine->arena.failed || !count)
+        return;
+    const Mark before = mark(&engine->arena);
+    if (m->kind == STACKED)
+        look_up_blocks(engine, m, ids, count, out);
+    else if (m->kind == RESIDUAL)
+        look_up_sum(engine, m, ids, count, out);
+    else {
+        Rows t = { engine, m, ids, count, out, NULL, (size_t)padded((int64_t)row_bytes(m), 64) };
+        t.memory = allocate(&engine->arena, t.memory_bytes * (size_t)engine->threads);
+        if (t.memory)
+            each_tile(threads_for(engine, (double)count * m->k * 16), (count + COMBINED - 1) / COMBINED, row_tile, &t);
+    }
+    rewind_to(&engine->arena, before);
 }
 
 void look_up(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *out)
 {
-    Task t = { .engine = engine, .m = m, .ids = ids, .count = count, .to = out, .tile = 4 };
-    t.memory_bytes = (size_t)padded(row_values(m) * (int64_t)sizeof(float), 64);
-    t.memory = allocate(&engine->arena, t.memory_bytes * (size_t)engine->threads);
-    if (t.memory)
-        each_tile(threads_for(engine, (double)count * m->k * 16), (count + t.tile - 1) / t.tile, row_tile, &t);
+    const Mark before = mark(&engine->arena);
+    float **to = allocate(&engine->arena, (size_t)count * sizeof *to);
+    for (int64_t i = 0; to && i < count; i++)
+        to[i] = out + i * m->k;
+    look_up_each(engine, m, ids, count, to);
+    rewind_to(&engine->arena, before);
 }
 
 /* Judging logits ------------------------------------------------------------------------------------------------- */

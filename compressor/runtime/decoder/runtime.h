@@ -15,10 +15,14 @@ enum { VECTOR = 4 };         /* columns of integer codes that are multiplied at 
 enum { UNIT = 8 };           /* vectors whose codes are packed together */
 enum { LARGEST = 32639 };    /* of a rounded activation: 127 * 256 + 127, so that both its bytes are signed */
 enum { MOST_DIMENSIONS = 64 };
-enum { COLUMNS = 1024 };     /* of integer codes that are unpacked at a time: 16 KB */
+enum { COLUMNS = 1024 };     /* of integer codes that make a segment at most */
+enum { CHUNK = 256 };        /* of them that are unpacked at a time, unless a segment has more */
 enum { FLOAT_COLUMNS = 256 }; /* of floats */
 enum { ROWS = 128 };         /* of x, for which a panel is unpacked once */
+enum { BATCH_BYTES = 2 * (64 + 8 * 16 * 64) }; /* of sums in tiles */
+enum { CHUNK_BYTES = (COLUMNS / VECTOR + 2 * UNIT) * 64 }; /* of unpacked codes */
 enum { SPARE_ROWS = 8 };     /* of rounded x, that are read behind the last one */
+enum { COMBINED = 4 };       /* rows that are looked up together */
 enum { QUERIES = 8 };        /* rows that meet keys and values together */
 enum { STEP_ROWS = 128 };    /* that go through all blocks together: what lies between two products stays near the core */
 
@@ -116,8 +120,8 @@ typedef struct {
     void (*product)(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory);
     void (*sparse)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
     void (*trains)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
-    void (*combine)(const Leaf *leaf, const float *left, float *out, char *memory);
-    void (*append)(const Attention *a, int64_t row);
+    void (*combine)(const Leaf *leaf, const float *left, int64_t count, float *const *out, char *memory);
+    void (*append)(const Attention *a, int64_t row, int64_t head);
     /* Rows that stand one behind another, at most QUERIES; memory: `attend_bytes`. */
     void (*attend)(const Attention *a, int64_t row, int64_t rows, int64_t head, float *memory);
     void (*finish)(const Product *p, int64_t row, int64_t n);

@@ -72,12 +72,31 @@ INLINE Floats fma_lanes(Floats a, Floats b, Floats c)
 
 INLINE Floats choose(Ints mask, Floats yes, Floats no)
 {
+#if defined(AVX512)
+    return (Floats)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)mask), (__m512)no, (__m512)yes);
+#else
     return (Floats)((mask & (Ints)yes) | (~mask & (Ints)no));
+#endif
 }
 
-INLINE Floats larger(Floats a, Floats b) { return choose(a > b, a, b); }
+/* a where it is larger, otherwise b, also where one is not a number. */
+INLINE Floats larger(Floats a, Floats b)
+{
+#if defined(AVX512)
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
 
-INLINE Floats smaller(Floats a, Floats b) { return choose(a < b, a, b); }
+INLINE Floats smaller(Floats a, Floats b)
+{
+#if defined(AVX512)
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return choose(a < b, a, b);
+#endif
+}
 
 INLINE Floats magnitude(Floats v) { return (Floats)((Words)v & 0x7fffffffu); }
 
@@ -96,23 +115,36 @@ INLINE Ints first_lanes(int64_t count)
     return (Ints){ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 } < (Ints){ 0 } + (int32_t)count;
 }
 
-/* The lanes' sum, always in the same order. */
+/* The lanes' sum: in halves, so always in the same order. */
 INLINE float total(Floats v)
 {
+#if defined(AVX512) || defined(AVX2)
+    __m256 half[2];
+    memcpy(half, &v, sizeof half);
+    const __m256 eight = _mm256_add_ps(half[0], half[1]);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
     float lane[LANES];
     store(lane, v);
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++)
             lane[i] += lane[i + width];
     return lane[0];
+#endif
 }
 
 INLINE int32_t sum_of(Ints v)
 {
+#if defined(AVX512)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
     int32_t sum = 0;
     for (int i = 0; i < LANES; i++)
         sum += v[i];
     return sum;
+#endif
 }
 
 #if defined(AVX512)
@@ -146,14 +178,24 @@ INLINE Floats totals(const float *from)
 #endif
 }
 
+/* The largest lane, in halves as well: it matters where one is not a number. */
 INLINE float largest(Floats v)
 {
-    float lane[LANES], most;
+#if defined(AVX512) || defined(AVX2)
+    __m256 half[2];
+    memcpy(half, &v, sizeof half);
+    const __m256 eight = _mm256_max_ps(half[0], half[1]);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+#else
+    float lane[LANES];
     store(lane, v);
-    most = lane[0];
-    for (int i = 1; i < LANES; i++)
-        most = lane[i] > most ? lane[i] : most;
-    return most;
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++)
+            lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+#endif
 }
 
 INLINE Floats load_bf16(const uint16_t *from)
