@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-import structlog
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ from service.http.lifecycle import Lifecycle
 from service.http.listener import address_of, listen, unlink
 from service.http.waiting_room import raise_descriptor_limit
 from service.process import background
-from service.process.logs import configure_logs
+from service.process.logs import LOG, configure_logs
 from service.settings import Settings, check_names
 
 HANG_SECONDS = 10  # after the drain, in which everything else has to end
@@ -66,7 +65,7 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
 
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Serve on `listener`; accepted requests are finished before it returns the exit code."""
-    structlog.get_logger().info("listening", url=address_of(listener))
+    LOG.info("listening", extra={"url": address_of(listener)})
     app = create_app(settings, on_failure=lambda: stop())
     config = uvicorn.Config(
         app,

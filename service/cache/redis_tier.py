@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from prometheus_client import Counter
 
 from service.cache.breaker import Breaker
 from service.cache.value import DamagedValueError, Layout
 from service.metrics import Metrics
 from service.process import background
+from service.process.logs import LOG
 from service.redis_url import client_of
 
 if TYPE_CHECKING:
@@ -154,11 +154,10 @@ class RedisTier:
 
     def _tell(self, is_open: bool) -> None:
         self._metrics.core_cache_breaker_open.set(is_open)
-        log = structlog.get_logger()
         if is_open:
-            log.warning("redis does not answer", reason=self._why)
+            LOG.warning("redis does not answer", extra={"reason": self._why})
         else:
-            log.info("redis answers again")
+            LOG.info("redis answers again")
 
     @asynccontextmanager
     async def _within(self, op: str) -> AsyncIterator["Redis"]:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-import structlog
-
 from service.engine.batch import Batch
 from service.engine.generation import Generation
 from service.engine.jobs import Job, Request, deliver
@@ -18,6 +16,7 @@ from service.engine.throughput import ThroughputEstimate
 from service.errors import DrainingError, InvalidRequestError, OverloadedError, TokensOverloadedError
 from service.metrics import Metrics
 from service.process import background
+from service.process.logs import LOG
 from service.settings import Settings
 
 JOBS = ""  # the lane of everything but generations; models have names
@@ -179,7 +178,7 @@ class Engine:
 
 
 def _tell_death(error: BaseException) -> None:
-    structlog.get_logger().critical("the engine died; /livez says so", exc_info=error)
+    LOG.critical("the engine died; /livez says so", exc_info=error)
 
 
 def _lane_name(request: Request[Any]) -> str:

@@ -8,11 +8,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from structlog.contextvars import get_contextvars
 
 from service.engine.models import LoadedModel
 from service.errors import ClientGoneError, DeadlineError
 from service.metrics import Metrics
+from service.process.logs import CURRENT_REQUEST
 
 Event = TypeVar("Event")
 
@@ -124,7 +124,7 @@ class Request(ABC, Generic[Event]):
     def __init__(self, model_name: str, *, eager: bool = True, tokens: int = 1) -> None:
         self.model_name = model_name
         self.tokens = tokens
-        self.request_id: str | None = get_contextvars().get("request_id")
+        self.request_id: str | None = CURRENT_REQUEST.get()
         self.mailbox: Mailbox[Event] = Mailbox(eager=eager)
 
     def abort(self) -> None:

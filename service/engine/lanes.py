@@ -3,10 +3,9 @@
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
-import structlog
-
 from service.engine.jobs import Job, Request
 from service.errors import RequestFailedError
+from service.process.logs import LOG
 
 Work = TypeVar("Work", bound=Request[Any])
 
@@ -51,7 +50,7 @@ class Lane(ABC, Generic[Work]):
 
     def fail(self, request: Work) -> None:
         """Tell the client of a request, and the log, about the exception being handled."""
-        structlog.get_logger().exception("request failed", model=request.model_name, request_id=request.request_id)
+        LOG.exception("request failed", extra={"model": request.model_name, "request_id": request.request_id})
         request.mailbox.put(RequestFailedError())
         self.leave(request)
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Literal
 
-import structlog
-
 from service.engine.models import Models
 from service.errors import DrainingError, NotReadyError
 from service.process import background
+from service.process.logs import LOG
 
 
 class Lifecycle:
@@ -56,7 +55,7 @@ class Lifecycle:
 
     def _run(self) -> None:
         self._models = self._load()
-        structlog.get_logger().info("ready", models=[model.name for model in self._models])
+        LOG.info("ready", extra={"models": [model.name for model in self._models]})
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error

@@ -6,13 +6,13 @@ import time
 from contextlib import suppress
 from uuid import uuid4
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import DrainingError, ServiceError, wire_of
 from service.metrics import Metrics
+from service.process.logs import CURRENT_REQUEST, LOG
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
@@ -108,10 +108,11 @@ class Identify:
                 MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=name):
-            try:
-                await self._app(scope, receive, tell)
-            finally:
-                handler = getattr(scope.get("route"), "path", UNMATCHED)
-                seconds = round(now_seconds() - began, 6)
-                structlog.get_logger().debug("request", handler=handler, status=status, seconds=seconds)
+        bound = CURRENT_REQUEST.set(name)
+        try:
+            await self._app(scope, receive, tell)
+        finally:
+            handler = getattr(scope.get("route"), "path", UNMATCHED)
+            seconds = round(now_seconds() - began, 6)
+            LOG.debug("request", extra={"handler": handler, "status": status, "seconds": seconds})
+            CURRENT_REQUEST.reset(bound)

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -23,6 +22,7 @@ from service.errors import DeadlineError, OverloadedError, ServiceError, TokensO
 from service.http.schemas import MAX_IDS
 from service.http.state import Service
 from service.http.streams import watched
+from service.process.logs import LOG
 
 Piece = NDArray[np.float32]  # vectors [M, D]
 PIECE_BYTES = 1 << 19
@@ -114,7 +114,7 @@ class VectorResponse(StreamingResponse):
         try:
             await super().stream_response(send)
         except ServiceError as error:
-            structlog.get_logger().warning("answer cut off", problem=str(error))
+            LOG.warning("answer cut off", extra={"problem": str(error)})
 
 
 async def begun(vectors: Vectors, service: Service, pieces: AsyncIterator[str]) -> VectorResponse:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import structlog
+from service.process.logs import LOG
 
 RESTART_SECONDS = 1.0
 
@@ -37,7 +37,7 @@ def task(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Ta
             except asyncio.CancelledError:
                 raise
             except BaseException:
-                structlog.get_logger().exception("a background task failed and is started again", task=name)
+                LOG.exception("a background task failed and is started again", extra={"task": name})
             await asyncio.sleep(RESTART_SECONDS)
 
     return asyncio.create_task(run(), name=name)
@@ -47,7 +47,7 @@ def exit_after(seconds: float) -> None:
     """End the process then, if it still runs, whatever it may hang in."""
 
     def leave() -> None:
-        structlog.get_logger().error("did not stop in time")
+        LOG.error("did not stop in time")
         os._exit(1)
 
     timer = threading.Timer(seconds, leave)

@@ -130,66 +130,67 @@ static int make_segments(Leaf *leaf, int64_t group)
     return 1;
 }
 
-/* Put a code of lane `lane` into a panel, or take it from there. */
-static inline void put_code(Element element, uint8_t *panel, int64_t vector, int64_t byte, unsigned code)
+static inline uint32_t *word_at(uint8_t *block, int64_t lane) { return (uint32_t *)(void *)(block + lane * VECTOR); }
+
+/* Put one lane of a vector, 4 codes, into its panel, or take it from there. */
+static inline __attribute__((always_inline)) void put_vector(Element element, uint8_t *panel, int64_t vector, int64_t lane, uint32_t codes)
 {
-    if (element == CODES8) {
-        panel[vector * 64 + byte] = (uint8_t)code;
-        return;
-    }
     const int64_t v = vector % UNIT;
-    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(element) + byte;
+    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(element);
+    if (element == CODES8)
+        *word_at(panel + vector * 64, lane) = codes;
+    else if (element == CODES4)
+        *word_at(unit + v % 4 * 64, lane) |= codes << (v / 4 * 4);
+    else
+        *word_at(unit + v / 4 * 64, lane) |= (codes & 0x03030303) << (v % 4 * 2);
+    if (element == CODES3)
+        *word_at(unit + 128, lane) |= (codes >> 2 & 0x01010101) << v;
+}
+
+static inline __attribute__((always_inline)) uint32_t vector_at(Element element, uint8_t *panel, int64_t vector, int64_t lane)
+{
+    const int64_t v = vector % UNIT;
+    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(element);
+    if (element == CODES8)
+        return *word_at(panel + vector * 64, lane);
     if (element == CODES4)
-        unit[v % 4 * 64] |= (uint8_t)(code << (v / 4 * 4));
-    else {
-        unit[v / 4 * 64] |= (uint8_t)((code & 3) << (v % 4 * 2));
-        if (element == CODES3)
-            unit[128] |= (uint8_t)(code >> 2 << v);
-    }
+        return *word_at(unit + v % 4 * 64, lane) >> (v / 4 * 4) & 0x0f0f0f0f;
+    const uint32_t low = *word_at(unit + v / 4 * 64, lane) >> (v % 4 * 2) & 0x03030303;
+    return element == CODES3 ? low | (*word_at(unit + 128, lane) >> v & 0x01010101) << 2 : low;
 }
 
-static inline unsigned code_at(const Leaf *leaf, const uint8_t *panel, int64_t vector, int64_t byte)
+/* 4 codes from column c of a row on, as the artefact stores them: int8, or one behind another, lowest bits first. */
+static inline __attribute__((always_inline)) uint32_t stored_codes(Element element, const uint8_t *row, int64_t row_bytes, int64_t c)
 {
-    if (leaf->element == CODES8)
-        return panel[vector * 64 + byte];
-    const int64_t v = vector % UNIT;
-    const uint8_t *unit = panel + vector / UNIT * 64 * bits_of(leaf->element) + byte;
-    if (leaf->element == CODES4)
-        return unit[v % 4 * 64] >> (v / 4 * 4) & 15;
-    const unsigned low = unit[v / 4 * 64] >> (v % 4 * 2) & 3;
-    return leaf->element == CODES3 ? low | (unit[128] >> v & 1u) << 2 : low;
-}
-
-/* Code c of a row as the artefact stores it: int8, or packed, lowest bits first, 8 codes in as many bytes as bits. */
-static inline unsigned stored_code(const uint8_t *row, int64_t c, int bits)
-{
-    if (bits == 8)
-        return row[c] ^ 128u; /* from signed to unsigned, 128 being 0 */
-    const uint8_t *eight = row + c / 8 * bits;
+    const int bits = bits_of(element);
+    const int64_t at = c * bits / 8;
+    const uint32_t mask = (1u << bits) - 1;
     uint32_t word = 0;
-    for (int i = 0; i < bits; i++)
-        word |= (uint32_t)eight[i] << (8 * i);
-    return word >> (c % 8 * bits) & ((1u << bits) - 1);
+    if (at + 4 <= row_bytes)
+        memcpy(&word, row + at, 4);
+    else
+        memcpy(&word, row + at, (size_t)(row_bytes - at));
+    if (element == CODES8)
+        return word ^ 0x80808080; /* from signed to unsigned, 128 being 0 */
+    word >>= c * bits % 8;
+    return (word & mask) | (word >> bits & mask) << 8 | (word >> (2 * bits) & mask) << 16 | (word >> (3 * bits) & mask) << 24;
 }
 
 /* Put the codes of a row into its panel; compiled for each element. */
-static inline __attribute__((always_inline)) void pack_row(const Leaf *leaf, Element element, uint8_t *panel,
-                                                           int64_t lane, const uint8_t *codes)
+static inline __attribute__((always_inline)) void pack_row(const Leaf *leaf, Element element, uint8_t *panel, int64_t lane,
+                                                           const uint8_t *codes, int64_t row_bytes)
 {
-    const int bits = bits_of(element);
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         const Segment *segment = &leaf->segments[s];
         int64_t c = 0;
-        if (element == CODES8)
-            for (; c + VECTOR <= segment->columns; c += VECTOR) {
-                uint32_t vector;
-                memcpy(&vector, codes + segment->column + c, sizeof vector);
-                vector ^= 0x80808080;
-                memcpy(panel + (segment->vector + c / VECTOR) * 64 + lane * VECTOR, &vector, sizeof vector);
-            }
-        for (; c < segment->columns; c++)
-            put_code(element, panel, segment->vector + c / VECTOR, lane * VECTOR + c % VECTOR,
-                     stored_code(codes, segment->column + c, bits));
+        for (; c + VECTOR <= segment->columns; c += VECTOR)
+            put_vector(element, panel, segment->vector + c / VECTOR, lane,
+                       stored_codes(element, codes, row_bytes, segment->column + c));
+        if (c < segment->columns) {
+            const uint32_t own = (1u << 8 * (segment->columns - c)) - 1;
+            put_vector(element, panel, segment->vector + c / VECTOR, lane,
+                       stored_codes(element, codes, row_bytes, segment->column + c) & own);
+        }
     }
 }
 
@@ -214,10 +215,10 @@ int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t gro
         uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
         const uint8_t *own = codes + row * row_bytes;
         switch (element) {
-        case CODES8: pack_row(leaf, CODES8, panel, row % LANES, own); break;
-        case CODES4: pack_row(leaf, CODES4, panel, row % LANES, own); break;
-        case CODES3: pack_row(leaf, CODES3, panel, row % LANES, own); break;
-        default: pack_row(leaf, CODES2, panel, row % LANES, own);
+        case CODES8: pack_row(leaf, CODES8, panel, row % LANES, own, row_bytes); break;
+        case CODES4: pack_row(leaf, CODES4, panel, row % LANES, own, row_bytes); break;
+        case CODES3: pack_row(leaf, CODES3, panel, row % LANES, own, row_bytes); break;
+        default: pack_row(leaf, CODES2, panel, row % LANES, own, row_bytes);
         }
         for (int64_t g = 0; g < leaf->groups; g++) {
             const int64_t at = (row / LANES * leaf->groups + g) * LANES + row % LANES;
@@ -229,27 +230,42 @@ int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t gro
     return 1;
 }
 
-void leaf_row(const Leaf *leaf, int64_t row, float *out)
+static inline __attribute__((always_inline)) void unpack_row(const Leaf *leaf, Element element, uint8_t *panel, int64_t row, float *out)
 {
-    const uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
     const int64_t lane = row % LANES;
-    if (leaf->element == FP32)
-        for (int64_t c = 0; c < leaf->k; c++)
-            out[c] = ((const float *)panel)[c * LANES + lane];
-    else if (leaf->element < CODES8)
-        for (int64_t c = 0; c < leaf->k; c++) {
-            const uint16_t bits = ((const uint16_t *)panel)[c * LANES + lane];
-            out[c] = leaf->element == FP16 ? half_to_float(bits) : bf16_to_float(bits);
-        }
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         const Segment *segment = &leaf->segments[s];
         const int64_t at = (row / LANES * leaf->groups + segment->group) * LANES + lane;
         const float scale = bf16_to_float(leaf->scale[at]), zero = leaf->zero ? bf16_to_float(leaf->zero[at]) : 0;
         const float half = (float)leaf->centre / 2;
         for (int64_t c = 0; c < segment->columns; c++) {
-            const unsigned code = code_at(leaf, panel, segment->vector + c / VECTOR, lane * VECTOR + c % VECTOR);
-            const float value = ((float)code - half) * scale;
+            const uint32_t codes = vector_at(element, panel, segment->vector + c / VECTOR, lane);
+            const float value = ((float)(codes >> c % VECTOR * 8 & 255) - half) * scale;
             out[segment->column + c] = leaf->zero ? value + zero : value;
         }
+    }
+}
+
+void leaf_row(const Leaf *leaf, int64_t row, float *out)
+{
+    uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
+    const int64_t lane = row % LANES;
+    switch (leaf->element) {
+    case FP32:
+        for (int64_t c = 0; c < leaf->k; c++)
+            out[c] = ((const float *)panel)[c * LANES + lane];
+        return;
+    case FP16:
+        for (int64_t c = 0; c < leaf->k; c++)
+            out[c] = half_to_float(((const uint16_t *)panel)[c * LANES + lane]);
+        return;
+    case BF16:
+        for (int64_t c = 0; c < leaf->k; c++)
+            out[c] = bf16_to_float(((const uint16_t *)panel)[c * LANES + lane]);
+        return;
+    case CODES8: unpack_row(leaf, CODES8, panel, row, out); return;
+    case CODES4: unpack_row(leaf, CODES4, panel, row, out); return;
+    case CODES3: unpack_row(leaf, CODES3, panel, row, out); return;
+    default: unpack_row(leaf, CODES2, panel, row, out);
     }
 }

@@ -99,8 +99,10 @@ static PyObject *matrix_floats(PyTypeObject *type, PyObject *values)
         const int dtype = dtype_of(&view);
         self->matrix.n = view.shape[0];
         self->matrix.k = view.shape[1];
+        Py_BEGIN_ALLOW_THREADS
         made = pack_floats(&self->matrix.leaf, dtype == FLOAT32 ? FP32 : dtype == FLOAT16 ? FP16 : BF16, view.shape[0],
                            view.shape[1], view.buf);
+        Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&view);
     return ready(self, made);
@@ -141,8 +143,10 @@ static PyObject *matrix_integers(PyTypeObject *type, PyObject *args, PyObject *k
         const Element element = bits == 8 ? CODES8 : bits == 4 ? CODES4 : bits == 3 ? CODES3 : CODES2;
         self->matrix.n = views[0].shape[0];
         self->matrix.k = columns;
+        Py_BEGIN_ALLOW_THREADS
         made = pack_integers(&self->matrix.leaf, element, views[0].shape[0], columns, group, views[0].buf, views[1].buf,
                              views[2].buf);
+        Py_END_ALLOW_THREADS
     }
     for (int i = 0; i < 3; i++)
         PyBuffer_Release(&views[i]);

@@ -54,7 +54,7 @@ def test_while_the_command_lines_libraries_load(imported: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-@pytest.mark.parametrize("imported", ["service.server", "uvicorn", "structlog", "service.settings"])
+@pytest.mark.parametrize("imported", ["service.server", "uvicorn", "pydantic", "service.settings"])
 def test_while_the_services_libraries_load(imported: str, name: str, code: int) -> None:
     process = _run(IMPORTING, "service", imported, name, "nowhere")
     out, err = process.communicate()

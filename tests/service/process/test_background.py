@@ -6,7 +6,6 @@ from math import inf
 from pathlib import Path
 
 import pytest
-import structlog
 
 from service.engine.engine import Engine
 from service.engine.jobs import Job
@@ -36,7 +35,7 @@ def test_whatever_ends_a_thread_is_told(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [TypeError("no such thing"), Panic()])
-def test_a_task_that_fails_is_logged_and_started_again(error: BaseException) -> None:
+def test_a_task_that_fails_is_logged_and_started_again(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     began = 0
 
     async def work() -> None:
@@ -54,9 +53,8 @@ def test_a_task_that_fails_is_logged_and_started_again(error: BaseException) -> 
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    with structlog.testing.capture_logs() as logs:
-        asyncio.run(test())
-    assert [(line["log_level"], line["task"]) for line in logs] == [("error", "work")]
+    asyncio.run(test())
+    assert [(line.levelname, vars(line)["task"]) for line in caplog.records] == [("ERROR", "work")]
 
 
 class Panicking(Job[int]):
@@ -64,7 +62,9 @@ class Panicking(Job[int]):
         raise Panic
 
 
-def test_the_death_of_the_engine_is_logged_and_seen_by_livez(settings: Settings) -> None:
+def test_the_death_of_the_engine_is_logged_and_seen_by_livez(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = Engine(settings, Metrics())
 
     async def test() -> None:
@@ -73,9 +73,8 @@ def test_the_death_of_the_engine_is_logged_and_seen_by_livez(settings: Settings)
         while engine.round_seconds != inf:
             await asyncio.sleep(0.01)
 
-    with structlog.testing.capture_logs() as logs:
-        asyncio.run(test())
-    assert [line["log_level"] for line in logs] == ["critical"]
+    asyncio.run(test())
+    assert [line.levelname for line in caplog.records] == ["CRITICAL"]
 
 
 @pytest.mark.parametrize("path", sorted(SERVICE.rglob("*.py")), ids=lambda path: path.name)
