@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +69,16 @@ class TensorFile:
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Read every tensor in turn, each into memory of its own; raises ValueError if the file is cut off or grows."""
-        for place in self.places:
-            room = _room(place.stop - place.start)
-            if not files.fill(self._file, room.data):
-                raise ValueError(f"{place.name} is cut off")
-            self._checksum.update(room.data)
-            yield place.name, room.view(DTYPES[place.part.dtype]).reshape(place.part.shape)
+        with ThreadPoolExecutor(1) as pool:  # that hashes one tensor while its caller works on it
+            hashed: Future[None] | None = None
+            for place in self.places:
+                room = _room(place.stop - place.start)
+                if not files.fill(self._file, room.data):
+                    raise ValueError(f"{place.name} is cut off")
+                if hashed:
+                    hashed.result()
+                hashed = pool.submit(self._checksum.update, room.data)
+                yield place.name, room.view(DTYPES[place.part.dtype]).reshape(place.part.shape)
         if self._file.read(1):
             raise ValueError("it grew while it was read")
 

@@ -39,9 +39,9 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 
 def check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Refuse a tokenizer whose tokens are not all rows of a table; raises ValueError."""
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
-    if largest >= vocab_size:
-        size = tokenizer.get_vocab_size()
+    size = tokenizer.get_vocab_size()
+    if sum(tokenizer.id_to_token(token_id) is not None for token_id in range(vocab_size)) < size:
+        token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
         raise ValueError(f"has {size} tokens, the last being {largest} ({token!r}), but vocab_size is {vocab_size}")
 
 

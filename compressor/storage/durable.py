@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 UNFINISHED = re.compile(r"\..+\.(unfinished|replaced)-\d+")
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
@@ -32,8 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield new
         settle(new)
         _replace(new, path)
-    except (OSError, SafetensorError) as error:
-        raise _naming(path, error) from error
+    except Exception as error:
+        if (named := _naming(path, error)) is error:
+            raise
+        raise named from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -97,10 +97,10 @@ def _beside(path: Path, state: str) -> Path:
     return path.parent / f".{path.name}.{state}-{os.getpid()}"
 
 
-def _naming(path: Path, error: OSError | SafetensorError) -> OSError | SafetensorError:
+def _naming(path: Path, error: Exception) -> Exception:
     """Return the system's error about what is being written, as one that names `path`; others as they are."""
-    if isinstance(error, SafetensorError):
-        match = re.search(r"\(os error (\d+)\)", str(error))
+    if not isinstance(error, OSError):
+        match = re.search(r"\(os error (\d+)\)", str(error))  # in the words of a library, such as safetensors
         return OSError(int(match[1]), os.strerror(int(match[1])), str(path)) if match else error
     if error.errno is None or (error.filename is not None and not UNFINISHED.search(str(error.filename))):
         return error

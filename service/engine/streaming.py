@@ -5,7 +5,8 @@ bytes are cut into tokens. A piece never ends inside a character, and never hold
 """
 
 import codecs
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,7 +23,7 @@ class Vocabulary:
         longest_bytes: upper bound of the text that one token stands for, in bytes of UTF-8.
     """
 
-    bytes: tuple[bytes, ...]
+    bytes: "Joined"
     special: frozenset[int]
     longest_bytes: int
 
@@ -45,21 +46,42 @@ class _Letters(dict[int, str]):
         return None
 
 
+class Joined:
+    """Strings of bytes, one behind another: as objects of their own, each would take 40 bytes more."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        data, ends = bytearray(), array("I", [0])
+        for piece in pieces:
+            data += piece
+            ends.append(len(data))
+        self._data, self._ends = bytes(data), ends
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._data[self._ends[index] : self._ends[index + 1]]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+
 @lru_cache(maxsize=1)  # models that share a tokenizer come one after the other
 def vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
     """Return the bytes of tokens 0 .. size - 1 of a byte-level BPE."""
     letters = _Letters({ord(letter): chr(byte) for letter, byte in byte_alphabet().items()})
     added = tokenizer.get_added_tokens_decoder()
-    table, longest = [], 1
-    for token_id in range(size):
-        token = tokenizer.id_to_token(token_id) or ""
-        longest = max(longest, len(token.encode()))
-        if token_id in added:
-            table.append(b"" if added[token_id].special else token.encode())
-        else:
-            table.append(token.translate(letters).encode("latin-1"))
     special = frozenset(token_id for token_id, token in added.items() if token.special)
-    return Vocabulary(tuple(table), special, longest)
+    longest = 1
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal longest
+        for token_id in range(size):
+            token = tokenizer.id_to_token(token_id) or ""
+            longest = max(longest, len(token.encode()))
+            if token_id in added:
+                yield b"" if token_id in special else token.encode()
+            else:
+                yield token.translate(letters).encode("latin-1")
+
+    return Vocabulary(Joined(pieces()), special, longest)
 
 
 class TextStream:
