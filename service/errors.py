@@ -27,9 +27,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-
 SHOWN_PROBLEMS = 3
 SHOWN_CHARACTERS = 64
 UNION_TAGS = frozenset({"text", "texts", "ids", "ids_list"})  # of schemas.EmbeddingRequest.inputs
@@ -120,10 +117,10 @@ class UnknownRouteError(ServiceError):
 
     kind = "not_found"
 
-    def __init__(self, error: HTTPException) -> None:
-        super().__init__(str(error.detail))
-        self.status = error.status_code
-        self.headers = error.headers
+    def __init__(self, detail: str, status: int, headers: Mapping[str, str] | None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers
 
 
 class BodyTooLargeError(ServiceError):
@@ -255,17 +252,6 @@ def wire_of(error: ServiceError, path: str) -> tuple[int, Mapping[str, Any]]:
     if path == "/v1" or path.startswith("/v1/"):
         return error.openai_status, error.openai_body
     return error.status, error.body
-
-
-def as_service_error(error: Exception) -> ServiceError:
-    """Return what a client gets for any exception."""
-    if isinstance(error, ServiceError):
-        return error
-    if isinstance(error, RequestValidationError):
-        return InvalidRequestError(problems([{**e, "loc": e["loc"][1:]} for e in error.errors()]))
-    if isinstance(error, HTTPException):
-        return InvalidRequestError(str(error.detail)) if error.status_code == 400 else UnknownRouteError(error)
-    return RequestFailedError()
 
 
 def problems(errors: Sequence[Mapping[str, Any]]) -> str:

@@ -1,29 +1,22 @@
 """From the command line and the environment to a server that runs until SIGTERM."""
 
 import argparse
-import asyncio
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
 
-from service.http.app import create_app
-from service.http.connection import connections_with
+from service.cache.contractions import ContractionCache
+from service.engine.engine import Engine
 from service.http.lifecycle import Lifecycle
 from service.http.listener import address_of, listen, unlink
 from service.http.waiting_room import raise_descriptor_limit
-from service.process import background
+from service.metrics import Metrics
 from service.process.logs import LOG, configure_logs
 from service.settings import Settings, check_names
-
-HANG_SECONDS = 10  # after the drain, in which everything else has to end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,56 +59,21 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Serve on `listener`; accepted requests are finished before it returns the exit code."""
     LOG.info("listening", extra={"url": address_of(listener)})
-    app = create_app(settings, on_failure=lambda: stop())
-    config = uvicorn.Config(
-        app,
-        http=connections_with(settings),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=settings.drain_seconds,
-    )
-    server = _Server(config, app, settings)
+    engine = Engine(settings, Metrics())
+    cache = ContractionCache(settings, engine.metrics)
+    lifecycle = Lifecycle(settings, engine, cache)
+    if cache.redis is None:  # which is asked while models load, by the event loop
+        lifecycle.start()
+    from service.http.web import run  # takes as long as loading a model does
 
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)  # uvicorn raises the signal again when it is done
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, server.handle_exit)
-    server.run(sockets=[listener])
+    run(settings, listener, engine, cache, lifecycle)
     unlink(settings)
-    failure = app.state.service.lifecycle.failure
+    failure = lifecycle.failure
     if failure is None:
         return 0
     if isinstance(failure, ValueError | OSError):
         return _refuse(failure)
     raise failure
-
-
-class _Server(uvicorn.Server):
-    """Refuses new requests from the first signal on, while those it has accepted are finished."""
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
-        super().__init__(config)
-        self._lifecycle: Lifecycle = app.state.service.lifecycle
-        self._settings = settings
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._lifecycle.phase == "loading":
-            unlink(self._settings)
-            os._exit(0)  # nothing has been accepted, and what is loaded may hang
-        self._lifecycle.drain()
-        background.exit_after(self._settings.drain_seconds + HANG_SECONDS)
-        super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(0)  # connections that were just accepted become known, and are closed with the others
-        await super().shutdown(sockets)
 
 
 def _refuse(error: Exception) -> int:

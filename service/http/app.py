@@ -1,7 +1,7 @@
 """Assembly, and nothing else: settings in, application out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -13,14 +13,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from compressor.process.memory import give_back
 from service.cache.answers import AnswerCache
 from service.cache.contractions import ContractionCache
 from service.engine.engine import Engine
-from service.engine.kv_budget import check_kv_budget
-from service.engine.models import Models, load_all, report
-from service.errors import ServiceError, as_service_error
+from service.errors import ServiceError
 from service.http.bodies import WholeBodies
+from service.http.failures import as_service_error
 from service.http.lifecycle import Lifecycle
 from service.http.middleware import CountRequests, EndInTime, Identify, error_response, request_id
 from service.http.openai import routes as openai_routes
@@ -37,22 +35,21 @@ def create_app(
     settings: Settings,
     engine: Engine | None = None,
     cache: ContractionCache | None = None,
-    on_failure: Callable[[], None] = lambda: None,
+    lifecycle: Lifecycle | None = None,
 ) -> FastAPI:
-    """Return the application; its lifespan starts the engine and loads the models in the background.
+    """Return the application; its lifespan starts the engine, and loads the models in the background.
 
     Args:
         settings: all of them.
         engine: to compute with, a new one by default; the app reports to its metrics.
         cache: what the models remember with, a new one by default.
-        on_failure: called from another thread if the models cannot be loaded; `app.state.service.lifecycle`
-            then has the reason.
+        lifecycle: of the models of this engine and cache, which may be loading already; a new one by default.
     """
     engine = engine or Engine(settings, Metrics())
     engine.metrics.compute_threads.set(settings.threads)
     cache = cache or ContractionCache(settings, engine.metrics)
     answers = AnswerCache(cache, engine.metrics, settings) if settings.cache_answers else None
-    lifecycle = Lifecycle(partial(_load, settings, engine, cache), on_failure)
+    lifecycle = lifecycle or Lifecycle(settings, engine, cache)
     service = Service(lifecycle, engine, settings, cache, answers)
     app = FastAPI(title="ttgpt", version=version("ttgpt"), lifespan=_lifespan, redirect_slashes=False)
     app.state.service = service
@@ -92,17 +89,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.engine.close)
         await asyncio.to_thread(service.lifecycle.join)
         await service.cache.close()
-
-
-def _load(settings: Settings, engine: Engine, cache: ContractionCache) -> Models:
-    models = load_all(
-        settings.models, settings.default_model, partial(report, metrics=engine.metrics), cache, settings.threads
-    )
-    check_kv_budget(tuple(models), settings)
-    for model in models:
-        engine.prepare(model)
-    give_back()
-    return models
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

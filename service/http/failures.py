@@ -1,8 +1,12 @@
-"""What the documentation of the routes says about answers that are not the usual ones."""
+"""What a client gets for an exception, and what the documentation of the routes says about such answers."""
 
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from service.errors import InvalidRequestError, RequestFailedError, ServiceError, UnknownRouteError, problems
 
 MEANINGS = {
     400: "a field is outside its legal range",
@@ -17,6 +21,19 @@ MEANINGS = {
     503: "not ready, stopping, or too many bytes of bodies in flight",
     504: "the request took too long",
 }
+
+
+def as_service_error(error: Exception) -> ServiceError:
+    """Return what a client gets for any exception."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return InvalidRequestError(problems([{**e, "loc": e["loc"][1:]} for e in error.errors()]))
+    if isinstance(error, HTTPException) and error.status_code == 400:
+        return InvalidRequestError(str(error.detail))
+    if isinstance(error, HTTPException):
+        return UnknownRouteError(str(error.detail), error.status_code, error.headers)
+    return RequestFailedError()
 
 
 def failures(model: type[BaseModel], without: int) -> dict[int | str, dict[str, Any]]:

@@ -1,12 +1,18 @@
 """From the first moment to readiness: the models load in a thread while the server answers probes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
-from service.engine.models import Models
+from compressor.process.memory import give_back
+from service.cache.contractions import ContractionCache
+from service.engine.engine import Engine
+from service.engine.kv_budget import check_kv_budget
+from service.engine.models import Models, load_all, report
 from service.errors import DrainingError, NotReadyError
 from service.process import background
 from service.process.logs import LOG
+from service.settings import Settings
 
 
 class Lifecycle:
@@ -17,17 +23,33 @@ class Lifecycle:
         draining: whether the server is stopping, so that new requests are refused.
     """
 
-    def __init__(self, load: Callable[[], Models], on_failure: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, engine: Engine, cache: ContractionCache) -> None:
+        """Load nothing yet.
+
+        Args:
+            settings: all of them.
+            engine: that is to compute; the models are reported to its metrics.
+            cache: what the models remember with.
+        """
         self.failure: BaseException | None = None
         self.draining = False
-        self._load = load
-        self._on_failure = on_failure
+        self._settings, self._engine, self._cache = settings, engine, cache
+        self._on_failure: Callable[[], None] = lambda: None
         self._models: Models | None = None
+        self._begun = False
         self._thread = background.thread("load", self._run, self._fail)
 
     def start(self) -> None:
-        """Begin to load."""
-        self._thread.start()
+        """Begin to load, unless that has begun."""
+        if not self._begun:
+            self._begun = True
+            self._thread.start()
+
+    def on_failure(self, tell: Callable[[], None]) -> None:
+        """Call `tell`, from whatever thread, if the models cannot be loaded."""
+        self._on_failure = tell
+        if self.failure is not None:
+            tell()
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -54,8 +76,15 @@ class Lifecycle:
         return "loading" if self.failure is None else "failed"
 
     def _run(self) -> None:
-        self._models = self._load()
-        LOG.info("ready", extra={"models": [model.name for model in self._models]})
+        settings, engine = self._settings, self._engine
+        tell = partial(report, metrics=engine.metrics)
+        models = load_all(settings.models, settings.default_model, tell, self._cache, settings.threads)
+        check_kv_budget(tuple(models), settings)
+        for model in models:
+            engine.prepare(model)
+        give_back()
+        self._models = models
+        LOG.info("ready", extra={"models": [model.name for model in models]})
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error

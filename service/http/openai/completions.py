@@ -18,7 +18,8 @@ from service.engine.models import LoadedModel
 from service.engine.prompt_scores import PromptScores, Scores
 from service.engine.sampling import Sampling
 from service.engine.streaming import TextStream
-from service.errors import InvalidRequestError, as_service_error
+from service.errors import InvalidRequestError
+from service.http.failures import as_service_error
 from service.http.intake import as_inputs, check_ids, encode, new_tokens
 from service.http.openai.schemas import (
     DEFAULT_MAX_TOKENS,

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 
 from service.engine.generation import Generation, Prompt, Token
-from service.errors import RequestFailedError, as_service_error
+from service.errors import RequestFailedError
+from service.http.failures import as_service_error
 from service.http.streams import watched
 from service.http.tgi.schemas import Details, GenerateResponse, StreamDetails, StreamEvent, TokenInfo
 
