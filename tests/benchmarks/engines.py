@@ -36,6 +36,7 @@ class Engine:
 
 _TTGPT = {"label": "ttgpt", "module": "ttgpt", "package": "ttgpt"}
 _TRANSFORMERS = {"label": "transformers", "model": "checkpoint", "module": "huggingface", "package": "transformers"}
+_OPENVINO = {"label": "OpenVINO", "module": "vino", "package": "openvino"}
 _LLAMA = {"label": "llama.cpp", "module": "llama", "package": "llama-cpp-python"}
 OURS = "ttgpt-"
 
@@ -53,9 +54,14 @@ ENGINES: dict[str, Engine] = {
         module="ctranslate",
         package="ctranslate2",
     ),
+    "openvino-int8": Engine(**_OPENVINO, weights="int8", bits=8, model="openvino-int8"),
+    "openvino-int4": Engine(**_OPENVINO, weights="int4, groups of 64", bits=4, model="openvino-int4"),
     "llama.cpp-q8_0": Engine(**_LLAMA, weights="Q8_0", bits=8, model="q8_0.gguf"),
     "llama.cpp-q4_0": Engine(**_LLAMA, weights="Q4_0", bits=4, model="q4_0.gguf"),
 }
 SERVED = ("ttgpt-int8", "ttgpt-compressed")  # also measured through HTTP
-REFERENCE = "ctranslate2-int8"  # the bars are ratios to it
-EQUAL_BITS = {8: "llama.cpp-q8_0", 4: "llama.cpp-q4_0"}  # and to these
+
+
+def peers_of(name: str) -> list[str]:
+    """Return the engines of others whose weights have as many bits as those of an engine."""
+    return [peer for peer, engine in ENGINES.items() if engine.bits == ENGINES[name].bits and not peer.startswith(OURS)]

@@ -95,14 +95,34 @@ def _gguf(kind: str) -> Callable[[Path, Path, GPT2Config], None]:
     return write
 
 
+def _openvino(kind: str) -> Callable[[Path, Path, GPT2Config], None]:
+    def write(folder: Path, out: Path, config: GPT2Config) -> None:
+        from tests.benchmarks.vino_export import export
+
+        export(huggingface.load(str(folder / "checkpoint")).model, out, kind)
+
+    return write
+
+
 FORMS: dict[str, Callable[[Path, Path, GPT2Config], None]] = {
     "checkpoint": checkpoint,
     "ttgpt-int8": _artifact("quantize", codec="int8"),
     "ttgpt-int4": _artifact("quantize", codec="int4"),
     "ttgpt-compressed": _artifact("svd", rest="int4", codec="int8"),
     "ctranslate2-int8": ctranslate2,
+    "openvino-int8": _openvino("int8"),
+    "openvino-int4": _openvino("int4"),
     "q8_0.gguf": _gguf("Q8_0"),
     "q4_0.gguf": _gguf("Q4_0"),
+}
+
+CONVERTERS = {
+    "checkpoint": "torch",
+    "ctranslate2-int8": "ctranslate2",
+    "openvino-int8": "nncf",
+    "openvino-int4": "nncf",
+    "q8_0.gguf": "gguf",
+    "q4_0.gguf": "gguf",
 }
 
 
@@ -134,8 +154,7 @@ def _made_of(form: str, config: GPT2Config) -> str:
             digest.update(path.read_bytes())
     else:
         digest.update(Path(__file__).read_bytes())
-        converter = {"checkpoint": "torch", "ctranslate2-int8": "ctranslate2"}.get(form, "gguf")
-        digest.update(version(converter).encode())
+        digest.update(version(CONVERTERS[form]).encode())
     return digest.hexdigest()
 
 

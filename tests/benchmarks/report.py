@@ -7,7 +7,7 @@ from typing import Any
 
 from compressor.pages import Block, table
 from compressor.plot import save
-from tests.benchmarks.engines import ENGINES, EQUAL_BITS, OURS, REFERENCE
+from tests.benchmarks.engines import ENGINES, OURS, peers_of
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed.json"
@@ -34,14 +34,15 @@ def peers() -> str:
     results = read()
     if results is None:
         return MISSING
-    head = ["engine", "weights", "B=1", "B=8", f"B=1 / {ENGINES[REFERENCE].label}", "prefill 512", "RSS, MB"]
+    head = ["engine", "weights", "B=1", "B=8", "prefill 512", "/ best peer, B=1", "B=8", "prefill 512", "RSS, MB"]
     rows = [
         [
             ENGINES[name].label,
             ENGINES[name].weights,
             *(_figure(median, "decode", batch) for batch in RATIO_BATCHES),
-            _times(ratio(results, name, REFERENCE, 1)),
             _figure(median, "prefill", 512),
+            *(_times(ratio(results, name, "decode", batch)) for batch in RATIO_BATCHES),
+            _times(ratio(results, name, "prefill", 512)),
             f"{median['rss_bytes'] / 1e6:.0f}",
         ]
         for name, median in _measured(results).items()
@@ -83,11 +84,20 @@ def draw(results: Results, path: Path) -> None:
     save(figure, path, checksum(results))
 
 
-def ratio(results: Results, name: str, peer: str, batch: int) -> float | None:
-    """Return how many times as fast as a peer an engine decodes, or None where either was not measured."""
-    measured = _measured(results)
-    own, other = (measured.get(engine, {}).get("decode", {}).get(str(batch)) for engine in (name, peer))
-    return float(own / other) if own and other else None
+def ratio(results: Results, name: str, kind: str, size: int) -> float | None:
+    """Return how many times as fast as the best peer with as many bits an engine is, or None where not measured.
+
+    Args:
+        results: of a run.
+        name: of the engine.
+        kind: decode or prefill.
+        size: rows, or tokens of the prompt.
+    """
+    own, *others = (
+        _measured(results).get(engine, {}).get(kind, {}).get(str(size)) for engine in (name, *peers_of(name))
+    )
+    best = max((speed for speed in others if speed), default=None)
+    return float(own / best) if own and best and name.startswith(OURS) else None
 
 
 def roofline_share(results: Results, name: str, batch: int) -> float | None:
@@ -127,19 +137,16 @@ def _conditions(results: Results) -> str:
 
 
 def _decode_table(results: Results) -> str:
-    """Return tokens per second of all rows together, and how many times those of the peers they are."""
+    """Return tokens per second of all rows together, and how many times those of the best peer they are."""
     batches = results["plan"]["batches"]
-    shared = [batch for batch in RATIO_BATCHES if batch in batches]
     head = ["engine", "weights", *(f"B={batch}" for batch in batches)]
-    for peer in (ENGINES[REFERENCE].label, "llama.cpp"):
-        head += [f"/ {peer}, B={shared[0]}", *(f"B={batch}" for batch in shared[1:])]
+    head += [f"/ best peer, B={batches[0]}", *(f"B={batch}" for batch in batches[1:])]
     rows = [
         [
             ENGINES[name].label,
             ENGINES[name].weights,
             *(_figure(median, "decode", batch) for batch in batches),
-            *(_times(ratio(results, name, REFERENCE, batch)) for batch in shared),
-            *(_times(_against_equal_bits(results, name, batch)) for batch in shared),
+            *(_times(ratio(results, name, "decode", batch)) for batch in batches),
         ]
         for name, median in _measured(results).items()
     ]
@@ -167,11 +174,6 @@ def _engine_table(results: Results) -> str:
 def _figure(median: dict[str, Any], kind: str, size: int) -> str:
     limit = median["too_slow"].get(f"{kind} {size}")
     return f"{median[kind][str(size)]:.0f}" if limit is None else f"more than {limit:g} s"
-
-
-def _against_equal_bits(results: Results, name: str, batch: int) -> float | None:
-    peer = EQUAL_BITS.get(ENGINES[name].bits)
-    return ratio(results, name, peer, batch) if peer else None
 
 
 def _absent(results: Results) -> str:
