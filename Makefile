@@ -33,7 +33,7 @@ serve: $(firstword $(BUILT))
 	@echo
 	@$(MAKE) --question models || { $(BIN)/ttgpt serve $(PREFIX)-$(firstword $(VARIANTS)) --host $(HOST) --port $(PORT) & first=$$!; \
 	  trap 'kill $$first' EXIT INT TERM; \
-	  echo "Building the others, which takes about two minutes; until then $(firstword $(VARIANTS)) answers alone."; \
+	  echo "Building the others, which takes about a minute and a half; until then $(firstword $(VARIANTS)) answers alone."; \
 	  $(MAKE) --jobs=2 --no-print-directory models && kill $$first && { wait $$first; trap - EXIT INT TERM; }; }
 	@exec $(BIN)/ttgpt serve $(VARIANTS:%=$(PREFIX)-%) --host $(HOST) --port $(PORT)
 

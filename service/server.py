@@ -2,13 +2,16 @@
 
 import argparse
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from pydantic import ValidationError
 
+from compressor.process.interrupt import leave
 from service.cache.contractions import ContractionCache
 from service.engine.engine import Engine
 from service.http.lifecycle import Lifecycle
@@ -62,6 +65,13 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     engine = Engine(settings, Metrics())
     cache = ContractionCache(settings, engine.metrics)
     lifecycle = Lifecycle(settings, engine, cache)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        unlink(settings)
+        leave(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the web server is there, which has its own
+        signal.signal(number, stop)
     if cache.redis is None:  # which is asked while models load, by the event loop
         lifecycle.start()
     from service.http.web import run  # takes as long as loading a model does

@@ -55,10 +55,12 @@ def test_while_the_command_lines_libraries_load(imported: str) -> None:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 @pytest.mark.parametrize("imported", ["service.server", "uvicorn", "pydantic", "service.settings"])
-def test_while_the_services_libraries_load(imported: str, name: str, code: int) -> None:
-    process = _run(IMPORTING, "service", imported, name, "nowhere")
+def test_while_the_services_libraries_load(imported: str, name: str, code: int, tmp_path: Path) -> None:
+    process = _run(IMPORTING, "service", imported, name, "nowhere", "--uds", tmp_path / "socket")
     out, err = process.communicate()
-    assert (process.returncode, out, err) == (code, "", "interrupted\n")
+    assert (process.returncode, out, err.splitlines()[-1]) == (code, "", "interrupted")
+    assert len(err.splitlines()) == 1 + (imported == "uvicorn")  # it listens by then
+    assert not (tmp_path / "socket").exists()
 
 
 LONG = {
