@@ -93,11 +93,13 @@ monitoring: .venv/installed-dev
 	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@ .venv/installed
 
-# Without a compiler there is no llama.cpp; the benchmark says so and compares with the others.
+# Without a compiler there is no llama.cpp; the benchmark says so and compares with the others. With the tiles of AMX, gcc 12
+# compiles it into something that ends at an illegal instruction.
+NO_TILES := $(if $(shell grep -m1 -s amx_int8 /proc/cpuinfo),-mno-amx-int8)
 .venv/installed-bench: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[bench]'
 	@mkdir -p build/bench
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) --editable '.[bench-llama]' >build/bench/llama.log 2>&1 || tail -n 1 build/bench/llama.log
+	CFLAGS=$(NO_TILES) CXXFLAGS=$(NO_TILES) CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) --editable '.[bench-llama]' >build/bench/llama.log 2>&1 || tail -n 1 build/bench/llama.log
 	@touch $@ .venv/installed
 
 clean:

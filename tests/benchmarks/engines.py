@@ -55,7 +55,13 @@ ENGINES: dict[str, Engine] = {
         package="ctranslate2",
     ),
     "openvino-int8": Engine(**_OPENVINO, weights="int8", bits=8, model="openvino-int8"),
+    "openvino-int8-fp32": Engine(
+        **_OPENVINO, weights="int8, fp32 hint", bits=8, model="openvino-int8", load="load_fp32"
+    ),
     "openvino-int4": Engine(**_OPENVINO, weights="int4, groups of 64", bits=4, model="openvino-int4"),
+    "openvino-int4-fp32": Engine(
+        **_OPENVINO, weights="int4, groups of 64, fp32 hint", bits=4, model="openvino-int4", load="load_fp32"
+    ),
     "llama.cpp-q8_0": Engine(**_LLAMA, weights="Q8_0", bits=8, model="q8_0.gguf"),
     "llama.cpp-q4_0": Engine(**_LLAMA, weights="Q4_0", bits=4, model="q4_0.gguf"),
 }

@@ -1,6 +1,11 @@
-"""OpenVINO: a stateful model on the CPU, compiled as it comes, so with keys and values and activations in 8 bits."""
+"""OpenVINO: a stateful model on the CPU, as it comes, and with a hint for fp32.
+
+It computes in bf16 by itself where the CPU can, which reads prompts faster; with the hint it rounds activations to 8 bits
+in groups, which decodes faster. Keys and values have 8 bits in either case.
+"""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,8 @@ import openvino
 class OpenVino:
     """A compiled model; every row has its own keys and values in the model's state."""
 
-    def __init__(self, model: Path, threads: int) -> None:
-        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    def __init__(self, model: Path, threads: int, **more: str) -> None:
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"} | more
         compiled = openvino.Core().compile_model(model / "model.xml", "CPU", settings)
         self._request = compiled.create_infer_request()
         shape = json.loads((model / "shape.json").read_bytes())
@@ -38,3 +43,4 @@ class OpenVino:
 
 
 load = OpenVino
+load_fp32 = partial(OpenVino, INFERENCE_PRECISION_HINT="f32")
