@@ -1,7 +1,7 @@
 """OpenVINO: a stateful model on the CPU, as it comes, and with a hint for fp32.
 
-It computes in bf16 by itself where the CPU can, which reads prompts faster; with the hint it rounds activations to 8 bits
-in groups, which decodes faster. Keys and values have 8 bits in either case.
+It computes in bf16 by itself where the CPU can, which reads prompts faster; with the hint it rounds activations to 8
+bits in groups, which decodes faster. Keys and values have 8 bits in either case.
 """
 
 import json
