@@ -20,7 +20,7 @@ from grafana_foundation_sdk.models import xychart as xychart_models
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 Steps = Sequence[tuple[float | None, str]]
-POD_BYTES = 384 << 20  # the memory limit of the pods in k8s/base
+POD_BYTES = 256 << 20  # the memory limit of the pods in k8s/base
 
 
 @dataclass(frozen=True, kw_only=True)

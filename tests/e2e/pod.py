@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-MIB = 384  # what k8s/base gives a replica of gpt2-mini
+MIB = 256  # what k8s/base gives a replica of gpt2-mini
 DESCRIPTORS = 1024
 CGROUPS = Path("/sys/fs/cgroup")
 # Where groups with a memory limit are made, in cgroup v1 and in v2, and the file that limits one.
