@@ -36,7 +36,7 @@ class Engine:
 
 _TTGPT = {"label": "ttgpt", "module": "ttgpt", "package": "ttgpt"}
 _TRANSFORMERS = {"label": "transformers", "model": "checkpoint", "module": "huggingface", "package": "transformers"}
-_OPENVINO = {"label": "OpenVINO", "module": "vino", "package": "openvino"}
+_OPENVINO = {"label": "OpenVINO", "module": "openvino", "package": "openvino"}
 _LLAMA = {"label": "llama.cpp", "module": "llama", "package": "llama-cpp-python"}
 OURS = "ttgpt-"
 

@@ -97,7 +97,7 @@ def _gguf(kind: str) -> Callable[[Path, Path, GPT2Config], None]:
 
 def _openvino(kind: str) -> Callable[[Path, Path, GPT2Config], None]:
     def write(folder: Path, out: Path, config: GPT2Config) -> None:
-        from tests.benchmarks.vino_export import export
+        from tests.benchmarks.openvino_export import export
 
         export(huggingface.load(str(folder / "checkpoint")).model, out, kind)
 

@@ -105,14 +105,14 @@ INLINE void multiply_tiles(const uint8_t *codes, int stored, const int8_t *x, in
 }
 
 /* Fewer than 8 rows of x, or 16, have any others behind them. */
-INLINE void make_batch(const Leaf *leaf, const Rounded *x, const uint8_t *codes, int64_t from, Batch *b)
+INLINE void make_batch(const Leaf *leaf, const Rounded *x, const Unpacked *u, Batch *b)
 {
     const int64_t stride = leaf->vectors * VECTOR, more = b->rows > TILE / 2;
     const int16_t *rows = x->codes + b->row * stride;
     Ints *results = b->results;
     for (int64_t s = b->first; s < b->last; s++, results += more ? 2 * TILE : TILE) {
         const Segment *segment = &leaf->segments[s];
-        const uint8_t *own = codes + (segment->vector - from) * 64;
+        const uint8_t *own = codes_of(u, segment);
         if (segment->vectors % TILE == 0) {
             multiply_tiles(own, leaf->element == CODES8, (const int8_t *)rows + segment->vector * VECTOR, stride,
                            segment->vectors, more > 0, s, results);
@@ -157,20 +157,13 @@ static void scale_batch(const Leaf *leaf, const Product *p, const Rounded *x, co
         scale_rows(leaf, p, x, b, row, 1, sums);
 }
 
-/* Segments of a panel whose codes are unpacked together. */
-typedef struct {
-    int64_t panel, first, last;
-    const uint8_t *codes;
-} Unpacked;
-
 INLINE Unpacked unpack_next(const Leaf *leaf, int64_t panel, int64_t first, int64_t to, uint8_t *scratch)
 {
     if (first == leaf->segment_count)
         panel++, first = 0;
     if (panel == to)
         return (Unpacked){ .panel = to };
-    const int64_t last = chunk_end(leaf, first);
-    return (Unpacked){ panel, first, last, unpacked_chunk(leaf, panel, first, last, scratch) };
+    return unpack_chunk(leaf, panel, first, scratch);
 }
 
 /* Codes, too, can only be loaded as tiles when they are stored for good: the next ones are unpacked before that. */
@@ -179,9 +172,10 @@ static void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded 
     Batch *batches = (Batch *)memory, *before = NULL;
     float *sums = (float *)(memory + BATCH_BYTES);
     uint8_t *scratch = (uint8_t *)(sums + least(p->rows, ROWS) * 2 * LANES);
-    int64_t made = 0, unpacked_count = 0;
+    int64_t made = 0;
     for (int64_t start = 0; start < p->rows; start += ROWS) {
         const int64_t end = least(start + ROWS, p->rows);
+        int64_t unpacked_count = 0;
         Unpacked now = unpack_next(leaf, from, 0, to, scratch), next;
         for (; now.panel < to; now = next) {
             next = unpack_next(leaf, now.panel, now.last, to, scratch + ++unpacked_count % 2 * CHUNK_BYTES);
@@ -191,13 +185,12 @@ static void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded 
                     Batch *b = &batches[made++ % 2];
                     count = least(rows > TILE / 2 ? BATCH / 2 : BATCH, now.last - s);
                     b->panel = now.panel, b->row = row, b->rows = rows, b->first = s, b->last = s + count;
-                    make_batch(leaf, x, now.codes, leaf->segments[now.first].vector / UNIT * UNIT, b);
+                    make_batch(leaf, x, &now, b);
                     if (before)
                         scale_batch(leaf, p, x, before, sums);
                     before = b;
                 }
         }
-        unpacked_count = 0;
     }
     scale_batch(leaf, p, x, before, sums);
 }
@@ -209,8 +202,8 @@ static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } registers = { .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
-    if (leaf->element < CODES8 || p->rows == 1 || from == to) {
-        product(leaf, p, x, from, to, memory + BATCH_BYTES);
+    if (leaf->element < CODES8 || p->rows == 1) {
+        product(leaf, p, x, from, to, memory);
         return;
     }
     _tile_loadconfig(&registers);

@@ -44,8 +44,6 @@ typedef struct {
     size_t memory_bytes;   /* of a thread */
 } Runs;
 
-size_t attend_bytes(const Attention *a) { return (size_t)(QUERIES * a->blocks * LANES) * sizeof(float); }
-
 /* How many rows from `row` on stand one behind another, at most QUERIES. */
 static int64_t run_at(const Attention *a, int64_t row, int64_t end)
 {
@@ -81,7 +79,7 @@ static void attend_tile(void *task, int64_t tile, int64_t thread)
 static void attend_all(Engine *engine, const Attention *a, int64_t row, int64_t rows, int appended)
 {
     Runs t = { .engine = engine, .attention = a, .end = row + rows, .apart = !appended };
-    t.memory_bytes = (size_t)padded((int64_t)attend_bytes(a), 64);
+    t.memory_bytes = (size_t)(QUERIES * a->blocks * LANES) * sizeof(float);
     t.memory = allocate(&engine->arena, t.memory_bytes * (size_t)engine->threads);
     t.runs = allocate(&engine->arena, (size_t)rows * sizeof *t.runs);
     if (engine->arena.failed)

@@ -170,6 +170,24 @@ INLINE const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, in
     return to - padded(count, UNIT) * 64;
 }
 
+/* Segments first .. last - 1 of a panel, whose codes are unpacked together from vector `from` on, where a unit begins. */
+typedef struct {
+    int64_t panel, first, last, from;
+    const uint8_t *codes;
+} Unpacked;
+
+INLINE Unpacked unpack_chunk(const Leaf *leaf, int64_t panel, int64_t first, uint8_t *scratch)
+{
+    const Segment *s = leaf->segments;
+    const int64_t from = s[first].vector / UNIT * UNIT;
+    int64_t last = first + 1, end = s[first].vector + s[first].vectors;
+    for (; last < leaf->segment_count && s[last].vector + s[last].vectors - from <= CHUNK / VECTOR; last++)
+        end = s[last].vector + s[last].vectors;
+    return (Unpacked){ panel, first, last, from, unpacked(leaf, panel, from, end - from, scratch) };
+}
+
+INLINE const uint8_t *codes_of(const Unpacked *u, const Segment *s) { return u->codes + (s->vector - u->from) * 64; }
+
 /* acc + the products of a segment, from their sum with the codes and with the codes' origin. */
 INLINE Floats scaled_sum(const Leaf *leaf, int64_t at, Ints products, int32_t sum, Floats acc)
 {
@@ -189,14 +207,13 @@ INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t
         acc[r] = scaled_sum(leaf, at, sums[r], x->sums[(row + r) * leaf->segment_count + index], acc[r]);
 }
 
-INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, int64_t first, int64_t last,
-                     int64_t from, const uint8_t *codes, const int R, float *sums)
+INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, const Unpacked *u, const int R, float *sums)
 {
     Floats acc[8];
     for (int r = 0; r < R; r++)
         acc[r] = load(sums + r * LANES);
-    for (int64_t s = first; s < last; s++)
-        add_segment(leaf, x, row, panel, &leaf->segments[s], s, codes + (leaf->segments[s].vector - from) * 64, R, acc);
+    for (int64_t s = u->first; s < u->last; s++)
+        add_segment(leaf, x, row, u->panel, &leaf->segments[s], s, codes_of(u, &leaf->segments[s]), R, acc);
     for (int r = 0; r < R; r++)
         store(sums + r * LANES, acc[r]);
 }
@@ -207,34 +224,15 @@ INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, int64_t pa
     if (row + 2 <= rows) { enum { R = 2 }; CALL; row += 2; }                                  \
     if (row < rows) { enum { R = 1 }; CALL; }
 
-/* The segment behind those whose codes are unpacked together with segment `first`. */
-INLINE int64_t chunk_end(const Leaf *leaf, int64_t first)
-{
-    const int64_t from = leaf->segments[first].vector / UNIT * UNIT;
-    int64_t last = first + 1;
-    while (last < leaf->segment_count && leaf->segments[last].vector + leaf->segments[last].vectors - from <= CHUNK / VECTOR)
-        last++;
-    return last;
-}
-
-/* Their codes, from the beginning of the first one's unit on. */
-INLINE const uint8_t *unpacked_chunk(const Leaf *leaf, int64_t panel, int64_t first, int64_t last, uint8_t *scratch)
-{
-    const int64_t from = leaf->segments[first].vector / UNIT * UNIT;
-    return unpacked(leaf, panel, from, leaf->segments[last - 1].vector + leaf->segments[last - 1].vectors - from, scratch);
-}
-
 /* sums [rows][16] of one panel times rows `start` on of x. */
 INLINE void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel,
                           float *sums, uint8_t *scratch)
 {
     memset(sums, 0, (size_t)rows * LANES * sizeof *sums);
-    for (int64_t first = 0, last; first < leaf->segment_count; first = last) {
-        const int64_t from = leaf->segments[first].vector / UNIT * UNIT;
-        last = chunk_end(leaf, first);
-        const uint8_t *codes = unpacked_chunk(leaf, panel, first, last, scratch);
+    for (Unpacked u = { 0 }; u.last < leaf->segment_count;) {
+        u = unpack_chunk(leaf, panel, u.last, scratch);
         int64_t row = 0;
-        FOR_ROWS(add_rows(leaf, x, start + row, panel, first, last, from, codes, R, sums + row * LANES))
+        FOR_ROWS(add_rows(leaf, x, start + row, &u, R, sums + row * LANES))
     }
 }
 

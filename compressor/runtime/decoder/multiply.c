@@ -90,8 +90,8 @@ static int64_t threads_for(const Engine *engine, double work) { return work < 32
 static void run_panels(Engine *engine, Task *t, size_t bytes)
 {
     const int64_t threads = threads_for(engine, (double)t->panels * LANES * (double)t->m->k * (double)t->p->rows);
-    t->large = threads;
     t->large_tile = t->panels * 3 / (4 * threads);
+    t->large = t->large_tile ? threads : 0; /* no tile is empty */
     const int64_t left = t->panels - t->large * t->large_tile;
     t->tile = left > 4 * threads ? left / (4 * threads) : 1;
     t->memory_bytes = (size_t)padded((int64_t)bytes, 64);

@@ -122,7 +122,7 @@ typedef struct {
     void (*trains)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
     void (*combine)(const Leaf *leaf, const float *left, int64_t count, float *const *out, char *memory);
     void (*append)(const Attention *a, int64_t row, int64_t head);
-    /* Rows that stand one behind another, at most QUERIES; memory: `attend_bytes`. */
+    /* Rows that stand one behind another, at most QUERIES; memory: scores [QUERIES][16 blocks]. */
     void (*attend)(const Attention *a, int64_t row, int64_t rows, int64_t head, float *memory);
     void (*finish)(const Product *p, int64_t row, int64_t n);
     void (*judge)(const float *logits, const float *reference, int64_t n, int64_t target, double *out);
@@ -135,7 +135,6 @@ size_t product_bytes(int64_t rows);
 size_t sparse_bytes(const Matrix *m);
 size_t trains_bytes(const Matrix *m);
 size_t combine_bytes(const Leaf *leaf);
-size_t attend_bytes(const Attention *a);
 
 /* Threads of this process that work on what is handed out in tiles. */
 typedef void (*Work)(void *task, int64_t tile, int64_t thread);

@@ -115,25 +115,26 @@ INLINE Ints first_lanes(int64_t count)
     return (Ints){ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 } < (Ints){ 0 } + (int32_t)count;
 }
 
-/* The lanes' sum: in halves, so always in the same order. */
-INLINE float total(Floats v)
+/* The lanes' sum, or the largest of them, in halves: always in the same order, which matters for the rounding of a sum, and
+ * for the largest where one is not a number. */
+INLINE float in_halves(Floats v, const int MOST)
 {
-#if defined(AVX512) || defined(AVX2)
-    __m256 half[2];
-    memcpy(half, &v, sizeof half);
-    const __m256 eight = _mm256_add_ps(half[0], half[1]);
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-#else
-    float lane[LANES];
-    store(lane, v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++)
-            lane[i] += lane[i + width];
-    return lane[0];
-#endif
+#define FOLD(...)                                                              \
+    do {                                                                       \
+        const Floats other = __builtin_shufflevector(v, v, __VA_ARGS__);       \
+        v = MOST ? larger(v, other) : v + other;                               \
+    } while (0)
+    FOLD(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    FOLD(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    FOLD(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    FOLD(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#undef FOLD
+    return v[0];
 }
+
+INLINE float total(Floats v) { return in_halves(v, 0); }
+
+INLINE float largest(Floats v) { return in_halves(v, 1); }
 
 INLINE int32_t sum_of(Ints v)
 {
@@ -175,26 +176,6 @@ INLINE Floats totals(const float *from)
     for (int i = 0; i < LANES; i++)
         sums[i] = total(load(from + i * LANES));
     return load(sums);
-#endif
-}
-
-/* The largest lane, in halves as well: it matters where one is not a number. */
-INLINE float largest(Floats v)
-{
-#if defined(AVX512) || defined(AVX2)
-    __m256 half[2];
-    memcpy(half, &v, sizeof half);
-    const __m256 eight = _mm256_max_ps(half[0], half[1]);
-    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-#else
-    float lane[LANES];
-    store(lane, v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++)
-            lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-    return lane[0];
 #endif
 }
 
