@@ -183,13 +183,17 @@ class GPT2(nn.Module):
         dense = {name: Dense.of(form.dense(), "fp32") for name, form in self.matrices().items()}
         return self.with_vectors("fp32").with_matrices(dense)
 
-    def decoder(self, threads: int | None = None) -> Model:
+    def decoder(self, threads: int | None = None, activations: int = 16) -> Model:
         """Return the model as it runs without torch, every matrix as it is stored; this one may then be freed.
 
         Args:
             threads: that compute; all cores that the process may use by default.
+            activations: bits of rounded rows, see `compressor.runtime.matrices.matrix_of`.
         """
-        matrices = {name: form.as_stored(is_head=form is self.head) for name, form in self.matrices().items()}
+        matrices = {
+            name: form.as_stored(is_head=form is self.head, activations=activations)
+            for name, form in self.matrices().items()
+        }
         vectors = {name: array(vector.decode()) for name, vector in self._vectors.items()}
         return Model(self.config, matrices, vectors, threads)
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,22 +34,25 @@ def gpt2(stored: artifact.Artifact[Format]) -> GPT2:
     return GPT2(stored.config, stored.matrices, vectors)
 
 
-def compression_of(model: GPT2) -> Compression:
-    """Return how a model is stored."""
+def compression_of(model: GPT2, activations: Literal[16, 8] = 16) -> Compression:
+    """Return how a model is stored, and to how many bits the rows that it multiplies are rounded."""
     matrices = {name: form.spec() for name, form in model.matrices().items()}
-    return Compression(schema_version=SCHEMA_VERSION, vectors=model.vector_codec, matrices=matrices)
+    return Compression(
+        schema_version=SCHEMA_VERSION, vectors=model.vector_codec, matrices=matrices, activations=activations
+    )
 
 
-def contents(model: GPT2, tokenizer_json: bytes, running: Model) -> artifact.Contents:
+def contents(model: GPT2, tokenizer_json: bytes, running: Model, activations: Literal[16, 8] = 16) -> artifact.Contents:
     """Return what an artefact of a model is written from.
 
     Args:
         model: as stored.
         tokenizer_json: its tokenizer.
         running: the same model as it is served.
+        activations: bits of rounded rows, as in `running`.
     """
-    tensors = partial(save_file, _named_tensors(model))
-    return artifact.Contents(model.config, compression_of(model), tensors, tokenizer_json, as_stored, running.num_bytes)
+    tensors, compression = partial(save_file, _named_tensors(model)), compression_of(model, activations)
+    return artifact.Contents(model.config, compression, tensors, tokenizer_json, as_stored, running.num_bytes)
 
 
 def _format(_: Owner, tensors: Arrays, spec: Spec) -> Format:

@@ -149,11 +149,11 @@ def _edit(
             raise ValueError(f"{name}: {_too_coarse(matrices[name], row, wanted, errors[-1])}")
     config = replace(loaded.config, vocab_size=edited["wte"].out_features)
     model = GPT2(config, {**matrices, **edited}, stored.gpt2(loaded).vectors())
-    running = model.decoder()
+    running = model.decoder(activations=loaded.activations)
     provenance = loaded.manifest.provenance
     manifest = artifact.write(
         folder.resolve(),
-        stored.contents(model, tokenizer_json, running),
+        stored.contents(model, tokenizer_json, running, loaded.activations),
         quality=loaded.manifest.quality,
         golden=golden(running, read_tokenizer(tokenizer_json)),
         provenance=provenance.model_copy(update={"edits": [*provenance.edits, f"{edit} {pattern.described}"]}),

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from tokenizers import Tokenizer
@@ -43,11 +43,19 @@ Parse = Callable[[bytes], Tokenizer]
 
 
 class Owner(NamedTuple):
-    """The matrix that tensors belong to: its artefact's digest, its name, and whether it is the head."""
+    """The matrix that tensors belong to.
+
+    Attributes:
+        digest: of its artefact.
+        name: of the matrix.
+        is_head: whether it is the head.
+        activations: bits of rounded rows, see `Compression`.
+    """
 
     digest: str
     name: str
     is_head: bool
+    activations: int = 16
 
 
 Make = Callable[[Owner, Arrays, Spec], T]
@@ -64,6 +72,7 @@ class Artifact(Generic[T]):
         matrices: what was made of them.
         vectors: the stored parts of every bias and LayerNorm vector.
         vector_codec: what they are stored by.
+        activations: bits of rounded rows, see `Compression`.
         tokenizer: text to ids.
         tokenizer_json: the file that it was made of.
         manifest: what the artefact says about itself.
@@ -77,6 +86,7 @@ class Artifact(Generic[T]):
     matrices: Mapping[str, T]
     vectors: Mapping[str, Arrays]
     vector_codec: str
+    activations: Literal[16, 8]
     tokenizer: Tokenizer
     tokenizer_json: bytes
     manifest: Manifest
@@ -221,7 +231,7 @@ def _read(folder: Path, name: str, make: Make[T], parse: Parse = read_tokenizer)
         c: (size.disk, size.dense_fp32) for c, size in measure_bytes(config, compression).items()
     }:
         raise ArtifactError(MANIFEST, "bytes", "does not match the tensors")
-    matrices, vectors, size_bytes = _read_weights(folder / WEIGHTS, layouts, compression.matrices, manifest, make)
+    matrices, vectors, size_bytes = _read_weights(folder / WEIGHTS, layouts, compression, manifest, make)
     return Artifact(
         name=name,
         config=config,
@@ -229,6 +239,7 @@ def _read(folder: Path, name: str, make: Make[T], parse: Parse = read_tokenizer)
         matrices=matrices,
         vectors=vectors,
         vector_codec=compression.vectors,
+        activations=compression.activations,
         tokenizer=_parse_tokenizer(texts[TOKENIZER], config, parse),
         tokenizer_json=texts[TOKENIZER],
         manifest=manifest,
@@ -259,11 +270,11 @@ def _load_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
 
 
 def _read_weights(
-    path: Path, layouts: Mapping[str, Mapping[str, Part]], specs: Mapping[str, Spec], manifest: Manifest, make: Make[T]
+    path: Path, layouts: Mapping[str, Mapping[str, Part]], compression: Compression, manifest: Manifest, make: Make[T]
 ) -> tuple[dict[str, T], dict[str, Arrays], int]:
     """Return what `make` makes of every matrix, the parts of every vector, and the bytes of the file."""
     wanted = {f"{owner}.{key}": (owner, key, part) for owner, parts in layouts.items() for key, part in parts.items()}
-    head = "lm_head" if "lm_head" in specs else "wte"
+    specs, head = compression.matrices, "lm_head" if "lm_head" in compression.matrices else "wte"
     waiting: dict[str, dict[str, Array]] = {owner: {} for owner in layouts}  # which vectors stay in
     made: dict[str, T] = {}
     try:
@@ -273,7 +284,7 @@ def _read_weights(
                 owner, key, _ = wanted[name]
                 waiting[owner][key] = values
                 if owner in specs and waiting[owner].keys() == layouts[owner].keys():
-                    whose = Owner(manifest.digest, owner, owner == head)
+                    whose = Owner(manifest.digest, owner, owner == head, compression.activations)
                     made[owner] = _made(whose, make, waiting.pop(owner), specs[owner])
             _check_sha256(WEIGHTS, file.sha256, manifest)
             return {name: made[name] for name in specs}, dict(waiting), file.size_bytes
@@ -347,7 +358,8 @@ def _parse_tokenizer(data: bytes, config: GPT2Config, parse: Parse = read_tokeni
 
 def _config_json(config: GPT2Config, compression: Compression) -> dict[str, Any]:
     hyper = {field.name: getattr(config, field.name) for field in fields(GPT2Config)}
-    return {"model_type": "ttgpt", **hyper, "compression": compression.model_dump()}
+    default = {"activations"} if compression.activations == Compression.model_fields["activations"].default else None
+    return {"model_type": "ttgpt", **hyper, "compression": compression.model_dump(exclude=default)}
 
 
 def _parse_config(raw: Any, manifest: Manifest) -> tuple[GPT2Config, Compression]:

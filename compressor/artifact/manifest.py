@@ -39,11 +39,14 @@ class Compression(_Strict):
         schema_version: of the artefact's layout.
         vectors: codec of biases and LayerNorm vectors.
         matrices: all but the values of every matrix.
+        activations: bits that rows are rounded to where they meet codes in small groups, see
+            `compressor.runtime.matrices.BYTE_GROUP`.
     """
 
     schema_version: Literal[2]
     vectors: str
     matrices: dict[str, Spec]
+    activations: Literal[16, 8] = 16
 
 
 class Bytes(_Strict):
@@ -141,6 +144,7 @@ class Provenance(_Strict):
         given = {key: value for key, value in self.config.items() if type(value) in (int, float, str)}
         given |= {"heal_tokens": heal["tokens"]} if "tokens" in (heal := self.config.get("heal") or {}) else {}
         given |= {"budget": given.pop("size_bytes")} if "size_bytes" in given else {}
+        given |= {"activations": 8} if "activations" in self.config else {}
         given.pop("calibration", None)
         if self.method == "pretrain":
             given = {}

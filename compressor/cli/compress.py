@@ -105,11 +105,14 @@ class Healed:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """On which texts and where it runs, and what it replaces."""
+    """On which texts and where it runs, how exactly it multiplies, and what it replaces."""
 
     calibration_text: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="To measure and heal on; by default the model's own.")
     ] = None
+    activations: Annotated[
+        int, typer.Option(metavar="16|8", help="Bits of activations at codes in groups; 8 only if perplexity allows.")
+    ] = 16
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact in DIR.")] = False
     text: TextFile = None
     executor: ExecutorName = "local"
@@ -135,6 +138,8 @@ def _compress(
     plan = wanted.plan(options)
     if not plan.is_measured:
         refuse_beside("method", {"workers": run.workers, "executor": run.executor if run.executor != "local" else None})
+    if run.activations not in (16, 8):
+        raise ValueError(f"activations must be 16 or 8, not {run.activations}")
     executor = Executor(kind=run.executor, workers=run.workers)
     text, texts = run.text or VALIDATION_TEXT, run.calibration_text or ()
     require_files("text", [text])
@@ -148,7 +153,8 @@ def _compress(
         for note in checkpoint.notes:
             say(f"note: {note}")
         context = Context(checkpoint=checkpoint, texts=texts, executor=executor, progress=bar, echo=say)
-        manifest = build(context, plan, out, healing=healing, text=text, force=run.force)
+        bits: Any = run.activations
+        manifest = build(context, plan, out, healing=healing, text=text, activations=bits, force=run.force)
     _print_plan(manifest.provenance.config.get("plan", []))
     _print_result(out, manifest)
 

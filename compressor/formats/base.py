@@ -156,10 +156,10 @@ class Format(nn.Module, ABC):
         indices = {name: t[INDEX_PART] for name in index_layout if (t := below(tensors, name)).keys() == {INDEX_PART}}
         return cls(spec.shape, coded, spec.options, inner=inner, indices=indices)
 
-    def as_stored(self, *, is_head: bool = False) -> Matrix:
+    def as_stored(self, *, is_head: bool = False, activations: int = 16) -> Matrix:
         """Return the matrix as it runs without torch, multiplied as it is stored, see `compressor.runtime.trains`."""
         tensors = {name: array(tensor) for name, tensor in self.tensors().items()}
-        return matrix_of(tensors, self.spec(), is_head=is_head)
+        return matrix_of(tensors, self.spec(), is_head=is_head, activations=activations)
 
     def trainable(self) -> Self:
         """Return a copy whose tensors are float parameters, to be trained; see `compressor.codecs.Latent`."""

@@ -24,14 +24,28 @@ MAX_THREADS: int
 
 @final
 class Matrix:
-    """W [n, k], as it is stored. Products with integer codes round x to 16 bits, with one step per row of x."""
+    """W [n, k], as it is stored.
+
+    Products with integer codes round x to 16 bits with one step per row of x, or to 8 bits with one step per group and
+    at most 128 columns.
+    """
 
     @classmethod
     def floats(cls, values: Array, /) -> Matrix:
         """Return values [n, k] in fp32, fp16 or bf16."""
 
     @classmethod
-    def integers(cls, codes: Array, scale: Array, zero: Array | None, *, bits: int, columns: int, group: int) -> Matrix:
+    def integers(
+        cls,
+        codes: Array,
+        scale: Array,
+        zero: Array | None,
+        *,
+        bits: int,
+        columns: int,
+        group: int,
+        activation_bits: int,
+    ) -> Matrix:
         """Return codes with a scale, and perhaps a zero, per group of columns, bf16 [n, groups].
 
         8 bits: int8 [n, columns]. 4, 3 or 2 bits: packed, lowest bits first, uint8 [n, ceil(columns / 8) * bits],

@@ -12,7 +12,7 @@ from compressor.runtime.model import Model
 
 def as_stored(owner: Owner, tensors: Arrays, spec: Spec) -> Matrix:
     """Return a matrix as it is served without a cache."""
-    return trains.matrix_of(tensors, spec, is_head=owner.is_head)
+    return trains.matrix_of(tensors, spec, is_head=owner.is_head, activations=owner.activations)
 
 
 def load(

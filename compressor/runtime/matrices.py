@@ -19,25 +19,32 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+BYTE_GROUP = 128  # columns; where more have one scale, rows of 8 bits save nothing
 
 
-def matrix_of(tensors: Arrays, spec: "Spec") -> Matrix:
+def matrix_of(tensors: Arrays, spec: "Spec", activations: int = 16) -> Matrix:
     """Return the matrix that `spec` describes, of exactly these stored tensors; they may be freed afterwards.
+
+    Args:
+        tensors: stored ones.
+        spec: of the matrix.
+        activations: bits that rows of x are rounded to where they meet codes in groups of at most BYTE_GROUP columns:
+            16 with one step per row, or 8 with one per group. Other codes always meet 16 bits.
 
     Raises:
         ValueError: naming what does not fit.
     """
     match spec.format:
         case "dense":
-            return coded(_below(tensors, "matrix"), spec.codecs["matrix"], spec.shape[1])
+            return coded(_below(tensors, "matrix"), spec.codecs["matrix"], spec.shape[1], activations)
         case "low_rank":
-            return _low_rank(tensors, spec)
+            return _low_rank(tensors, spec, activations)
         case "stacked":
             blocks = [str(k) for k in range(len(spec.inner))]
-            return Matrix.stacked([matrix_of(_below(tensors, name), spec.inner[name]) for name in blocks])
+            return Matrix.stacked([matrix_of(_below(tensors, name), spec.inner[name], activations) for name in blocks])
         case "residual":
-            parts = (matrix_of(_below(tensors, name), spec.inner[name]) for name in ("base", "correction"))
-            return Matrix.residual(*parts)
+            names = ("base", "correction")
+            return Matrix.residual(*(matrix_of(_below(tensors, name), spec.inner[name], activations) for name in names))
         case "sparse":
             values = coded(_below(tensors, "values"), spec.codecs["values"], spec.options["kept"])
             columns = tensors["columns.values"].astype(np.int32)
@@ -51,13 +58,16 @@ def matrix_of(tensors: Arrays, spec: "Spec") -> Matrix:
     raise ValueError(f"format must be one of compressor.artifact.layouts, not {spec.format!r}")
 
 
-def coded(parts: Arrays, codec: str, columns: int) -> Matrix:
-    """Return stored values [n, columns]."""
+def coded(parts: Arrays, codec: str, columns: int, activations: int = 16) -> Matrix:
+    """Return stored values [n, columns], which meet rows as in `matrix_of`."""
     found = integers_named(codec)
     if found is None:
         return Matrix.floats(parts["values"])
     group, zero = min(found.group or columns, columns), parts.get("zero")
-    return Matrix.integers(parts["codes"], parts["scale"], zero, bits=found.bits, columns=columns, group=group)
+    bits = activations if group <= BYTE_GROUP else 16
+    return Matrix.integers(
+        parts["codes"], parts["scale"], zero, bits=found.bits, columns=columns, group=group, activation_bits=bits
+    )
 
 
 def rows(matrix: Matrix, ids: Array, threads: int = 1) -> NDArray[np.float32]:
@@ -81,10 +91,10 @@ def vector(parts: Arrays, codec: str, size: int) -> NDArray[np.float32]:
     return _decoded({name: part[np.newaxis] for name, part in parts.items()}, codec, size).reshape(size)
 
 
-def _low_rank(tensors: Arrays, spec: "Spec") -> Matrix:
+def _low_rank(tensors: Arrays, spec: "Spec", activations: int) -> Matrix:
     rank, width = spec.options["rank"], {"row_scale": spec.shape[0], "column_offset": spec.shape[1]}
-    left = coded(_below(tensors, "left"), spec.codecs["left"], rank)
-    right = coded(_below(tensors, "right"), spec.codecs["right"], spec.shape[1])
+    left = coded(_below(tensors, "left"), spec.codecs["left"], rank, activations)
+    right = coded(_below(tensors, "right"), spec.codecs["right"], spec.shape[1], activations)
     vectors = {
         name: vector(_below(tensors, name), spec.codecs[name], size)
         for name, size in width.items()

@@ -18,18 +18,19 @@ Compute = Callable[[], Product]
 Find = Callable[["Span", Shape, Compute], Product]
 
 
-def matrix_of(tensors: Arrays, spec: Spec, *, is_head: bool, find: Find | None = None) -> Matrix:
+def matrix_of(tensors: Arrays, spec: Spec, *, is_head: bool, activations: int = 16, find: Find | None = None) -> Matrix:
     """Return the matrix that `spec` describes, of exactly these stored tensors; a head has its best span merged.
 
     Args:
         tensors: stored ones; they may be freed afterwards.
         spec: of the matrix.
         is_head: whether it is multiplied in every step, by one row of x for each text.
+        activations: see `matrices.matrix_of`.
         find: gives the product of a span, see `merged`; it is computed by default.
     """
     if is_head:
         tensors, spec = merged(tensors, spec, find or (lambda span, shape, compute: compute()))
-    return matrices.matrix_of(tensors, spec)
+    return matrices.matrix_of(tensors, spec, activations)
 
 
 class Span(NamedTuple):

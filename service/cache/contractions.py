@@ -82,7 +82,7 @@ class ContractionCache:
             prefix = f"{_prefix(owner.digest, owner.name)}:cores-{span.start}-{span.stop}"
             return self._product(prefix, layout, compute)
 
-        return trains.matrix_of(tensors, spec, is_head=owner.is_head, find=find)
+        return trains.matrix_of(tensors, spec, is_head=owner.is_head, activations=owner.activations, find=find)
 
     def attach(self, name: str, digest: str, decoder: Model) -> None:
         """Have the table of a model remember what it contracts."""

@@ -39,15 +39,19 @@ static int tiles_supported(void)
     return answer;
 }
 
-/* Products in tiles: of 16 vectors of codes and 8 rows of x, each with its high and its low bytes. What tiles store can
- * only be loaded when everything before is done, so sums of one batch are scaled while those of the next are made. */
+/* Products in tiles: of 16 vectors of codes and 16 rows of bytes of x, or 8 rows with their high and their low bytes. What
+ * tiles store can only be loaded when everything before is done, so sums of one batch are scaled while those of the next
+ * are made. */
 enum { TILE = 16, BATCH = 8 };
 
 typedef struct {
-    int64_t panel, row, rows, first, last; /* up to 16 rows of x from `row` on, some segments */
-    Ints results[BATCH * TILE];            /* of every segment those of 8 or 16 rows */
+    int64_t panel, row, rows, first, last; /* what fits two tiles of rows of x from `row` on, some segments */
+    int64_t tiles;                         /* of rows */
+    Ints results[BATCH * TILE];            /* of every segment those of its tiles */
 } Batch;
 _Static_assert(2 * sizeof(Batch) == BATCH_BYTES, "what product_bytes counts");
+
+#define APART static __attribute__((noinline)) /* has all registers for itself */
 
 enum { FETCHED = 4096 }; /* bytes before they are multiplied */
 
@@ -57,8 +61,8 @@ INLINE void fetch(const uint8_t *codes)
         __builtin_prefetch(codes + i * 64);
 }
 
-/* SUM = codes times 8 rows of x, and NEXT those behind them; registers 4 and 5 are x, 6 and 7 codes. */
-#define EIGHT_ROWS(SUM, X, CODES)                                            \
+/* SUM = codes times a tile of x, and NEXT the one behind it; registers 4 and 5 are x, 6 and 7 codes. */
+#define ONE_TILE(SUM, X, CODES)                                              \
     _tile_zero(SUM);                                                         \
     for (int64_t v = 0; v < vectors; v += TILE) {                            \
         if (stored)                                                          \
@@ -68,7 +72,7 @@ INLINE void fetch(const uint8_t *codes)
         _tile_dpbsud(SUM, X, CODES);                                         \
     }                                                                        \
     _tile_stored(SUM, results, 64);
-#define SIXTEEN_ROWS(SUM, NEXT, CODES)                                       \
+#define TWO_TILES(SUM, NEXT, CODES)                                          \
     _tile_zero(SUM);                                                         \
     _tile_zero(NEXT);                                                        \
     for (int64_t v = 0; v < vectors; v += TILE) {                            \
@@ -84,77 +88,78 @@ INLINE void fetch(const uint8_t *codes)
     _tile_stored(NEXT, results + TILE, 64);
 
 /* A segment of whole tiles; neighbours use other registers. Codes that are as `stored` come from far away. */
-INLINE void multiply_tiles(const uint8_t *codes, int stored, const int8_t *x, int64_t stride, int64_t vectors, int more,
+INLINE void multiply_tiles(const uint8_t *codes, int stored, const int8_t *x, int64_t stride, int64_t vectors, int two,
                            int64_t segment, Ints *results)
 {
     __asm__ volatile("" ::: "memory"); /* gcc 12 does not know that tiles are loaded from there */
-    if (more) {
+    if (two) {
         if (segment % 2) {
-            SIXTEEN_ROWS(0, 1, 6)
+            TWO_TILES(0, 1, 6)
         } else {
-            SIXTEEN_ROWS(2, 3, 7)
+            TWO_TILES(2, 3, 7)
         }
         return;
     }
     switch (segment % 4) {
-    case 0: EIGHT_ROWS(0, 4, 6) break;
-    case 1: EIGHT_ROWS(1, 5, 7) break;
-    case 2: EIGHT_ROWS(2, 4, 6) break;
-    default: EIGHT_ROWS(3, 5, 7) break;
+    case 0: ONE_TILE(0, 4, 6) break;
+    case 1: ONE_TILE(1, 5, 7) break;
+    case 2: ONE_TILE(2, 4, 6) break;
+    default: ONE_TILE(3, 5, 7) break;
     }
 }
 
-/* Fewer than 8 rows of x, or 16, have any others behind them. */
-INLINE void make_batch(const Leaf *leaf, const Rounded *x, const Unpacked *u, Batch *b)
+/* Tiles that x does not fill have any others behind. */
+APART void make_batch(const Leaf *leaf, const Rounded *x, const Unpacked *u, const int PLANES, Batch *b)
 {
-    const int64_t stride = leaf->vectors * VECTOR, more = b->rows > TILE / 2;
-    const int16_t *rows = x->codes + b->row * stride;
+    const int64_t stride = leaf->vectors * VECTOR;
+    const int16_t *rows = row_of(leaf, x, b->row, PLANES);
     Ints *results = b->results;
-    for (int64_t s = b->first; s < b->last; s++, results += more ? 2 * TILE : TILE) {
+    for (int64_t s = b->first; s < b->last; s++, results += b->tiles * TILE) {
         const Segment *segment = &leaf->segments[s];
         const uint8_t *own = codes_of(u, segment);
         if (segment->vectors % TILE == 0) {
             multiply_tiles(own, leaf->element == CODES8, (const int8_t *)rows + segment->vector * VECTOR, stride,
-                           segment->vectors, more > 0, s, results);
+                           segment->vectors, b->tiles == 2, s, results);
             continue;
         }
         for (int64_t r = 0; r < b->rows; r++) {
-            results[2 * r] = (Ints){ 0 };
-            dot(own, rows + r * stride, segment->vector, stride, segment->vectors, 1, &results[2 * r + 1]);
+            results[PLANES * r] = (Ints){ 0 };
+            dot(own, row_of(leaf, x, b->row + r, PLANES), segment->vector, stride, segment->vectors, PLANES, 1,
+                &results[PLANES * r + PLANES - 1]);
         }
     }
 }
 
 /* Rows row .. row + R - 1 of a batch. */
-INLINE void scale_rows(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, int64_t row, const int R, float *sums)
+INLINE void scale_rows(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, int64_t row, const int PLANES,
+                       const int R, float *sums)
 {
-    const int64_t size = b->rows > TILE / 2 ? 2 * TILE : TILE;
-    const Ints *results = b->results + 2 * row;
-    Floats acc[4];
+    const Ints *results = b->results + PLANES * row;
+    Floats acc[8];
     row += b->row;
     sums += row % ROWS * LANES;
     for (int r = 0; r < R; r++)
         acc[r] = b->first ? load(sums + r * LANES) : zeros();
-    for (int64_t s = b->first; s < b->last; s++, results += size) {
+    for (int64_t s = b->first; s < b->last; s++, results += b->tiles * TILE) {
         const int64_t at = (b->panel * leaf->groups + leaf->segments[s].group) * LANES;
         for (int r = 0; r < R; r++)
-            acc[r] = scaled_sum(leaf, at, (results[2 * r] << 8) + results[2 * r + 1],
-                                x->sums[(row + r) * leaf->segment_count + s], acc[r]);
+            acc[r] = scaled_sum(leaf, x, row + r, s, at,
+                                PLANES == 2 ? (results[2 * r] << 8) + results[2 * r + 1] : results[r], PLANES, acc[r]);
     }
     for (int r = 0; r < R; r++)
         if (b->last < leaf->segment_count)
             store(sums + r * LANES, acc[r]);
         else
-            finish_lanes(p, leaf->n, row + r, b->panel * LANES, acc[r] * each(x->steps[row + r]));
+            finish_lanes(p, leaf->n, row + r, b->panel * LANES, PLANES == 2 ? acc[r] * each(x->steps[row + r]) : acc[r]);
 }
 
-static void scale_batch(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, float *sums)
+APART void scale_batch(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, const int PLANES, float *sums)
 {
     int64_t row = 0;
-    for (; row + 4 <= b->rows; row += 4)
-        scale_rows(leaf, p, x, b, row, 4, sums);
+    for (; row + 8 <= b->rows; row += 8)
+        PLANES == 2 ? scale_rows(leaf, p, x, b, row, 2, 8, sums) : scale_rows(leaf, p, x, b, row, 1, 8, sums);
     for (; row < b->rows; row++)
-        scale_rows(leaf, p, x, b, row, 1, sums);
+        PLANES == 2 ? scale_rows(leaf, p, x, b, row, 2, 1, sums) : scale_rows(leaf, p, x, b, row, 1, 1, sums);
 }
 
 INLINE Unpacked unpack_next(const Leaf *leaf, int64_t panel, int64_t first, int64_t to, uint8_t *scratch)
@@ -167,10 +172,12 @@ INLINE Unpacked unpack_next(const Leaf *leaf, int64_t panel, int64_t first, int6
 }
 
 /* Codes, too, can only be loaded as tiles when they are stored for good: the next ones are unpacked before that. */
-static void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
+INLINE void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to,
+                              const int PLANES, char *memory)
 {
     Batch *batches = (Batch *)memory, *before = NULL;
     float *sums = (float *)(memory + BATCH_BYTES);
+    const int64_t most = 2 * TILE / PLANES; /* rows of a batch */
     uint8_t *scratch = (uint8_t *)(sums + least(p->rows, ROWS) * 2 * LANES);
     int64_t made = 0;
     for (int64_t start = 0; start < p->rows; start += ROWS) {
@@ -179,35 +186,40 @@ static void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded 
         Unpacked now = unpack_next(leaf, from, 0, to, scratch), next;
         for (; now.panel < to; now = next) {
             next = unpack_next(leaf, now.panel, now.last, to, scratch + ++unpacked_count % 2 * CHUNK_BYTES);
-            for (int64_t row = start; row < end; row += TILE)
+            for (int64_t row = start; row < end; row += most)
                 for (int64_t s = now.first, count; s < now.last; s += count) {
-                    const int64_t rows = least(TILE, end - row);
+                    const int64_t rows = least(most, end - row), tiles = rows > most / 2 ? 2 : 1;
                     Batch *b = &batches[made++ % 2];
-                    count = least(rows > TILE / 2 ? BATCH / 2 : BATCH, now.last - s);
-                    b->panel = now.panel, b->row = row, b->rows = rows, b->first = s, b->last = s + count;
-                    make_batch(leaf, x, &now, b);
+                    count = least(BATCH / tiles, now.last - s);
+                    b->panel = now.panel, b->row = row, b->rows = rows, b->tiles = tiles, b->first = s, b->last = s + count;
+                    make_batch(leaf, x, &now, PLANES, b);
                     if (before)
-                        scale_batch(leaf, p, x, before, sums);
+                        scale_batch(leaf, p, x, before, PLANES, sums);
                     before = b;
                 }
         }
     }
-    scale_batch(leaf, p, x, before, sums);
+    scale_batch(leaf, p, x, before, PLANES, sums);
 }
 
 static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
 {
-    static const struct {
+    const uint8_t some = (uint8_t)least(TILE, p->rows * leaf->planes); /* rows that take no longer than they need */
+    const struct {
         uint8_t palette, start, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
-    } registers = { .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
+    } registers = { .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 },
+                    .rows = { some, some, some, some, some, some, TILE, TILE } };
     if (leaf->element < CODES8 || p->rows == 1) {
         product(leaf, p, x, from, to, memory);
         return;
     }
     _tile_loadconfig(&registers);
-    multiply_in_tiles(leaf, p, x, from, to, memory);
+    if (leaf->planes == 2)
+        multiply_in_tiles(leaf, p, x, from, to, 2, memory);
+    else
+        multiply_in_tiles(leaf, p, x, from, to, 1, memory);
     _tile_release();
 }
 

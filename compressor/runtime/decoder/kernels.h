@@ -17,11 +17,11 @@ INLINE __m512i add_products(__m512i sum, __m512i codes, const int8_t *x)
     return sum;
 }
 
-INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_t stride, int64_t vectors, const int R,
-                Ints *sums)
+INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_t stride, int64_t vectors, const int PLANES,
+                const int R, Ints *sums)
 {
     const int U = R >= 8 ? 1 : R == 4 ? 2 : 4; /* vectors at a time: no sum waits for itself */
-    const int8_t *x = (const int8_t *)rows + first * VECTOR; /* of every row the high and then the low bytes */
+    const int8_t *x = (const int8_t *)rows + first * VECTOR; /* of every row the high and then the low bytes, or just bytes */
     int64_t v = 0;
     __m512i high[16], low[16];
     for (int i = 0; i < R * U; i++)
@@ -32,40 +32,45 @@ INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_
             if (R == 8)
                 __builtin_prefetch(codes + v * 64 + AHEAD);
             for (int r = 0; r < R; r++) {
-                const int8_t *four = x + 2 * r * stride + (v + u) * VECTOR;
+                const int8_t *four = x + PLANES * r * stride + (v + u) * VECTOR;
                 high[r * U + u] = add_products(high[r * U + u], w, four);
-                low[r * U + u] = add_products(low[r * U + u], w, four + stride);
+                if (PLANES == 2)
+                    low[r * U + u] = add_products(low[r * U + u], w, four + stride);
             }
         }
     for (; v < vectors; v++)
         for (int r = 0; r < R; r++) {
             const __m512i w = _mm512_loadu_si512(codes + v * 64);
-            const int8_t *four = x + 2 * r * stride + v * VECTOR;
+            const int8_t *four = x + PLANES * r * stride + v * VECTOR;
             high[r * U] = add_products(high[r * U], w, four);
-            low[r * U] = add_products(low[r * U], w, four + stride);
+            if (PLANES == 2)
+                low[r * U] = add_products(low[r * U], w, four + stride);
         }
     for (int r = 0; r < R; r++) {
         for (int u = 1; u < U; u++) {
             high[r * U] = _mm512_add_epi32(high[r * U], high[r * U + u]);
             low[r * U] = _mm512_add_epi32(low[r * U], low[r * U + u]);
         }
-        sums[r] = (Ints)_mm512_add_epi32(_mm512_slli_epi32(high[r * U], 8), low[r * U]);
+        sums[r] = (Ints)(PLANES == 2 ? _mm512_add_epi32(_mm512_slli_epi32(high[r * U], 8), low[r * U]) : high[r * U]);
     }
 }
 
-/* Codes of columns at .. at + count - 1 of a row: their high bytes apart from their low ones, both signed. */
-INLINE void arrange(Ints codes, int16_t *row, int64_t stride, int64_t at, int64_t count)
+/* Codes of columns at .. at + count - 1 of row `row`: their high bytes apart from their low ones, both signed, or just bytes. */
+INLINE void arrange(Ints codes, int16_t *rows, int64_t row, int64_t stride, int64_t at, int64_t count, const int PLANES)
 {
-    const Ints high = (codes + 128) >> 8;
+    int8_t *to = (int8_t *)rows + PLANES * row * stride + at;
+    const Ints high = PLANES == 2 ? (codes + 128) >> 8 : codes;
     const __m128i bytes[2] = { _mm512_cvtepi32_epi8((__m512i)high), _mm512_cvtepi32_epi8((__m512i)(codes - high * 256)) };
     const size_t size = (size_t)padded(count, VECTOR);
-    memcpy((int8_t *)row + at, &bytes[0], count == LANES ? LANES : size);
-    memcpy((int8_t *)row + stride + at, &bytes[1], count == LANES ? LANES : size);
+    memcpy(to, &bytes[0], count == LANES ? LANES : size);
+    if (PLANES == 2)
+        memcpy(to + stride, &bytes[1], count == LANES ? LANES : size);
 }
 #elif defined(AVX2)
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
-                Ints *sums)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int PLANES,
+                const int R, Ints *sums)
 {
+    (void)PLANES; /* 16 bits hold either */
     x += from * VECTOR;
     for (int first = 0; first < R; first += 2) { /* two rows of x fill the registers */
         __m256i part[2][4];
@@ -95,9 +100,10 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t st
 }
 
 #else
-INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int R,
-                Ints *sums)
+INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int PLANES,
+                const int R, Ints *sums)
 {
+    (void)PLANES; /* 16 bits hold either */
     x += from * VECTOR;
     for (int r = 0; r < R; r++) {
         uint32_t lane[LANES] = { 0 };
@@ -112,11 +118,11 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t st
 #endif
 
 #if !defined(AVX512)
-INLINE void arrange(Ints codes, int16_t *row, int64_t stride, int64_t at, int64_t count)
+INLINE void arrange(Ints codes, int16_t *rows, int64_t row, int64_t stride, int64_t at, int64_t count, const int PLANES)
 {
     const Halves halves = __builtin_convertvector(codes, Halves);
-    (void)stride;
-    memcpy(row + at, &halves, (size_t)padded(count, VECTOR) * sizeof *row);
+    (void)PLANES;
+    memcpy(rows + row * stride + at, &halves, (size_t)padded(count, VECTOR) * sizeof *rows);
 }
 #endif
 
@@ -151,7 +157,7 @@ INLINE void unpack_unit(const uint8_t *packed, uint8_t *codes, const Element ele
 }
 
 /* Codes of the vectors from .. from + count - 1 of a panel; `from` begins a unit. Returns where they are. */
-INLINE const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, uint8_t *to)
+static __attribute__((noinline)) const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, uint8_t *to)
 {
     const uint8_t *packed = leaf->codes + panel * leaf->panel_bytes;
     const int64_t unit_bytes = leaf->element == CODES4 ? 256 : leaf->element == CODES3 ? 192 : 128;
@@ -188,41 +194,64 @@ INLINE Unpacked unpack_chunk(const Leaf *leaf, int64_t panel, int64_t first, uin
 
 INLINE const uint8_t *codes_of(const Unpacked *u, const Segment *s) { return u->codes + (s->vector - u->from) * 64; }
 
-/* acc + the products of a segment, from their sum with the codes and with the codes' origin. */
-INLINE Floats scaled_sum(const Leaf *leaf, int64_t at, Ints products, int32_t sum, Floats acc)
+/* acc + the products of segment s of a row of x, from its sum with the codes and with the codes' origin. */
+INLINE Floats scaled_sum(const Leaf *leaf, const Rounded *x, int64_t row, int64_t s, int64_t at, Ints products,
+                         const int PLANES, Floats acc)
 {
+    const int64_t place = s * x->rows + row;
+    if (PLANES == 1) {
+        const Floats from = leaf->zero ? zeros() : each(x->values[place]);
+        acc = fma_lanes(fma_lanes(floats_of(products), each(x->steps[place]), from), load_bf16(leaf->scale + at), acc);
+        return leaf->zero ? fma_lanes(each(x->values[place]), load_bf16(leaf->zero + at), acc) : acc;
+    }
+    const int32_t sum = x->sums[place];
     const Ints origin = (Ints){ 0 } + (leaf->zero ? 0 : sum);
     acc = fma_lanes(floats_of((Ints)((Words)products - (Words)origin)), load_bf16(leaf->scale + at), acc);
     return leaf->zero ? fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc) : acc;
 }
 
+/* Where the codes of a row of x are. */
+INLINE const int16_t *row_of(const Leaf *leaf, const Rounded *x, int64_t row, const int PLANES)
+{
+    const int64_t stride = leaf->vectors * VECTOR;
+#if defined(AVX512)
+    return x->codes + row * stride * PLANES / 2;
+#else
+    (void)PLANES;
+    return x->codes + row * stride;
+#endif
+}
+
 /* acc[r] [16] += the part of segment s that lies in vectors from .. to - 1, scaled; R rows of x from `row` on. */
 INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t panel, const Segment *s, int64_t index,
-                        const uint8_t *codes, const int R, Floats *acc)
+                        const uint8_t *codes, const int PLANES, const int R, Floats *acc)
 {
     Ints sums[8];
     const int64_t stride = leaf->vectors * VECTOR, at = (panel * leaf->groups + s->group) * LANES;
-    dot(codes, x->codes + row * stride, s->vector, stride, s->vectors, R, sums);
+    dot(codes, row_of(leaf, x, row, PLANES), s->vector, stride, s->vectors, PLANES, R, sums);
     for (int r = 0; r < R; r++)
-        acc[r] = scaled_sum(leaf, at, sums[r], x->sums[(row + r) * leaf->segment_count + index], acc[r]);
+        acc[r] = scaled_sum(leaf, x, row + r, index, at, sums[r], PLANES, acc[r]);
 }
 
-INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, const Unpacked *u, const int R, float *sums)
+INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, const Unpacked *u, const int PLANES, const int R,
+                     float *sums)
 {
     Floats acc[8];
     for (int r = 0; r < R; r++)
         acc[r] = load(sums + r * LANES);
     for (int64_t s = u->first; s < u->last; s++)
-        add_segment(leaf, x, row, u->panel, &leaf->segments[s], s, codes_of(u, &leaf->segments[s]), R, acc);
+        add_segment(leaf, x, row, u->panel, &leaf->segments[s], s, codes_of(u, &leaf->segments[s]), PLANES, R, acc);
     for (int r = 0; r < R; r++)
         store(sums + r * LANES, acc[r]);
 }
 
 #define FOR_ROWS(CALL) /* rows in blocks of 8, 4, 2 and 1, so that each has its own registers */ \
-    for (; row + 8 <= rows; row += 8) { enum { R = 8 }; CALL; }                               \
-    if (row + 4 <= rows) { enum { R = 4 }; CALL; row += 4; }                                  \
-    if (row + 2 <= rows) { enum { R = 2 }; CALL; row += 2; }                                  \
-    if (row < rows) { enum { R = 1 }; CALL; }
+    {                                                                                         \
+        for (; row + 8 <= rows; row += 8) { enum { R = 8 }; CALL; }                           \
+        if (row + 4 <= rows) { enum { R = 4 }; CALL; row += 4; }                              \
+        if (row + 2 <= rows) { enum { R = 2 }; CALL; row += 2; }                              \
+        if (row < rows) { enum { R = 1 }; CALL; }                                             \
+    }
 
 /* sums [rows][16] of one panel times rows `start` on of x. */
 INLINE void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int64_t rows, int64_t panel,
@@ -232,7 +261,10 @@ INLINE void integer_panel(const Leaf *leaf, const Rounded *x, int64_t start, int
     for (Unpacked u = { 0 }; u.last < leaf->segment_count;) {
         u = unpack_chunk(leaf, panel, u.last, scratch);
         int64_t row = 0;
-        FOR_ROWS(add_rows(leaf, x, start + row, &u, R, sums + row * LANES))
+        if (leaf->planes == 2)
+            FOR_ROWS(add_rows(leaf, x, start + row, &u, 2, R, sums + row * LANES))
+        else
+            FOR_ROWS(add_rows(leaf, x, start + row, &u, 1, R, sums + row * LANES))
     }
 }
 
@@ -353,7 +385,8 @@ static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_
             else
                 float_panel(leaf, p->x + start * leaf->k, rows, panel, sums, scratch);
             for (int64_t row = 0; row < rows; row++) {
-                const Floats sum = load(sums + row * LANES), v = integers ? sum * each(x->steps[start + row]) : sum;
+                const Floats sum = load(sums + row * LANES);
+                const Floats v = leaf->planes == 2 ? sum * each(x->steps[start + row]) : sum;
                 if (plain && (panel + 1) * LANES <= leaf->n)
                     store(p->out + (start + row) * p->out_stride + panel * LANES, v);
                 else
@@ -399,47 +432,73 @@ static void normalise(const Norm *norm, const float *x, float *out, int64_t k)
 
 /* Round columns at .. at + count - 1 of a segment to integers, which are added to `sum`. */
 INLINE Ints round_lanes(const Leaf *leaf, const Norm *norm, Moments m, const float *from, const Segment *s, int64_t at, int64_t count,
-                        Floats per_step, const int EVEN, Ints sum, int16_t *codes)
+                        Floats per_step, const int EVEN, const int PLANES, Ints sum, int64_t row, int16_t *codes)
 {
     const Floats v = rounded(normalised(norm, m, from, s->column + at, count) * per_step);
     const Ints integers = __builtin_convertvector(EVEN ? v + v : v, Ints);
-    arrange(integers, codes, leaf->vectors * VECTOR, s->vector * VECTOR + at, count);
+    arrange(integers, codes, row, leaf->vectors * VECTOR, s->vector * VECTOR + at, count, PLANES);
     return sum + integers;
+}
+
+/* The same of a whole segment; returns the sum. */
+INLINE int32_t round_segment(const Leaf *leaf, const Norm *norm, Moments m, const float *from, const Segment *s, Floats per_step,
+                             const int EVEN, const int PLANES, int64_t row, int16_t *codes)
+{
+    Ints sum = { 0 };
+    int64_t i = 0;
+    for (; i + LANES <= s->columns; i += LANES)
+        sum = round_lanes(leaf, norm, m, from, s, i, LANES, per_step, EVEN, PLANES, sum, row, codes);
+    if (i < s->columns)
+        sum = round_lanes(leaf, norm, m, from, s, i, s->columns - i, per_step, EVEN, PLANES, sum, row, codes);
+    return sum_of(sum);
+}
+
+/* The largest magnitude of some columns. */
+INLINE float largest_of(const Norm *norm, Moments m, const float *from, int64_t column, int64_t columns)
+{
+    Floats most = zeros();
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES)
+        most = larger(magnitude(normalised(norm, m, from, column + i, LANES)), most);
+    if (i < columns)
+        most = larger(magnitude(normalised(norm, m, from, column + i, columns - i)), most);
+    return largest(most);
 }
 
 INLINE void round_row_as(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to, const int EVEN)
 {
-    const int64_t k = leaf->k;
-    const Moments m = norm ? moments(from, k, norm->epsilon) : (Moments){ zeros(), zeros() };
-    Floats most = zeros();
-    int64_t i = 0;
-    for (; i + LANES <= k; i += LANES)
-        most = larger(magnitude(normalised(norm, m, from, i, LANES)), most);
-    if (i < k)
-        most = larger(magnitude(normalised(norm, m, from, i, k - i)), most);
-    const float step = largest(most) / (EVEN ? LARGEST / 2 : LARGEST);
+    const Moments m = norm ? moments(from, leaf->k, norm->epsilon) : (Moments){ zeros(), zeros() };
+    const float step = largest_of(norm, m, from, 0, leaf->k) / (EVEN ? LARGEST / 2 : LARGEST);
     const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
-    int16_t *codes = to->codes + row * leaf->vectors * VECTOR;
     to->steps[row] = EVEN ? step / 2 : step;
     for (int64_t s = 0; s < leaf->segment_count; s++) {
-        const Segment *segment = &leaf->segments[s];
-        Ints sum = { 0 };
-        for (i = 0; i + LANES <= segment->columns; i += LANES)
-            sum = round_lanes(leaf, norm, m, from, segment, i, LANES, per_step, EVEN, sum, codes);
-        if (i < segment->columns)
-            sum = round_lanes(leaf, norm, m, from, segment, i, segment->columns - i, per_step, EVEN, sum, codes);
         /* What lies below the codes' origin is subtracted; where that is half a one, the sum is even. */
-        const int32_t all = sum_of(sum);
-        to->sums[row * leaf->segment_count + s] = leaf->zero ? all : EVEN ? all / 2 * leaf->centre : all * (leaf->centre / 2);
+        const int32_t all = round_segment(leaf, norm, m, from, &leaf->segments[s], per_step, EVEN, 2, row, to->codes);
+        to->sums[s * to->rows + row] = leaf->zero ? all : EVEN ? all / 2 * leaf->centre : all * (leaf->centre / 2);
     }
 }
 
-/* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. Codes around half a one
- * need even activations, so that the product is an integer. */
+INLINE void round_row_to_bytes(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to)
+{
+    const Moments m = norm ? moments(from, leaf->k, norm->epsilon) : (Moments){ zeros(), zeros() };
+    for (int64_t s = 0; s < leaf->segment_count; s++) {
+        const Segment *segment = &leaf->segments[s];
+        const float step = largest_of(norm, m, from, segment->column, segment->columns) / LARGEST_BYTE;
+        const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
+        const float sum = (float)round_segment(leaf, norm, m, from, segment, per_step, 0, 1, row, to->codes);
+        to->steps[s * to->rows + row] = step;
+        to->values[s * to->rows + row] = (leaf->zero ? sum : sum * ((float)leaf->centre / -2)) * step;
+    }
+}
+
+/* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. Of 16 bits, codes around
+ * half a one need even activations, so that the product is an integer. */
 static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
 {
     const float *from = x + row * leaf->k;
-    if (leaf->centre % 2)
+    if (leaf->planes == 1)
+        norm ? round_row_to_bytes(leaf, norm, from, row, to) : round_row_to_bytes(leaf, NULL, from, row, to);
+    else if (leaf->centre % 2)
         norm ? round_row_as(leaf, norm, from, row, to, 1) : round_row_as(leaf, NULL, from, row, to, 1);
     else
         norm ? round_row_as(leaf, norm, from, row, to, 0) : round_row_as(leaf, NULL, from, row, to, 0);

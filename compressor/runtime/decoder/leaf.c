@@ -110,7 +110,7 @@ int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *v
 /* Cut columns into groups and these into segments, each of which begins a vector. */
 static int make_segments(Leaf *leaf, int64_t group)
 {
-    const int64_t most = leaf->element == CODES8 ? INT8_COLUMNS : COLUMNS;
+    const int64_t most = leaf->planes == 1 ? STEP_COLUMNS : leaf->element == CODES8 ? INT8_COLUMNS : COLUMNS;
     int64_t vector = 0;
     for (int pass = 0; pass < 2; pass++) {
         leaf->segment_count = vector = 0;
@@ -194,13 +194,13 @@ static inline __attribute__((always_inline)) void pack_row(const Leaf *leaf, Ele
     }
 }
 
-int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, const uint8_t *codes,
+int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, int planes, const uint8_t *codes,
                   const uint16_t *scale, const uint16_t *zero)
 {
     const int bits = bits_of(element);
     const int64_t panels = padded(n, LANES) / LANES, row_bytes = bits == 8 ? k : padded(k, 8) / 8 * bits;
     *leaf = (Leaf){ .n = n, .k = k, .panels = panels, .groups = padded(k, group) / group, .element = element,
-                    .centre = zero ? 0 : bits == 8 ? 256 : (1 << bits) - 1 };
+                    .planes = planes, .centre = zero ? 0 : bits == 8 ? 256 : (1 << bits) - 1 };
     if (!make_segments(leaf, group))
         return 0;
     leaf->panel_bytes = bits == 8 ? leaf->vectors * 64 : padded(leaf->vectors, UNIT) / UNIT * 64 * bits;

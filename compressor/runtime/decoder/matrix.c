@@ -108,11 +108,16 @@ static PyObject *matrix_floats(PyTypeObject *type, PyObject *values)
     return ready(self, made);
 }
 
-static int open_codes(Py_buffer views[3], PyObject *arguments[3], Py_ssize_t bits, Py_ssize_t columns, Py_ssize_t group)
+static int open_codes(Py_buffer views[3], PyObject *arguments[3], Py_ssize_t bits, Py_ssize_t columns, Py_ssize_t group,
+                      Py_ssize_t activation_bits)
 {
     const Py_ssize_t row = bits == 8 ? columns : (columns + 7) / 8 * bits;
     if (bits != 8 && (bits < 2 || bits > 4)) {
         PyErr_Format(PyExc_ValueError, "bits must be 2, 3, 4 or 8, not %zd", bits);
+        return 0;
+    }
+    if (activation_bits != 16 && activation_bits != 8) {
+        PyErr_Format(PyExc_ValueError, "activation_bits must be 16 or 8, not %zd", activation_bits);
         return 0;
     }
     if (columns < 1 || columns > INT32_MAX || group < 1 || group > columns) {
@@ -128,24 +133,24 @@ static int open_codes(Py_buffer views[3], PyObject *arguments[3], Py_ssize_t bit
 
 static PyObject *matrix_integers(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "codes", "scale", "zero", "bits", "columns", "group", NULL };
+    static char *names[] = { "codes", "scale", "zero", "bits", "columns", "group", "activation_bits", NULL };
     PyObject *arguments[3];
     Py_buffer views[3] = { { 0 }, { 0 }, { 0 } };
-    Py_ssize_t bits, columns, group;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO$nnn:integers", names, &arguments[0], &arguments[1], &arguments[2],
-                                     &bits, &columns, &group))
+    Py_ssize_t bits, columns, group, activation_bits;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO$nnnn:integers", names, &arguments[0], &arguments[1], &arguments[2],
+                                     &bits, &columns, &group, &activation_bits))
         return NULL;
     MatrixObject *self = new_matrix(type, CODED);
     if (!self)
         return NULL;
-    int made = open_codes(views, arguments, bits, columns, group);
+    int made = open_codes(views, arguments, bits, columns, group, activation_bits);
     if (made) {
         const Element element = bits == 8 ? CODES8 : bits == 4 ? CODES4 : bits == 3 ? CODES3 : CODES2;
         self->matrix.n = views[0].shape[0];
         self->matrix.k = columns;
         Py_BEGIN_ALLOW_THREADS
-        made = pack_integers(&self->matrix.leaf, element, views[0].shape[0], columns, group, views[0].buf, views[1].buf,
-                             views[2].buf);
+        made = pack_integers(&self->matrix.leaf, element, views[0].shape[0], columns, group, (int)activation_bits / 8,
+                             views[0].buf, views[1].buf, views[2].buf);
         Py_END_ALLOW_THREADS
     }
     for (int i = 0; i < 3; i++)

@@ -117,7 +117,9 @@ static void multiply_coded(Engine *engine, const Matrix *m, const Product *p)
     Task t = { .engine = engine, .m = m, .p = p, .norm = p->norm, .leaf = leaf, .panels = leaf->panels };
     t.rounded.codes = allocate(&engine->arena, (size_t)((p->rows + SPARE_ROWS) * leaf->vectors * VECTOR) * sizeof(int16_t));
     t.rounded.sums = allocate(&engine->arena, (size_t)(p->rows * leaf->segment_count) * sizeof(int32_t));
-    t.rounded.steps = allocate(&engine->arena, (size_t)p->rows * sizeof(float));
+    t.rounded.values = (float *)t.rounded.sums;
+    t.rounded.rows = p->rows;
+    t.rounded.steps = allocate(&engine->arena, (size_t)(p->rows * leaf->segment_count) * sizeof(float));
     if (engine->arena.failed)
         return;
     each_tile(threads_for(engine, (double)p->rows * leaf->k * 8), p->rows, round_tile, &t);

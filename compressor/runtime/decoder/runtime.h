@@ -1,7 +1,7 @@
 /* The runtime: matrices as they are stored, their products, and a decoder made of them.
  *
- * Laws: activations that meet integer codes are rounded to 16 bits with one step per row, integer sums are exact, sums in
- * fp32 have a fixed order. So a row of a result is bitwise its own: whatever else is computed with it, with any number
+ * Laws: activations that meet integer codes are rounded to 16 bits with one step per row, or to 8 bits with a step per
+ * segment, as the matrix says; integer sums are exact, sums in fp32 have a fixed order. So a row of a result is bitwise its own: whatever else is computed with it, with any number
  * of threads, in any tiles and with any set of instructions.
  */
 #ifndef TTGPT_RUNTIME_H
@@ -16,9 +16,11 @@ enum { UNIT = 8 };           /* vectors whose codes are packed together */
 enum { LARGEST = 32639 };    /* of a rounded activation: 127 * 256 + 127, so that both its bytes are signed */
 enum { MOST_DIMENSIONS = 64 };
 enum { COLUMNS = 1024 };     /* of integer codes that make a segment at most */
+enum { STEP_COLUMNS = 128 }; /* that do where each has its own step */
+enum { LARGEST_BYTE = 127 }; /* of an activation rounded to 8 bits */
 enum { CHUNK = 256 };        /* of them that are unpacked at a time, unless a segment has more */
 enum { FLOAT_COLUMNS = 256 }; /* of floats */
-enum { ROWS = 128 };         /* of x, for which a panel is unpacked once */
+enum { ROWS = 64 };          /* of x, for which a panel is unpacked once */
 enum { BATCH_BYTES = 2 * (64 + 8 * 16 * 64) }; /* of sums in tiles */
 enum { CHUNK_BYTES = (COLUMNS / VECTOR + 2 * UNIT) * 64 }; /* of unpacked codes */
 enum { SPARE_ROWS = 8 };     /* of rounded x, that are read behind the last one */
@@ -44,6 +46,7 @@ typedef struct {
     int64_t n, k, panels, panel_bytes, vectors, segment_count, groups;
     Element element;
     int centre;                /* twice the code that is 0; 0 where there are zero points */
+    int planes;                /* bytes of a rounded activation, 2 or 1 */
     uint8_t *codes;
     Segment *segments;
     uint16_t *scale, *zero;    /* bf16 [panels][groups][16]; zero is NULL without zero points */
@@ -93,11 +96,13 @@ typedef struct {
 } Product;
 
 /* x rounded for a leaf: codes in the order of its vectors, and per segment their sum, or without zero points what
- * the codes' origin makes of it. */
+ * the codes' origin makes of it. Of 16 bits sums are in steps; of 8 bits they are values, of the other sign for origins. */
 typedef struct {
+    int64_t rows;
     int16_t *codes;                   /* [rows + SPARE_ROWS, 4 vectors] */
-    int32_t *sums;                    /* [rows, segments] */
-    float *steps;                     /* [rows] */
+    int32_t *sums;                    /* [segments, rows] */
+    float *values;                    /* these of 8 bits */
+    float *steps;                     /* [rows], of 8 bits [segments, rows] */
 } Rounded;
 
 typedef struct {
@@ -206,7 +211,7 @@ void judge_all(Engine *engine, const float *logits, const float *reference, int6
 
 /* Leaves. `codes` etc. are as in the artefact; nothing of them is kept. Returns 0 if there is no memory. */
 int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *values);
-int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, const uint8_t *codes,
+int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, int planes, const uint8_t *codes,
                   const uint16_t *scale, const uint16_t *zero);
 void free_leaf(Leaf *leaf);
 void leaf_row(const Leaf *leaf, int64_t row, float *out);

@@ -148,6 +148,11 @@ CONSISTENT_DAMAGE = {
         "config.json",
         "compression.schema_version",
     ),
+    "activations of 7 bits": (
+        _config(lambda raw: raw["compression"].update(activations=7)),
+        "config.json",
+        "compression.activations",
+    ),
     "an illegal option": (
         _config(lambda raw: raw["compression"]["matrices"]["wpe"].update(options={"rank": 1})),
         "config.json",

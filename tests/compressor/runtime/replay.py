@@ -23,14 +23,15 @@ PIECES = [[5, 0, 9], [1, 1, 1], [0, 2, 2], [1, 1, 0], [57, 60, 52]]  # tokens of
 
 
 class Products(NamedTuple):
-    """A matrix, and rows that it multiplies."""
+    """A matrix, and rows that it multiplies, rounded to 16 bits or 8."""
 
     stored: Stored
     x: Array
+    activations: int = 16
 
     def answers(self, threads: int, instructions: str) -> Iterator[Array]:
         """Yield products with several numbers of rows, and rows."""
-        matrix = matrix_of(*self.stored)
+        matrix = matrix_of(*self.stored, self.activations)
         for count in (1, 3, len(self.x)):
             yield matmul(matrix, self.x[:count], threads, instructions)
         yield rows(matrix, np.arange(matrix.shape[0])[-40:], threads)
@@ -43,10 +44,11 @@ class Steps(NamedTuple):
     matrices: dict[str, Stored]
     vectors: dict[str, Array]
     tokens: Array
+    activations: int
 
     def answers(self, threads: int, instructions: str) -> Iterator[Array]:
         """Yield hidden states and logits, and what stands in the KV cache at the end."""
-        matrices = {name: matrix_of(*stored) for name, stored in self.matrices.items()}
+        matrices = {name: matrix_of(*stored, self.activations) for name, stored in self.matrices.items()}
         decoder = Model(self.config, matrices, self.vectors)._decoder
         for dtype in KV_DTYPES:
             cache = Cache(self.config, len(self.tokens) + 1, self.tokens.shape[1], dtype)
@@ -101,8 +103,11 @@ BAD: dict[str, Callable[[Any], object]] = {
     "columns must ascend": lambda m: Matrix.sparse(m, np.zeros((2, 4), np.int32), in_features=9),
     "a block must have shape": lambda m: Matrix.stacked([m, Matrix.floats(np.zeros((1, 3), np.float32))]),
     "correction must have shape": lambda m: Matrix.residual(m, Matrix.floats(np.zeros((2, 3), np.float32))),
-    "bits must be": lambda m: Matrix.integers(m, m, None, bits=5, columns=3, group=1),
-    "group between": lambda m: Matrix.integers(m, m, None, bits=4, columns=3, group=4),
+    "bits must be 2": lambda m: Matrix.integers(m, m, None, bits=5, columns=3, group=1, activation_bits=16),
+    "group between": lambda m: Matrix.integers(m, m, None, bits=4, columns=3, group=4, activation_bits=16),
+    "activation_bits must be 16 or 8": lambda m: Matrix.integers(
+        m, m, None, bits=4, columns=3, group=3, activation_bits=4
+    ),
 }
 
 

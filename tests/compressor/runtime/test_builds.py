@@ -40,10 +40,10 @@ def stored(form: Format) -> Stored:
     return {name: array(tensor) for name, tensor in form.tensors().items()}, plain(form.spec())
 
 
-def products(form: Format, rows: int) -> Products:
+def products(form: Format, rows: int, activations: int = 16) -> Products:
     """Return a case with rows of x from very small to very large ones."""
     x = np.random.default_rng(rows).standard_normal((rows, form.in_features), np.float32)
-    return Products(stored(form), x * np.logspace(-30, 30, rows, dtype=np.float32)[:, np.newaxis])
+    return Products(stored(form), x * np.logspace(-30, 30, rows, dtype=np.float32)[:, np.newaxis], activations)
 
 
 def steps(config: GPT2Config, first: int) -> Steps:
@@ -52,7 +52,7 @@ def steps(config: GPT2Config, first: int) -> Steps:
     matrices = {name: stored(form.recoded(next(codecs))) for name, form in model.matrices().items()}
     vectors = {name: array(vector.decode()) for name, vector in model.vectors().items()}
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, config.n_positions))
-    return Steps(SimpleNamespace(**vars(config)), matrices, vectors, tokens)
+    return Steps(SimpleNamespace(**vars(config)), matrices, vectors, tokens, 8 if first % 2 else 16)
 
 
 def verdicts(columns: int) -> Verdicts:
@@ -69,7 +69,7 @@ def written(path: Path, cases: Iterable[Case]) -> Path:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Matrices that are large enough for several threads, by every codec, some of every format, and decoders."""
-    large = [products(Dense.of(torch.randn(33, 1100), codec), 131) for codec in CODECS]
+    large = [products(Dense.of(torch.randn(33, 1100), codec), 131, bits) for codec in CODECS for bits in (16, 8)]
     forms = [products(format_case(name, "int8"), 40) for name in FORMAT_CASES if "many-rows" not in name]
     odd = replace(TINY, vocab_size=700, n_embd=36, n_head=3, n_inner=80)
     decoders = [steps(replace(odd, activation_function=name), first) for first, name in enumerate(get_args(Activation))]

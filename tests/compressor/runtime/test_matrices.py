@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from compressor.artifact.layouts import integers_named
 from compressor.codecs import codec_named
 from compressor.formats import Dense, Format
 from compressor.runtime._decoder import INSTRUCTIONS, Matrix
-from compressor.runtime.matrices import matmul, rows
+from compressor.runtime.matrices import BYTE_GROUP, matmul, rows
 from tests.cases import CODECS, FORMAT_CASES, format_case
 from tests.compressor.runtime.replay import BAD
 
@@ -46,9 +47,10 @@ def test_matmul(form: Format, count: int) -> None:
     assert (abs(found - x @ dense.T) <= lost + 1e-5 * abs(x @ dense.T).max() + 1e-6).all()
 
 
-def test_a_row_is_its_own(form: Format) -> None:
+@pytest.mark.parametrize("activations", [16, 8])
+def test_a_row_is_its_own(form: Format, activations: int) -> None:
     """Bit for bit: whatever is beside it, with any number of threads and on every set of instructions."""
-    matrix, x = form.as_stored(), normal(19, form.in_features)
+    matrix, x = form.as_stored(activations=activations), normal(19, form.in_features)
     whole = matmul(matrix, x, threads=3)
     for instructions in INSTRUCTIONS:
         np.testing.assert_array_equal(matmul(matrix, x[5:9], instructions=instructions), whole[5:9])
@@ -71,6 +73,39 @@ def test_any_shape(n: int, k: int, codec: str, rows: int, scale: float) -> None:
         np.testing.assert_array_equal(found[0], other)
     expected = (x.astype(np.float64) @ form.dense().numpy().astype(np.float64).T) / scale
     np.testing.assert_allclose(found[0] / np.float32(scale), expected, atol=5 * STEP * k, rtol=1e-4)
+
+
+def in_bytes(x: NDArray[np.float32], group: int) -> NDArray[np.float64]:
+    """Return rows whose every group of columns is rounded to 255 steps."""
+    rounded = np.empty(x.shape)
+    for first in range(0, x.shape[1], group):
+        part = x[:, first : first + group]
+        step = abs(part).max(1, keepdims=True).clip(1e-30) / np.float32(127)
+        rounded[:, first : first + group] = np.rint(part * (1 / step)) * step.astype(np.float64)
+    return rounded
+
+
+@given(
+    n=st.integers(1, 70),
+    k=st.integers(1, 700),
+    codec=st.sampled_from(["int4", "int3", "int2", "int4-g100", "int3-g8", "int4-g32-zp", "int2-g128-zp", "int8"]),
+    rows=st.sampled_from([1, 2, 4, 7, 8, 9, 16, 17, 40, 70]),
+    scale=st.sampled_from([1e-20, 1.0, 1e20]),
+)
+def test_activations_of_8_bits(n: int, k: int, codec: str, rows: int, scale: float) -> None:
+    """Rounded in the groups of the codes; codes whose groups are large meet 16 bits all the same."""
+    form = Dense.of(torch.from_numpy(normal(n, k)), codec)
+    integers = integers_named(codec)
+    group = min((integers and integers.group) or k, k)
+    x = normal(rows, k) * np.float32(scale)
+    found = [matmul(form.as_stored(activations=8), x, instructions=name) for name in INSTRUCTIONS]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+    if group > BYTE_GROUP:
+        np.testing.assert_array_equal(found[0], matmul(form.as_stored(), x))
+        return
+    expected = in_bytes(x, group) @ form.dense().numpy().astype(np.float64).T / scale
+    np.testing.assert_allclose(found[0] / np.float32(scale), expected, atol=2e-5 * k**0.5, rtol=1e-4)
 
 
 def test_extremes_do_not_overflow() -> None:
