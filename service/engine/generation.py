@@ -4,6 +4,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 from random import Random
 from typing import Literal
 
@@ -198,6 +199,7 @@ class Generation(Request[Token]):
             text += self._stream.finish()
         self._text.append(text)
         end = None if reason is None else self._end(reason)
+        logprob = logprob if self.scored else nan  # that of a neighbour may have been computed with it
         token = Token(token_id, text, logprob, token_id in words.special, end, top[: self.top])
         self.mailbox.put(token)
         if self.on_end is not None:
