@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MOST_TEXTS = 2  # that share a step; with more of them, the cores are busy without proposals
+NEAR = 8  # unread tokens that a draft reads where it begins to propose; more of them it reads apart from that, before
 LEAST_SPEEDUP = 1.05
 RATE = 1 / 16  # of moving averages
 EXPECTED_ACCEPTANCE = 0.7  # before anything is measured

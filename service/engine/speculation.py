@@ -12,15 +12,13 @@ from itertools import chain
 import numpy as np
 
 from compressor.runtime.model import Cache, Floats
-from compressor.runtime.payoff import MOST_TEXTS, Outcome, Payoff
+from compressor.runtime.payoff import MOST_TEXTS, NEAR, Outcome, Payoff
 from service.engine.generation import Generation
 from service.engine.models import LoadedModel
 from service.engine.sampling import choose
 from service.metrics import Metrics
 from service.process.logs import LOG
 from service.settings import Settings
-
-NEAR = 8  # tokens that a draft reads where it begins to propose; of more it reads a chunk per step before
 
 Proposals = Mapping[Generation, Sequence[int]]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from compressor.runtime.model import Cache, Ids, Model, Read
-from compressor.runtime.payoff import MOST_TEXTS, Payoff
+from compressor.runtime.payoff import Payoff
 from service.engine.batch import draft_row_bytes, kv_row_bytes
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
@@ -21,21 +21,12 @@ from service.engine.sampling import Sampling
 from service.engine.speculation import Speculation
 from service.settings import Settings
 from tests.conftest import TINY, tiny_model, write_artifact
+from tests.proposing import Always
 from tests.service.conftest import generation, int8_model
 from tests.service.engine.test_batch import Cliff, Rounds, answer, random_prompt, run, running, value
 
 MOST = 5
 DRAFTS = ("copy", "near", "stranger", "short")
-
-
-class Always(Payoff):
-    """Proposes whatever it costs."""
-
-    def count(self, texts: int, behind: int) -> int:
-        return self._most if texts <= MOST_TEXTS else 0
-
-    def catches_up(self, texts: int, behind: int, left: int) -> bool:
-        return True
 
 
 class Broken(Model):
@@ -88,7 +79,7 @@ def test_texts_are_the_same_with_a_draft(
 ) -> None:
     random = Random(f"{draft} {max_batch}")
     prompts = [random_prompt(random, tiny) for _ in range(16)]
-    asked = [{"scored": random.random() < 0.7, "top": random.choice([0, 0, 3])} for _ in prompts]
+    asked: list[dict[str, Any]] = [{"scored": random.random() < 0.7, "top": random.choice([0, 0, 3])} for _ in prompts]
 
     async def test() -> None:
         async with running(settings) as engine:
