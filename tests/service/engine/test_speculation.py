@@ -79,7 +79,10 @@ def test_texts_are_the_same_with_a_draft(
 ) -> None:
     random = Random(f"{draft} {max_batch}")
     prompts = [random_prompt(random, tiny) for _ in range(16)]
-    asked: list[dict[str, Any]] = [{"scored": random.random() < 0.7, "top": random.choice([0, 0, 3])} for _ in prompts]
+    asked: list[dict[str, Any]] = [
+        {"scored": random.random() < 0.7, "top": random.choice([0, 0, 3]), "prompt_scored": random.random() < 0.2}
+        for _ in prompts
+    ]
 
     async def test() -> None:
         async with running(settings) as engine:
