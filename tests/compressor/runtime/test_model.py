@@ -4,7 +4,6 @@ import multiprocessing
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from compressor.runtime.generate import Draft, generate
 from compressor.runtime.model import KV_DTYPES, Cache, Floats, Ids, Model, Read
 from compressor.runtime.payoff import Payoff
 from tests.conftest import tiny_model
-from tests.proposing import Always
+from tests.proposing import Always, shortened
 from tests.tolerances import KV_CACHE, PARITY
 
 ONE = np.array([0])
@@ -168,7 +167,7 @@ def test_the_bytes_of_a_token_are_known_before_the_cache_is_made(model: Model) -
 def test_generation_is_the_same_with_a_draft(draft: str, temperature: float) -> None:
     gpt2 = tiny_model(seed=1)
     int8 = {name: Dense.of(form.dense(), "int8") for name, form in gpt2.matrices().items()}
-    short = tiny_model(replace(gpt2.config, n_positions=20), seed=1)
+    short = shortened(gpt2, 20)
     drafts = {"copy": gpt2, "near": gpt2.with_matrices(int8), "stranger": tiny_model(seed=2), "short": short}
     model = Counting.of(gpt2.decoder())
     for length in (1, 30):

@@ -21,7 +21,7 @@ from service.engine.sampling import Sampling
 from service.engine.speculation import Speculation
 from service.settings import Settings
 from tests.conftest import TINY, tiny_model, write_artifact
-from tests.proposing import Always
+from tests.proposing import Always, shortened
 from tests.service.conftest import generation, int8_model
 from tests.service.engine.test_batch import Cliff, Rounds, answer, random_prompt, run, running, value
 
@@ -48,7 +48,7 @@ def drafts(
 ) -> dict[str, LoadedModel]:
     """The model itself, the same in int8, one that knows nothing of it, and one with half the context."""
     folder = tmp_path_factory.mktemp("drafts")
-    short = tiny_model(replace(TINY, n_positions=TINY.n_positions // 2), seed=1)
+    short = shortened(tiny_model(seed=1), TINY.n_positions // 2)
     near, half = write_artifact(folder / "near", int8_model(seed=1)), write_artifact(folder / "short", short)
     return {"copy": tiny, "near": load(near), "stranger": load(artifacts[1]), "short": load(half)}
 
@@ -94,6 +94,7 @@ def test_texts_are_the_same_with_a_draft(
             delays = [random.random() / 5 for _ in jobs]
             assert await asyncio.gather(*map(answer, [engine] * len(jobs), jobs, delays)) == plain
             assert counted(engine, "drafts") > 0
+            assert (counted(engine, "accepted_tokens") > 0.2 * counted(engine, "draft_tokens")) == (draft != "stranger")
 
     run(test)
 
