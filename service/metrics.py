@@ -35,6 +35,7 @@ class Metrics:
         self._add_request_metrics()
         self._add_latencies()
         self._add_engine_metrics()
+        self._add_speculation_metrics()
         self._add_cache_metrics()
         for reason in REJECTED:
             self.requests_rejected.labels(reason)
@@ -87,6 +88,19 @@ class Metrics:
         self.kv_cache_bytes = self._gauge("kv_cache_bytes", "Bytes of the KV cache with every slot full.", per_model)
         self.kv_cache_usage_ratio = self._gauge("kv_cache_usage_ratio", "Share of the KV cache in use.", per_model)
         self.compute_threads = self._gauge("compute_threads", "Threads of one matrix product.", [])
+
+    def _add_speculation_metrics(self) -> None:
+        per_model = ["model_name"]
+        self.drafts = self._counter("spec_decode_num_drafts", "Times that tokens were proposed for a text.", per_model)
+        self.draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens proposed.", per_model)
+        self.accepted_tokens = self._counter(
+            "spec_decode_num_accepted_tokens", "Proposed tokens that were the model's own.", per_model
+        )
+        self.accepted_tokens_per_pos = self._counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Proposed tokens that were the model's own, by their place among those proposed together.",
+            [*per_model, "position"],
+        )
 
     def _add_cache_metrics(self) -> None:
         self.core_contraction = Histogram(
@@ -144,6 +158,13 @@ class Metrics:
             histogram.labels(name)
         for op in CONTRACTIONS:
             self.core_contraction.labels(name, op)
+
+    def start_speculation(self, name: str, most: int) -> None:
+        """Start the counters of a model that has a draft, which proposes at most `most` tokens at a time, at 0."""
+        for counter in (self.drafts, self.draft_tokens, self.accepted_tokens):
+            counter.labels(name)
+        for position in range(most):
+            self.accepted_tokens_per_pos.labels(name, str(position))
 
     def head_seconds(self, name: str, *, contracted: bool) -> Histogram:
         """Return what times the rows of one step with a model's head; exported only if its cores are contracted."""

@@ -48,6 +48,13 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("--uds", metavar="PATH", type=Path, help="unix socket to listen on instead (TTGPT_UDS)")
     parser.add_argument("--root-path", metavar="PATH", help="prefix that a proxy puts before routes (TTGPT_ROOT_PATH)")
     parser.add_argument("--default-model", help="serves requests that name none (TTGPT_DEFAULT_MODEL)")
+    parser.add_argument(
+        "--draft",
+        metavar="DIR",
+        dest="draft_model",
+        type=Path,
+        help="artefact, or name of a served model, that proposes tokens to the others (TTGPT_DRAFT_MODEL)",
+    )
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value not in (None, [])}
     check_names(os.environ)
     try:

@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     Attributes:
         models: artefact folders, in the environment separated like PATH; served under the folder's name.
         default_model: name of the model that serves requests which name none; the first one by default.
+        draft_model: name of a served model, or folder of another artefact, that proposes tokens to the served models of
+            its tokenizer, see `service.engine.speculation`; none by default.
+        draft_tokens: the most that it proposes at a time.
         host, port: where to listen; port 0 takes any free one, "::" both families of addresses.
         uds: path of a unix socket to listen on instead.
         root_path: prefix under which a proxy shows the service, whether or not the proxy cuts it off.
@@ -60,6 +63,8 @@ class Settings(BaseSettings):
 
     models: Annotated[tuple[Path, ...], NoDecode] = Field(min_length=1)
     default_model: str | None = None
+    draft_model: Path | None = None
+    draft_tokens: int = Field(5, ge=1, le=8)
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     uds: Path | None = None

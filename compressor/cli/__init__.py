@@ -162,6 +162,10 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens.")] = 40,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    draft: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Smaller artefact that proposes tokens; the text is the same."),
+    ] = None,
 ) -> None:
     """Print the prompt and its continuation."""
     import numpy as np
@@ -174,10 +178,25 @@ def generate(
     ids = loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
     if len(ids) > (limit := loaded.config.n_positions):
         raise ValueError(f"prompt must have at most {limit} tokens, not {len(ids)}")
-    rows = continue_ids(model, np.array([ids]), max_new_tokens, temperature=temperature, seed=seed, progress=bar)
+    proposing = None if draft is None else _draft_of(loaded, draft)
+    rows = continue_ids(
+        model, np.array([ids]), max_new_tokens, temperature=temperature, seed=seed, progress=bar, draft=proposing
+    )
     kept = rows[0, len(ids) :].tolist()
     kept = kept[: kept.index(end)] if end in kept else kept
     print(prompt + loaded.tokenizer.decode(kept))
+
+
+def _draft_of(loaded: Any, folder: Path) -> Any:
+    """Return what is in a folder as a draft for the artefact `loaded`; raises ValueError if its tokens are others."""
+    from compressor.runtime.generate import Draft
+    from compressor.runtime.load import load
+
+    drafting, model = load(folder)
+    same_size = drafting.config.vocab_size == loaded.config.vocab_size
+    if not same_size or drafting.tokenizer.to_str() != loaded.tokenizer.to_str():
+        raise ValueError(f"draft: {folder} must have the tokenizer and vocabulary of {loaded.name}")
+    return Draft(model)
 
 
 @app.command()
@@ -192,9 +211,14 @@ def serve(
     default_model: Annotated[
         str | None, typer.Option(help="Serves requests that name none, the first by default.")
     ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Artefact, or name of a served one, that proposes tokens to the others."),
+    ] = None,
 ) -> None:
     """Serve artefacts over HTTP; what is not given here is as TTGPT_* variables say."""
     given = {"host": host, "port": port, "uds": uds, "root-path": root_path, "default-model": default_model}
+    given["draft"] = draft
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     arguments = [*options, "--", *map(str, folders)]
     os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])  # noqa: S606

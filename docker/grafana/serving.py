@@ -117,7 +117,8 @@ def _queue(made: Dashboard) -> None:
     )
     text = Text(
         title="Tokens per step",
-        description="Requests that share a step, on average: near TTGPT_MAX_BATCH (8 by default) the batch is full.",
+        description="Requests that share a step, on average: near TTGPT_MAX_BATCH (8 by default) the batch is full. "
+        "More than the latest batch where a draft is right.",
         unit="short",
         steps=((None, "green"), (8, "yellow")),
     )
@@ -142,6 +143,21 @@ def _queue(made: Dashboard) -> None:
         steps=((None, "green"), (0.95, "yellow")),
     )
     made.with_panel(lines(text, 8, __model_name=f"max by (model_name) (ttgpt_kv_cache_usage_ratio{{{M}}})"))
+    text = Text(
+        title="Proposed by a draft",
+        description="Tokens per second that a draft proposed, and those of them that were the model's own. None "
+        "without TTGPT_DRAFT_MODEL, in batches above 2, or where proposals do not pay.",
+        unit="short",
+        steps=SOME_IS_GOOD,
+    )
+    made.with_panel(
+        lines(
+            text,
+            8,
+            proposed__model_name=_per_model("spec_decode_num_draft_tokens_total"),
+            accepted__model_name=_per_model("spec_decode_num_accepted_tokens_total"),
+        )
+    )
     for metric, title in (("prompt", "Length of prompts"), ("generation", "Length of continuations")):
         text = Text(
             title=title,

@@ -8,9 +8,11 @@ longer: they are computed in tiles of a few rows, each of which counts against t
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
-from itertools import chain
+import time
+from collections.abc import Sequence
+from itertools import accumulate, chain, islice
 from math import nan
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +22,43 @@ from service.engine.generation import Generation, Top
 from service.engine.lanes import Lane
 from service.engine.models import LoadedModel
 from service.engine.sampling import choose, likelihoods
+from service.engine.speculation import Speculation, draft_context
 from service.metrics import Metrics
 from service.settings import Settings
 
 Hidden = NDArray[np.float32]  # states of tokens [T, D] or [B, D]
 Logits = NDArray[np.float32]  # [B, V]
-Share = tuple[Generation, int]  # and the most tokens of it that the model reads next
 Found = tuple[int, float, Top]  # the next token, its log-probability and the best ones
 TILE = 32  # rows; more are multiplied hardly faster, and their logits are megabytes
 
 
-class Batch(Lane[Generation]):
-    """The generations of one model. A step writes one token of each, and reads a chunk of prompts."""
+class Share(NamedTuple):
+    """What the model reads next of a generation: up to `at_most` of its tokens, and those proposed behind them."""
 
-    def __init__(self, model: LoadedModel, settings: Settings, metrics: Metrics) -> None:
+    member: Generation
+    at_most: int = 1
+    proposed: Sequence[int] = ()
+
+    @property
+    def unread(self) -> list[int]:
+        """These tokens."""
+        return [*self.member.unread(self.at_most), *self.proposed]
+
+
+class Batch(Lane[Generation]):
+    """The generations of one model. A step writes one token of each, or several, and reads a chunk of prompts."""
+
+    def __init__(
+        self, model: LoadedModel, settings: Settings, metrics: Metrics, speculation: Speculation | None = None
+    ) -> None:
+        """Hold no generation.
+
+        Args:
+            model: that writes them.
+            settings: all of them.
+            metrics: where it reports.
+            speculation: proposes tokens to the model, if there is a draft.
+        """
         super().__init__(settings.max_batch)
         self._decoder = model.decoder
         self._chunk = settings.prefill_chunk
@@ -45,31 +70,52 @@ class Batch(Lane[Generation]):
         self._steps = metrics.decode_steps.labels(model.name)
         self._rows = metrics.batch_size.labels(model.name)
         self._head_seconds = metrics.head_seconds(model.name, contracted=model.decoder.head.is_contracted)
-        metrics.kv_cache_bytes.labels(model.name).set(self._cache.num_bytes)
+        self._speculation = speculation
+        self._caches = [self._cache] if speculation is None else [self._cache, speculation.cache]
+        num_bytes = sum(cache.num_bytes for cache in self._caches)
+        metrics.kv_cache_bytes.labels(model.name).set(num_bytes)
         usage = metrics.kv_cache_usage_ratio.labels(model.name)
-        usage.set_function(lambda: self._cache.used_bytes / self._cache.num_bytes)
+        usage.set_function(lambda: sum(cache.used_bytes for cache in self._caches) / num_bytes)
 
     def join(self, request: Generation) -> None:
         request.slot = heapq.heappop(self._free)
-        self._cache.reset(request.slot)
+        self._reset(request.slot)
         request.started()
         super().join(request)
 
     def leave(self, request: Generation) -> None:
         super().leave(request)
-        self._cache.reset(request.slot)
+        self._reset(request.slot)
         heapq.heappush(self._free, request.slot)
         if not self.members:
             self._rows.set(0)
 
+    def _reset(self, slot: int) -> None:
+        for cache in self._caches:
+            cache.reset(slot)
+
     def advance(self) -> None:
-        writers = [(member, 1) for member in self.members if not member.reading]
+        writers = [member for member in self.members if not member.reading]
         left = self._score_prompts()
         readers = [member for member in self.members if self._reads(member)]
         if writers:
             self._steps.inc()
             self._rows.set(len(writers))
-        self._advance(writers + self._shares(readers, left))
+        shares = self._shares(readers, left)
+        if self._speculation is None:
+            self._advance([*map(Share, writers), *shares])
+        else:
+            self._speculate(self._speculation, writers, shares, alone=not readers and left == self._chunk)
+
+    def _speculate(
+        self, speculation: Speculation, writers: list[Generation], shares: list[Share], *, alone: bool
+    ) -> None:
+        """Advance like without a draft, and further where its proposals are the model's own tokens."""
+        members = len(self.members)
+        proposals = speculation.propose(writers, members)
+        began = time.perf_counter()
+        self._advance([*(Share(writer, 1, proposals.get(writer, ())) for writer in writers), *shares])
+        speculation.stepped(len(writers), members, time.perf_counter() - began, alone=alone)
 
     def _reads(self, member: Generation) -> bool:
         """Return whether the next thing to do is to read more of the prompt."""
@@ -94,7 +140,7 @@ class Batch(Lane[Generation]):
         assert member.scores is not None  # noqa: S101 - it is scored
         hidden = member.scores.last()
         if member.prompt.max_new_tokens:
-            self._take(member, *self._next([member], hidden)[0])
+            self._take(member, self._next([Share(member)], [hidden])[0])
         else:
             member.end_unwritten()
             self.leave(member)
@@ -105,7 +151,7 @@ class Batch(Lane[Generation]):
         for reader in readers:
             count = min(left, len(reader.prompt.ids) - reader.read)
             if count:
-                shares.append((reader, count))
+                shares.append(Share(reader, count))
             left -= count
         return shares
 
@@ -113,55 +159,81 @@ class Batch(Lane[Generation]):
         """Let the model read the next tokens of every generation in `group`; each alone, if that fails together."""
         if not group:
             return
-        unread = [member.unread(at_most) for member, at_most in group]
+        unread = [share.unread for share in group]
         try:
-            tokens = self._compute([member for member, _ in group], unread)
+            found = self._compute(group, unread)
         except Exception:
-            for member, _ in group:
-                self._cache.lengths[member.slot] = member.read
-            if len(group) == 1:
-                self.fail(group[0][0])
-                return
             for share in group:
-                self._advance([share])
+                self._cache.lengths[share.member.slot] = share.member.read
+            self._advance_one_by_one(group)
             return
-        for (member, _), ids, token in zip(group, unread, tokens, strict=True):
-            member.read += len(ids)
-            if token is not None:
-                self._take(member, *token)
+        for share, ids, tokens in zip(group, unread, found, strict=True):
+            share.member.read += len(ids)
+            if share.proposed:
+                self._judge(share, len(tokens) - 1)
+            if tokens:
+                self._take(share.member, tokens)
 
-    def _take(self, member: Generation, token_id: int, logprob: float, top: Top) -> None:
+    def _advance_one_by_one(self, group: list[Share]) -> None:
+        """Advance each alone after a failure, which may be another's, or that of what was proposed."""
+        if len(group) == 1 and not group[0].proposed:
+            self.fail(group[0].member)
+            return
+        for share in group:
+            self._advance([share if len(group) > 1 else share._replace(proposed=())])
+
+    def _judge(self, share: Share, accepted: int) -> None:
+        """Forget the proposed tokens behind the first `accepted` ones."""
+        assert self._speculation is not None  # noqa: S101 - it has proposed them
+        member = share.member
+        member.read -= len(share.proposed) - accepted
+        self._cache.lengths[member.slot] = member.read
+        self._speculation.judged(member, len(share.proposed), accepted)
+
+    def _take(self, member: Generation, tokens: Sequence[Found]) -> None:
+        """Give a generation its next tokens, up to one that ends it."""
         try:
-            ended = member.take(token_id, logprob, top)
+            ended = any(member.take(*token) for token in tokens)
         except Exception:
             self.fail(member)
         else:
             if ended:
                 self.leave(member)
 
-    def _compute(self, group: list[Generation], unread: list[list[int]]) -> list[Found | None]:
-        """Return what comes next in each, or None in the middle of a prompt and behind one that is to be scored."""
-        hidden = self._read(unread, [member.slot for member in group])
-        scored = {i: member.scores for i, member in enumerate(group) if member.reading and member.scores}
-        ends = [member.read + len(unread[i]) >= len(member.prompt.ids) for i, member in enumerate(group)]
+    def _compute(self, group: list[Share], unread: list[list[int]]) -> list[list[Found]]:
+        """Return what comes next in each: nothing in the middle of a prompt, and behind one that is to be scored."""
+        hidden = self._read(unread, [share.member.slot for share in group])
+        scored = {i: member.scores for i, (member, *_) in enumerate(group) if member.reading and member.scores}
+        ends = [share.member.read + len(unread[i]) >= len(share.member.prompt.ids) for i, share in enumerate(group)]
         through = [i for i, end in enumerate(ends) if end and i not in scored]
-        found: Iterator[Found] = iter(())
+        found: list[list[Found]] = [[] for _ in group]
         if through:
-            found = iter(self._next([group[i] for i in through], np.stack([hidden[i][-1] for i in through])))
+            behind = [hidden[i][-1 - len(group[i].proposed) :] for i in through]
+            for i, tokens in zip(through, self._next([group[i] for i in through], behind), strict=True):
+                found[i] = tokens
         for i, scores in scored.items():
             scores.add(hidden[i])
-        return [next(found) if i in through else None for i in range(len(group))]
+        return found
 
-    def _next(self, group: list[Generation], hidden: Hidden) -> list[Found]:
-        """Return the next token, its log-probability and the best ones behind each hidden state [B, D]."""
-        logits = self._logits(hidden)
-        chosen = choose(logits, [member.choice() for member in group])
-        top = max(member.top for member in group)
-        if not top and not any(member.scored for member in group):
-            return [(token, nan, ()) for token in chosen]
-        logprobs, *best = (part.tolist() for part in likelihoods(logits, chosen, top))
-        tops = [tuple(zip(*row, strict=True)) for row in zip(*best, strict=True)]
-        return list(zip(chosen, logprobs, tops, strict=True))
+    def _next(self, group: list[Share], hidden: list[Hidden]) -> list[list[Found]]:
+        """Return the next tokens of each, with log-probabilities and best ones, given states behind its last token.
+
+        Args:
+            group: the generations, and what was proposed for each.
+            hidden: behind the last token and every proposed one, [1 + proposed, D] of each generation.
+        """
+        logits = self._logits(np.concatenate(hidden))
+        ends = accumulate(map(len, hidden))
+        rows = [logits[end - len(states) : end] for states, end in zip(hidden, ends, strict=True)]
+        chosen = [_chosen(share, own) for share, own in zip(group, rows, strict=True)]
+        top = max(share.member.top for share in group)
+        if not top and not any(share.member.scored for share in group):
+            return [[(token, nan, ()) for token in tokens] for tokens in chosen]
+        behind = [row for own, tokens in zip(rows, chosen, strict=True) for row in own[: len(tokens)]]
+        logprobs, *best = (part.tolist() for part in likelihoods(behind, list(chain(*chosen)), top))
+        tops = (tuple(zip(*row, strict=True)) for row in zip(*best, strict=True))
+        found = iter(zip(chain(*chosen), logprobs, tops, strict=True))
+        return [list(islice(found, len(tokens))) for tokens in chosen]
 
     def _logits(self, hidden: Hidden) -> Logits:
         with self._head_seconds.time():
@@ -175,6 +247,26 @@ class Batch(Lane[Generation]):
         return np.split(hidden, counts.cumsum()[:-1])
 
 
+def _chosen(share: Share, logits: Logits) -> list[int]:
+    """Return the next tokens of a generation, up to the first that is not the one proposed; at least one.
+
+    Args:
+        share: the generation, and what was proposed.
+        logits: behind its last token, and behind every proposed one, were those before it written [1 + proposed, V].
+    """
+    tokens: list[int] = []
+    for place in range(len(logits)):
+        tokens += choose(logits[place : place + 1], [share.member.choice(share.proposed[:place])])
+        if tokens != list(share.proposed[: place + 1]):
+            break
+    return tokens
+
+
 def kv_row_bytes(model: LoadedModel, settings: Settings) -> int:
     """Return the bytes of one full slot of a model's KV cache."""
     return model.context * model.decoder.kv_bytes_per_token(settings.kv_dtype)
+
+
+def draft_row_bytes(draft: LoadedModel, target: LoadedModel, settings: Settings) -> int:
+    """Return the bytes of one full slot of the cache that a draft has beside a model's."""
+    return draft_context(draft, target) * draft.decoder.kv_bytes_per_token(settings.kv_dtype)

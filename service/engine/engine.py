@@ -12,6 +12,7 @@ from service.engine.generation import Generation
 from service.engine.jobs import Job, Request, deliver
 from service.engine.lanes import JobLane, Lane
 from service.engine.models import LoadedModel
+from service.engine.speculation import Speculation
 from service.engine.throughput import ThroughputEstimate
 from service.errors import DrainingError, InvalidRequestError, OverloadedError, TokensOverloadedError
 from service.metrics import Metrics
@@ -48,9 +49,9 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
-    def prepare(self, model: LoadedModel) -> None:
-        """Make room for a model's KV cache before its first request comes."""
-        batch = Batch(model, self._settings, self.metrics)
+    def prepare(self, model: LoadedModel, speculation: Speculation | None = None) -> None:
+        """Make room for a model's KV cache, and have a draft propose to it, before its first request comes."""
+        batch = Batch(model, self._settings, self.metrics, speculation)
         with self._changed:
             self._lanes.setdefault(model.name, batch)
 

@@ -1,8 +1,10 @@
 """Writing the continuation of one prompt: what a request knows, without the model's part of it."""
 
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 from random import Random
 from typing import Literal
 
@@ -136,12 +138,22 @@ class Generation(Request[Token]):
         self._text: list[str] = []
         self._ids = list(prompt.ids)
         self._random = Random(prompt.sampling.seed)  # noqa: S311
-        self._uniform: float | None = None
+        self._uniforms: deque[float] = deque()  # of the tokens to come, as far as they were drawn
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The prompt, and the tokens written."""
+        return self._ids
 
     @property
     def generated(self) -> int:
         """Tokens written."""
         return len(self._ids) - len(self.prompt.ids)
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still write."""
+        return self.prompt.max_new_tokens - self.generated
 
     @property
     def reading(self) -> bool:
@@ -164,15 +176,20 @@ class Generation(Request[Token]):
         """It got a slot."""
         self.clock.started()
 
-    def choice(self) -> Choice:
-        """Return how its next token is to be chosen; the same until a token is taken."""
-        if self._uniform is None:
-            self._uniform = self._random.random()
-        return Choice(self.prompt.sampling, self._uniform, self._ids)
+    def choice(self, proposed: Sequence[int] = ()) -> Choice:
+        """Return how the token behind some `proposed` ones is to be chosen, were they written.
+
+        A token's random number belongs to its place: it is the same until that is written, whatever was proposed.
+        """
+        while len(self._uniforms) <= len(proposed):
+            self._uniforms.append(self._random.random())
+        seen = [*self._ids, *proposed] if proposed else self._ids
+        return Choice(self.prompt.sampling, self._uniforms[len(proposed)], seen)
 
     def take(self, token_id: int, logprob: float, top: Top = ()) -> bool:
         """Add a token; return whether it was the last one."""
-        self._uniform = None
+        if self._uniforms:
+            self._uniforms.popleft()
         self._ids.append(token_id)
         self.clock.token()
         words = self.prompt.model.vocabulary
@@ -182,6 +199,7 @@ class Generation(Request[Token]):
             text += self._stream.finish()
         self._text.append(text)
         end = None if reason is None else self._end(reason)
+        logprob = logprob if self.scored else nan  # that of a neighbour may have been computed with it
         token = Token(token_id, text, logprob, token_id in words.special, end, top[: self.top])
         self.mailbox.put(token)
         if self.on_end is not None:

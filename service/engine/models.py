@@ -92,11 +92,23 @@ def report(model: LoadedModel, metrics: Metrics) -> None:
 
 
 class Models:
-    """The models by name; the first one is the default."""
+    """The models by name; the first one is the default.
 
-    def __init__(self, models: Sequence[LoadedModel]) -> None:
+    Attributes:
+        default: answers requests that name none.
+        drafts: by the names of the models that they propose tokens to.
+    """
+
+    def __init__(self, models: Sequence[LoadedModel], draft: LoadedModel | None = None) -> None:
+        """Hold these models.
+
+        Args:
+            models: at least one.
+            draft: proposes to all of them that have its vocabulary, but itself.
+        """
         self._by_name = {model.name: model for model in models}
         self.default = models[0]
+        self.drafts = {model.name: draft for model in models if draft is not None and proposes_to(draft, model)}
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._by_name.values())
@@ -108,6 +120,13 @@ class Models:
         if name not in self._by_name:
             raise UnknownModelError(list(self._by_name))
         return self._by_name[name]
+
+
+def proposes_to(draft: LoadedModel, model: LoadedModel) -> bool:
+    """Return whether what `draft` writes are tokens of another model, `model`."""
+    same_size = draft.decoder.config.vocab_size == model.decoder.config.vocab_size
+    same = draft.tokenizer is model.tokenizer or draft.tokenizer.to_str() == model.tokenizer.to_str()
+    return draft is not model and same_size and same
 
 
 class Remembers(Protocol):
@@ -126,6 +145,7 @@ def load_all(
     on_loaded: Callable[[LoadedModel], None],
     cache: Remembers | None = None,
     threads: int | None = None,
+    draft: Path | None = None,
 ) -> Models:
     """Load every folder, the default model first, and report each as soon as it is ready.
 
@@ -135,9 +155,10 @@ def load_all(
         on_loaded: callback for every model.
         cache: what they remember with, if anything.
         threads: that compute; all cores that the process may use by default.
+        draft: name of one of the models, or folder of another artefact, that proposes tokens to the models.
 
     Raises:
-        ValueError: if two folders have the same name, or none has the default's.
+        ValueError: if two folders have the same name, none has the default's, or the draft can propose to none.
         ArtifactError: naming the file and the field that is wrong.
     """
     by_name = {folder.resolve().name: folder for folder in folders}
@@ -145,11 +166,38 @@ def load_all(
         raise ValueError(f"models: folders must have different names, not {', '.join(map(str, folders))}")
     if default is not None and default not in by_name:
         raise ValueError(f"default_model must be one of {', '.join(by_name)}, not {default}")
-    models, parse = [], cached(read_tokenizer)  # models of one checkpoint share its tokenizer
-    for name in sorted(by_name, key=lambda name: name != default):
-        models.append(load(by_name[name], cache, threads, parse))
-        on_loaded(models[-1])
-    return Models(models)
+    parse = cached(read_tokenizer)  # models of one checkpoint share its tokenizer
+
+    def loaded(folder: Path) -> LoadedModel:
+        model = load(folder, cache, threads, parse)
+        on_loaded(model)
+        return model
+
+    models = {name: loaded(by_name[name]) for name in sorted(by_name, key=lambda name: name != default)}
+    if draft is None:
+        return Models(list(models.values()))
+    return _with_draft(models, by_name, draft, loaded)
+
+
+def _with_draft(
+    models: Mapping[str, LoadedModel],
+    folders: Mapping[str, Path],
+    draft: Path,
+    loaded: Callable[[Path], LoadedModel],
+) -> Models:
+    """Return models with a draft, which is one of them or else `loaded`; raises ValueError if it is of no use."""
+    served = [name for name, folder in folders.items() if str(draft) == name or draft.resolve() == folder.resolve()]
+    try:
+        if not served and draft.resolve().name in models:
+            raise ValueError(f"{draft} must have another name than the models served")
+        found = Models(list(models.values()), models[served[0]] if served else loaded(draft))
+        if not found.drafts:
+            raise ValueError(
+                f"{draft} must have the tokenizer and vocabulary of another model, to propose tokens to it"
+            )
+    except ValueError as error:
+        raise ValueError(f"draft_model (TTGPT_DRAFT_MODEL, --draft): {error}") from error
+    return found
 
 
 def load(

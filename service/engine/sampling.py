@@ -199,7 +199,7 @@ def log_probabilities(logits: Logits, ids: Sequence[int] | Ids) -> Logits:
     return found
 
 
-def likelihoods(logits: Logits, ids: Sequence[int], count: int) -> tuple[Logits, Ids, Logits]:
+def likelihoods(logits: Logits | Sequence[Logits], ids: Sequence[int], count: int) -> tuple[Logits, Ids, Logits]:
     """Return the log-probability of one token per row [n], and ids and log-probabilities of the best [n, count]."""
     best_ids = np.stack([best(row, count) for row in logits])  # [n, count]
     wanted = np.column_stack([ids, best_ids])  # [n, 1 + count]

@@ -8,7 +8,8 @@ from compressor.process.memory import give_back
 from service.cache.contractions import ContractionCache
 from service.engine.engine import Engine
 from service.engine.kv_budget import check_kv_budget
-from service.engine.models import Models, load_all, report
+from service.engine.models import LoadedModel, Models, load_all, report
+from service.engine.speculation import Speculation
 from service.errors import DrainingError, NotReadyError
 from service.process import background
 from service.process.logs import LOG
@@ -78,13 +79,20 @@ class Lifecycle:
     def _run(self) -> None:
         settings, engine = self._settings, self._engine
         tell = partial(report, metrics=engine.metrics)
-        models = load_all(settings.models, settings.default_model, tell, self._cache, settings.threads)
-        check_kv_budget(tuple(models), settings)
+        models = load_all(
+            settings.models, settings.default_model, tell, self._cache, settings.threads, settings.draft_model
+        )
+        check_kv_budget(tuple(models), settings, models.drafts)
         for model in models:
-            engine.prepare(model)
+            engine.prepare(model, self._speculation(models, model))
         give_back()
         self._models = models
         LOG.info("ready", extra={"models": [model.name for model in models]})
+
+    def _speculation(self, models: Models, model: LoadedModel) -> Speculation | None:
+        """Return what proposes tokens to a model, if it has a draft."""
+        draft = models.drafts.get(model.name)
+        return None if draft is None else Speculation(draft, model, self._settings, self._engine.metrics)
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error

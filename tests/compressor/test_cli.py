@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_generate_prints_only_the_text_and_a_seed_repeats_it(compressed: Path) -
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.startswith("The old man")
     assert first.stdout == again.stdout
+
+
+def test_generate_writes_the_same_with_a_draft(checkpoint: Path, compressed: Path, text: Path, tmp_path: Path) -> None:
+    dense, grown = tmp_path / "dense", tmp_path / "grown"
+    assert ttgpt("compress", checkpoint, "--method", "dense", "--out", dense, "--text", text).returncode == 0
+    arguments = ["generate", dense, "--prompt", "The old man", "--max-new-tokens", 40, "--temperature", 1]
+    plain, found = ttgpt(*arguments), ttgpt(*arguments, "--draft", compressed)
+    assert (found.returncode, found.stderr, found.stdout) == (0, "", plain.stdout)
+    shutil.copytree(compressed, grown)
+    assert ttgpt("vocab", "add", grown, "--token", " ttgpt", "--like", " ship").returncode == 0
+    refused = ttgpt(*arguments, "--draft", grown)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"error: draft: {grown} must have the tokenizer and vocabulary of dense\n",
+    )
 
 
 def test_export_is_read_again(compressed: Path, tmp_path: Path) -> None:

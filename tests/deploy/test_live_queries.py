@@ -76,8 +76,15 @@ def _configuration(target: str) -> str:
 
 @contextmanager
 def _serving(models: tuple[Path, ...], redis_url: str, root: Path) -> Iterator[httpx.Client]:
-    """Serve everything there is, with every tier of the cache in use."""
-    settings = Settings(models=models, threads=1, redis_url=redis_url, cache="always", cache_answers=True)
+    """Serve everything there is, with every tier of the cache, and a draft, in use."""
+    settings = Settings(
+        models=models,
+        draft_model=Path("tiny-int8"),
+        threads=1,
+        redis_url=redis_url,
+        cache="always",
+        cache_answers=True,
+    )
     with serving(settings, Engine(settings, Metrics(root))) as client:
         yield client
 

@@ -41,6 +41,10 @@ COUNTERS: Mapping[str, set[str]] = {
     "prompt_tokens": MODEL,
     "generation_tokens": MODEL,
     "decode_steps": MODEL,
+    "spec_decode_num_drafts": MODEL,
+    "spec_decode_num_draft_tokens": MODEL,
+    "spec_decode_num_accepted_tokens": MODEL,
+    "spec_decode_num_accepted_tokens_per_pos": MODEL | {"position"},
     "request_success": MODEL | {"finished_reason"},
     "requests_rejected": {"reason"},
     "http_requests": {"handler", "method", "status"},
@@ -64,6 +68,7 @@ HISTOGRAMS: Mapping[str, tuple[set[str], str | None]] = {
 }
 VALUES = {
     ("request_success", "finished_reason"): {"stop", "length", "abort"},
+    ("spec_decode_num_accepted_tokens_per_pos", "position"): {"0", "1", "2", "3", "4"},
     ("requests_rejected", "reason"): {
         *("queue_full", "queue_tokens", "queue_bytes", "draining", "too_large", "invalid", "unauthorized"),
     },
@@ -81,7 +86,7 @@ VALUES = {
 def families(artifacts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
     root = tmp_path_factory.mktemp("root")
     write_group(root, 1)
-    settings = Settings(models=tuple(artifacts), threads=1)
+    settings = Settings(models=tuple(artifacts), threads=1, draft_model=Path("tiny-int8"))
     with serving(settings, Engine(settings, Metrics(root))) as client:
         _use(client)
         text = client.get("/metrics").text

@@ -15,6 +15,8 @@ from tests.tools import debian_program
 
 NAMES = {
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio", "batch_size", "decode_steps"),
+    *("spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"),
+    "spec_decode_num_accepted_tokens_per_pos",
     *("prompt_tokens", "generation_tokens", "request_success", "requests_rejected", "http_requests"),
     *("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"),
     *("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds"),

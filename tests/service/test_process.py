@@ -142,6 +142,12 @@ def test_too_large_kv_caches_are_refused(artifacts: list[Path]) -> None:
     assert "TTGPT_MAX_BATCH" in errors[0]
 
 
+def test_a_draft_without_a_model_is_refused(artifacts: list[Path]) -> None:
+    code, errors = outcome(artifacts[0], "--port", 0, "--draft", "tiny-fp32", TTGPT_LOG_LEVEL="error")
+    assert (code, len(errors)) == (2, 1)
+    assert "draft_model (TTGPT_DRAFT_MODEL, --draft)" in errors[0]
+
+
 def test_a_port_in_use(artifacts: list[Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, errors = outcome(artifacts[0], "--port", taken.getsockname()[1])

@@ -140,11 +140,11 @@ async def info(service: ServiceOf) -> InfoResponse:
         max_input_tokens=default.context - 1,
         max_total_tokens=default.context,
         version=version("ttgpt"),
-        models=[_model_info(model) for model in models],
+        models=[_model_info(model, models.drafts.get(model.name)) for model in models],
     )
 
 
-def _model_info(model: LoadedModel) -> ModelInfo:
+def _model_info(model: LoadedModel, draft: LoadedModel | None) -> ModelInfo:
     manifest, config = model.manifest, model.decoder.config
     return ModelInfo(
         model_id=model.name,
@@ -159,6 +159,7 @@ def _model_info(model: LoadedModel) -> ModelInfo:
         bytes_resident=sum(size.resident for size in manifest.bytes.values()),
         bytes_dense_fp32=sum(size.dense_fp32 for size in manifest.bytes.values()),
         perplexity_ratio=manifest.quality.perplexity_ratio,
+        draft=None if draft is None else draft.name,
     )
 
 

@@ -181,7 +181,10 @@ class DetokenizeResponse(Body):
 
 
 class ModelInfo(Body):
-    """One loaded artefact. `bytes_*` are of all weights: on disk, while serving, and as a dense fp32 model."""
+    """One served artefact. `bytes_*` are of all weights: on disk, while serving, and as a dense fp32 model.
+
+    `draft` is the model that proposes tokens to it.
+    """
 
     model_id: str
     model_sha: str
@@ -195,6 +198,7 @@ class ModelInfo(Body):
     bytes_resident: int
     bytes_dense_fp32: int
     perplexity_ratio: float | None
+    draft: str | None
 
 
 class InfoResponse(Body):

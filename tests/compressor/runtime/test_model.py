@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from compressor import huggingface
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.formats import Dense
 from compressor.runtime._decoder import ACTIVATIONS, LANES
-from compressor.runtime.generate import generate
-from compressor.runtime.model import KV_DTYPES, Cache, Floats, Ids, Model
+from compressor.runtime.generate import Draft, generate
+from compressor.runtime.model import KV_DTYPES, Cache, Floats, Ids, Model, Read
+from compressor.runtime.payoff import Payoff
 from tests.conftest import tiny_model
+from tests.proposing import Always, shortened
 from tests.tolerances import KV_CACHE, PARITY
 
 ONE = np.array([0])
@@ -157,6 +160,45 @@ def test_the_bytes_of_a_token_are_known_before_the_cache_is_made(model: Model) -
         assert cache.num_bytes == 3 * LANES * model.kv_bytes_per_token(dtype)
         cache.lengths += np.array([1, 0, 4])
         assert cache.used_bytes == 5 * model.kv_bytes_per_token(dtype)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.3, 1])
+@pytest.mark.parametrize("draft", ["copy", "near", "stranger", "short"])
+def test_generation_is_the_same_with_a_draft(draft: str, temperature: float) -> None:
+    gpt2 = tiny_model(seed=1)
+    int8 = {name: Dense.of(form.dense(), "int8") for name, form in gpt2.matrices().items()}
+    short = shortened(gpt2, 20)
+    drafts = {"copy": gpt2, "near": gpt2.with_matrices(int8), "stranger": tiny_model(seed=2), "short": short}
+    model = Counting.of(gpt2.decoder())
+    for length in (1, 30):
+        new = 64 - length
+        prompts = ids_of(gpt2.config, 2 * length).reshape(2, length)
+        for prompt in (prompts[:1], prompts):  # of which two are written without it
+            plain = generate(model, prompt, new, temperature=temperature, seed=length)
+            for payoff in (Always(5), Payoff(5)):
+                model.reads = 0
+                small = Draft(drafts[draft].decoder(), payoff)
+                found = generate(model, prompt, new, temperature=temperature, seed=length, draft=small)
+                np.testing.assert_array_equal(found, plain)
+                if draft == "copy" and len(prompt) == 1 and isinstance(payoff, Always):
+                    assert model.reads == 1 + -(-(new - 1) // 6)
+
+
+class Counting(Model):
+    """Counts how often it reads."""
+
+    @classmethod
+    def of(cls, decoder: Model) -> "Counting":
+        counting = cls.__new__(cls)
+        counting.__dict__.update(decoder.__dict__)
+        counting.reads = 0
+        return counting
+
+    reads: int
+
+    def read(self, tokens: Ids, cache: Cache, slots: Ids, counts: Ids, **asked: Any) -> Read:
+        self.reads += 1
+        return super().read(tokens, cache, slots, counts, **asked)
 
 
 def test_generation_is_what_the_logits_say(model: Model) -> None:

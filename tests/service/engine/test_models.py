@@ -1,6 +1,7 @@
 """Loading: readiness, footprint and quality in the metrics, and artefacts that must not be served."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -10,8 +11,8 @@ from compressor.errors import ArtifactError
 from service.engine.models import check_golden, load_all
 from service.http.app import create_app
 from service.settings import Settings
-from tests.conftest import tiny_model, write_artifact
-from tests.service.conftest import sample
+from tests.conftest import TINY, tiny_model, write_artifact
+from tests.service.conftest import sample, serving
 
 
 def test_models_are_listed(client: httpx.Client) -> None:
@@ -79,6 +80,45 @@ def test_refused_choices(artifacts: list[Path], twice: bool, default: str | None
     folders = artifacts * 2 if twice else artifacts
     with pytest.raises(ValueError, match=hint):
         load_all(folders, default, lambda model: None)
+
+
+def test_a_served_draft_is_loaded_once(artifacts: list[Path]) -> None:
+    for draft in (Path("tiny-int8"), artifacts[1]):
+        models = load_all(artifacts, None, lambda model: None, draft=draft)
+        assert models.drafts == {"tiny-fp32": models.named("tiny-int8")}
+
+
+def test_another_draft_proposes_to_all(artifacts: list[Path], tmp_path: Path) -> None:
+    loaded: list[str] = []
+    other = write_artifact(tmp_path / "other", tiny_model(seed=9))
+    models = load_all(artifacts, None, lambda model: loaded.append(model.name), draft=other)
+    assert loaded == ["tiny-fp32", "tiny-int8", "other"]
+    assert {name: draft.name for name, draft in models.drafts.items()} == dict.fromkeys(loaded[:2], "other")
+    assert [model.name for model in models] == loaded[:2]
+
+
+def test_a_draft_that_can_propose_to_none_is_refused(artifacts: list[Path], tmp_path: Path) -> None:
+    larger = write_artifact(tmp_path / "larger", tiny_model(replace(TINY, vocab_size=TINY.vocab_size + 8)))
+    namesake = write_artifact(tmp_path / "tiny-fp32", tiny_model())
+    for draft, folders, hint in (
+        (larger, artifacts, "must have the tokenizer"),
+        (artifacts[0], artifacts[:1], "of another model"),
+        (namesake, artifacts, "another name"),
+        (tmp_path / "nowhere", artifacts, "no such artefact"),
+    ):
+        with pytest.raises(ValueError, match=rf"draft_model \(TTGPT_DRAFT_MODEL, --draft\): .*{hint}"):
+            load_all(folders, None, lambda model: None, draft=draft)
+
+
+def test_the_draft_is_told(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"draft_model": Path("tiny-int8"), "draft_tokens": 3})) as client:
+        told = {model["model_id"]: model["draft"] for model in client.get("/info").json()["models"]}
+        assert told == {"tiny-fp32": "tiny-int8", "tiny-int8": None}
+        text = client.get("/metrics").text
+        for position, there in (("0", True), ("2", True), ("3", False)):
+            series = "ttgpt_spec_decode_num_accepted_tokens_per_pos_total"
+            assert (f'{series}{{model_name="tiny-fp32",position="{position}"}} 0.0' in text) == there
+        assert 'spec_decode_num_drafts_total{model_name="tiny-int8"}' not in text
 
 
 def test_a_missed_golden_value_is_an_artifact_error(tmp_path: Path) -> None:
