@@ -169,6 +169,32 @@ class Decoder:
             instructions: one of INSTRUCTIONS; the last by default.
         """
 
+def draw(
+    logits: Array,
+    chosen: Array,
+    *,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    typical_p: Array,
+    uniform: Array,
+    threads: int,
+    instructions: str | None,
+) -> None:
+    """Write a token for every row of logits [n, V] to chosen, int64 [n]; of equally good ones that of smaller id.
+
+    Args:
+        logits: fp32 [n, V].
+        chosen: int64 [n].
+        temperature: divides the logits, fp32 [n]; 0 takes the best token.
+        top_k: how many of the best tokens stay, int64 [n]; 0: all.
+        top_p: the fewest best tokens of those stay whose probabilities add up to it, fp64 [n].
+        typical_p: the most typical tokens of those stay whose probabilities add up to it, fp64 [n].
+        uniform: picks the token in whose share of the summed probabilities it falls, in [0, 1), fp64 [n].
+        threads: that compute.
+        instructions: None for the best that there are.
+    """
+
 def judge(
     logits: Array,
     targets: Array,

@@ -223,17 +223,40 @@ class Batch(Lane[Generation]):
             hidden: behind the last token and every proposed one, [1 + proposed, D] of each generation.
         """
         logits = self._logits(np.concatenate(hidden))
-        ends = accumulate(map(len, hidden))
-        rows = [logits[end - len(states) : end] for states, end in zip(hidden, ends, strict=True)]
-        chosen = [_chosen(share, own) for share, own in zip(group, rows, strict=True)]
+        chosen, written = self._choose(group, logits)
         top = max(share.member.top for share in group)
         if not top and not any(share.member.scored for share in group):
             return [[(token, nan, ()) for token in tokens] for tokens in chosen]
-        behind = [row for own, tokens in zip(rows, chosen, strict=True) for row in own[: len(tokens)]]
-        logprobs, *best = (part.tolist() for part in likelihoods(behind, list(chain(*chosen)), top))
+        behind = logits if len(written) == len(logits) else logits[written]
+        ids = list(chain(*chosen))
+        logprobs, *best = (part.tolist() for part in likelihoods(behind, ids, top, self._decoder.threads))
         tops = (tuple(zip(*row, strict=True)) for row in zip(*best, strict=True))
         found = iter(zip(chain(*chosen), logprobs, tops, strict=True))
         return [list(islice(found, len(tokens))) for tokens in chosen]
+
+    def _choose(self, group: list[Share], logits: Logits) -> tuple[list[list[int]], list[int]]:
+        """Return the next tokens of each, up to the first that was not proposed, and the rows of all these.
+
+        Args:
+            group: the generations, and what was proposed for each.
+            logits: behind the last token of each, and behind every proposed one, were those before it written.
+        """
+        sizes = [1 + len(share.proposed) for share in group]
+        starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        choices = [
+            share.member.choice(share.proposed[:n])
+            for share, size in zip(group, sizes, strict=True)
+            for n in range(size)
+        ]
+        tokens = choose(logits, choices, self._decoder.threads)
+        found: list[list[int]] = []
+        written: list[int] = []
+        for share, start in zip(group, starts, strict=True):
+            own = tokens[start : start + 1 + len(share.proposed)]
+            agreed = next((n for n, token in enumerate(share.proposed) if own[n] != token), len(share.proposed))
+            found.append(own[: agreed + 1])
+            written += range(start, start + agreed + 1)
+        return found, written
 
     def _logits(self, hidden: Hidden) -> Logits:
         with self._head_seconds.time():
@@ -244,22 +267,7 @@ class Batch(Lane[Generation]):
         counts, ids = np.array([len(ids) for ids in unread]), np.array(list(chain(*unread)))
         hidden = self._decoder.read(ids, self._cache, np.array(slots), counts, hidden=True).hidden  # [N, D]
         assert hidden is not None  # noqa: S101 - it is asked for
-        return np.split(hidden, counts.cumsum()[:-1])
-
-
-def _chosen(share: Share, logits: Logits) -> list[int]:
-    """Return the next tokens of a generation, up to the first that is not the one proposed; at least one.
-
-    Args:
-        share: the generation, and what was proposed.
-        logits: behind its last token, and behind every proposed one, were those before it written [1 + proposed, V].
-    """
-    tokens: list[int] = []
-    for place in range(len(logits)):
-        tokens += choose(logits[place : place + 1], [share.member.choice(share.proposed[:place])])
-        if tokens != list(share.proposed[: place + 1]):
-            break
-    return tokens
+        return [hidden[end - len(ids) : end] for ids, end in zip(unread, accumulate(map(len, unread)), strict=True)]
 
 
 def kv_row_bytes(model: LoadedModel, settings: Settings) -> int:

@@ -7,21 +7,20 @@ falls in.
 Law: what a row gets depends on its own logits and choice only, never on the rows beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf, log
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.runtime._decoder import draw, judge
+
 FOLDS = 64  # tokens, at most, that are one column where a bound of the best ones is looked for
 COLDEST = 1e-30  # a lower temperature would be 0 in fp32
 LARGEST = 1e30  # magnitude of a penalised score; its difference to any other is finite
-BLOCK = 256  # tokens that a draw from the whole vocabulary skips at a time
-RARE = (1e-4, 1e-5, 0.0)  # what top-p and typical p leave is looked for among the tokens so probable first
 
 Logits = NDArray[np.float32]
-Weights = NDArray[np.floating]
 Ids = NDArray[np.integer]
 
 
@@ -34,8 +33,9 @@ class Sampling:
         temperature: divides the logits, > 0.
         top_k: how many of the best tokens stay; None: all.
         top_p: the fewest best tokens stay whose probabilities add up to it, in (0, 1].
-        typical_p: the most typical tokens of those stay whose probabilities add up to it, in (0, 1]; see `typical`.
-        repetition_penalty: see `penalise_repetition`; 1 is none.
+        typical_p: the most typical tokens of those stay whose probabilities add up to it, in (0, 1]; Meister et
+            al., "Locally typical sampling", arXiv 2202.00666, section 4.
+        repetition_penalty: see `penalised`; 1 is none.
         repeatable: whether the client chose the seed, or none is needed; a seed that was drawn comes only once.
     """
 
@@ -63,22 +63,46 @@ class Choice:
     seen: Sequence[int] = ()
 
 
-def choose(logits: Logits, choices: Sequence[Choice]) -> list[int]:
-    """Return the next token of every row, given the model's logits [B, V]; of equally good ones that of smaller id."""
-    return [_choose(row, choice) for row, choice in zip(logits, choices, strict=True)]
+def choose(logits: Logits, choices: Sequence[Choice], threads: int = 1) -> list[int]:
+    """Return the next token of every row, given the model's logits [B, V]; of equally good ones that of smaller id.
+
+    Args:
+        logits: of the model; changed meanwhile, and afterwards as before.
+        choices: how each row's token is chosen.
+        threads: that compute.
+    """
+    logits = np.require(logits, np.float32, ["C", "W"])
+    ways = [choice.how for choice in choices]
+    heat = [0 if how.seed is None else max(how.temperature, COLDEST) for how in ways]
+    chosen = np.empty(len(choices), np.int64)
+    with _penalised(logits, choices):
+        draw(
+            logits,
+            chosen,
+            temperature=np.array(heat, np.float32),
+            top_k=np.array([how.top_k or 0 for how in ways], np.int64),
+            top_p=np.array([how.top_p for how in ways], np.float64),
+            typical_p=np.array([how.typical_p for how in ways], np.float64),
+            uniform=np.array([choice.uniform for choice in choices], np.float64),
+            threads=threads,
+            instructions=None,
+        )
+    found: list[int] = chosen.tolist()
+    return found
 
 
-def _choose(logits: Logits, choice: Choice) -> int:
-    """Return the next token, given its logits [V]: row by row, what is computed with stays in the CPU's cache."""
-    how = choice.how
-    if how.repetition_penalty != 1:
-        logits = penalise_repetition(logits, choice.seen, how.repetition_penalty)
-    if how.seed is None:
-        return int(logits.argmax())
-    if how.top_k is None or how.top_k >= len(logits):
-        return _draw_from(_weights(logits, how), choice)
-    ids = best(logits, how.top_k)
-    return int(ids[_draw_from(_weights(logits[ids], how), choice)])
+@contextmanager
+def _penalised(logits: Logits, choices: Sequence[Choice]) -> Iterator[None]:
+    """Penalise what was seen, where that is wanted, for a while."""
+    before = []
+    for row, choice in zip(logits, choices, strict=True):
+        if choice.how.repetition_penalty != 1:
+            ids = np.array(choice.seen, np.intp)
+            before.append((row, ids, row[ids]))
+            row[ids] = penalised(row[ids], choice.how.repetition_penalty)
+    yield
+    for row, ids, values in before:
+        row[ids] = values
 
 
 def best(logits: Logits, count: int) -> Ids:
@@ -98,110 +122,30 @@ def best(logits: Logits, count: int) -> Ids:
     return found
 
 
-def _weights(logits: Logits, how: Sampling) -> Logits:
-    """Return the odds of tokens at the temperature, the best one's 1, given their logits."""
-    weights: Logits = logits - logits.max()
-    if how.temperature != 1:
-        with np.errstate(over="ignore"):  # to minus infinity, whose share is none
-            weights /= np.float32(max(how.temperature, COLDEST))
-    np.exp(weights, out=weights)
-    return weights
-
-
-def _draw_from(weights: Weights, choice: Choice) -> int:
-    """Return the place of the token that is drawn, given the weights of some tokens or all."""
-    if choice.how.top_p < 1 or choice.how.typical_p < 1:
-        return _draw_from_some(weights / weights.sum(), choice)
-    blocks = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64)  # [V / BLOCK]
-    block = _draw(blocks, choice.uniform)
-    rest = (choice.uniform * blocks.sum() - blocks[:block].sum()) / blocks[block]  # the draw within the block
-    return block * BLOCK + _draw(weights[block * BLOCK : (block + 1) * BLOCK], rest)
-
-
-def _draw_from_some(odds: Weights, choice: Choice) -> int:
-    """Draw from what top-p and typical p leave of the probabilities."""
-    how = choice.how
-    inside = nucleus(odds, how.top_p) if how.top_p < 1 else np.flatnonzero(odds)
-    if how.typical_p < 1:
-        inside = inside[odds[inside] > 0]
-        inside = inside[typical(odds[inside], how.typical_p)]
-    return int(inside[_draw(odds[inside], choice.uniform)])
-
-
-def nucleus(odds: Weights, p: float) -> Ids:
-    """Return the fewest tokens whose probabilities add up to at least `p`; of equal ones the first.
-
-    Reference: Holtzman et al., "The curious case of neural text degeneration", arXiv 1904.09751, section 3.1.
-    """
-    for rare in RARE:
-        ids = np.flatnonzero(odds >= rare)
-        likely = odds[ids]
-        if likely.sum(dtype=np.float64) >= p:
-            break
-    ordered = np.sort(likely)[::-1]  # several times faster than sorting ids
-    size = min(int(np.searchsorted(ordered.cumsum(dtype=np.float64), p)) + 1, len(ids))
-    inside = likely > ordered[size - 1]
-    equals = np.flatnonzero(likely == ordered[size - 1])
-    inside[equals[: size - int(inside.sum())]] = True
-    found: Ids = ids[inside]
-    return found
-
-
-def typical(odds: Weights, mass: float) -> Ids:
-    """Return the tokens whose surprise -log p is nearest to the expected one, until they have `mass` of all `odds` > 0.
-
-    Those that are as near as the last one belong to it.
-    Reference: Meister et al., "Locally typical sampling", arXiv 2202.00666, section 4.
-    """
-    shares = odds.astype(np.float64) / odds.sum(dtype=np.float64)
-    surprise = -np.log(shares)
-    entropy = float((shares * surprise).sum())
-    distance = abs(surprise - entropy)
-    for rare in RARE:
-        limit = -log(rare) - entropy if rare else inf  # of the distance; beyond it are the rarer ones
-        near = np.flatnonzero(distance <= limit)
-        if shares[near].sum() >= mass:
-            break
-    near = near[distance[near].argsort()]
-    last = min(int(np.searchsorted(shares[near].cumsum(), mass)), len(near) - 1)
-    found: Ids = np.flatnonzero(distance <= distance[near[last]])
-    return found
-
-
-def _draw(weights: Weights, uniform: float) -> int:
-    """Return the index in whose share of the sum `uniform` falls; never one that weighs nothing."""
-    sums = weights.cumsum(dtype=np.float64)
-    last = int(np.searchsorted(sums, sums[-1]))  # the last with a share
-    return min(int(np.searchsorted(sums, uniform * sums[-1], side="right")), last)
-
-
-def penalise_repetition(logits: Logits, seen: Sequence[int], penalty: float) -> Logits:
-    """Return logits [V] in which the tokens `seen` are less likely (penalty > 1) or more (penalty < 1).
+def penalised(logits: Logits, penalty: float) -> Logits:
+    """Return logits [n] of tokens that were seen: less likely (penalty > 1) or more (penalty < 1).
 
     Reference: CTRL, arXiv 1909.05858, section 4.1, with negative logits multiplied as Hugging Face does.
     """
-    ids = np.array(seen, np.intp)
-    found = logits[ids]
     factor = np.float32(min(max(penalty, 1 / LARGEST), LARGEST))  # others are 0 or infinite in fp32
     with np.errstate(over="ignore"):  # infinities are clipped
-        found = np.where(found < 0, found * factor, found / factor).clip(-LARGEST, LARGEST)
-    penalised = logits.copy()
-    penalised[ids] = found
-    return penalised
-
-
-def log_probabilities(logits: Logits, ids: Sequence[int] | Ids) -> Logits:
-    """Return the model's own log-probabilities of tokens [n], before any warping, in nats, given all logits [V]."""
-    most = logits.max()
-    odds = logits - most
-    total = np.exp(odds, out=odds).sum()
-    found: Logits = logits[ids] - most - np.log(total)
+        found: Logits = np.where(logits < 0, logits * factor, logits / factor).clip(-LARGEST, LARGEST)
     return found
 
 
-def likelihoods(logits: Logits | Sequence[Logits], ids: Sequence[int], count: int) -> tuple[Logits, Ids, Logits]:
-    """Return the log-probability of one token per row [n], and ids and log-probabilities of the best [n, count]."""
+def likelihoods(logits: Logits, ids: Sequence[int], count: int, threads: int = 1) -> tuple[Logits, Ids, Logits]:
+    """Return the model's own log-probability of one token per row [n], in nats, and the best tokens of each.
+
+    Args:
+        logits: of the model, before any warping [n, V].
+        ids: one token per row.
+        count: of the best tokens, whose ids and log-probabilities [n, count] are wanted.
+        threads: that compute.
+    """
+    verdicts = np.empty((len(ids), 5))
+    judge(np.ascontiguousarray(logits), np.array(ids, np.int64), verdicts, threads=threads)
     best_ids = np.stack([best(row, count) for row in logits])  # [n, count]
-    wanted = np.column_stack([ids, best_ids])  # [n, 1 + count]
-    found = np.stack([log_probabilities(*row) for row in zip(logits, wanted, strict=True)])
-    return found[:, 0], best_ids, found[:, 1:]
+    rows = np.arange(len(ids))
+    beside = logits[rows[:, np.newaxis], best_ids] - logits[rows, ids][:, np.newaxis].astype(np.float64)
+    found = verdicts[:, 0].astype(np.float32)
+    return found, best_ids, (verdicts[:, :1] + beside).astype(np.float32)

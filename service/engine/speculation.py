@@ -145,7 +145,8 @@ class Speculation:
             if place:
                 unread = [proposed[writer][-1:] for writer in group]
             logits = self._step(group, unread)
-            chosen = choose(logits, [writer.choice(proposed[writer]) for writer in group])
+            choices = [writer.choice(proposed[writer]) for writer in group]
+            chosen = choose(logits, choices, self._decoder.threads)
             for writer, token_id in zip(group, chosen, strict=True):
                 proposed[writer].append(token_id)
         self._drafting_seconds = time.perf_counter() - began

@@ -225,7 +225,7 @@ static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *
 
 const Instructions amx_instructions = {
     "amx_int8", tiles_supported, normalise, round_row, product_by_tiles, sparse, trains, combine, append, attend, finish,
-    judge,
+    judge, best, weigh, above,
 };
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -842,19 +842,26 @@ enum { JUDGED = 64 * LANES }; /* columns whose sums are in fp32, before they are
 /* The largest of n values, and where it stands first. */
 INLINE float best_of(const float *values, int64_t n, int64_t *place)
 {
-    Floats most = each(values[0]);
-    for (int64_t i = 0; i < n; i += LANES) {
-        const int64_t count = least(LANES, n - i);
-        most = choose(first_lanes(count), larger(load_some(values + i, count), most), most);
+    float best = values[0];
+    int64_t from = 0; /* of the columns that it stands in */
+    for (int64_t start = 0; start < n; start += DRAWN) {
+        Floats most = each(values[start]);
+        int64_t i = start;
+        for (; i + LANES <= least(start + DRAWN, n); i += LANES)
+            most = larger(load(values + i), most);
+        if (i < least(start + DRAWN, n))
+            most = choose(first_lanes(n - i), larger(load_some(values + i, n - i), most), most);
+        const float own = largest(most);
+        if (own > best)
+            best = own, from = start;
     }
-    const float best = largest(most);
-    for (*place = 0; *place < n - 1 && values[*place] != best;)
+    for (*place = from; *place < n - 1 && values[*place] != best;)
         ++*place;
     return best;
 }
 
 /* sums: of e^x, of e^y and of e^y (y - x), x and y being what logits lie below their best, the sums NaN unless all are
- * finite; y is x where there is no reference. */
+ * finite. */
 INLINE void sum_logits(const float *logits, float best, const float *reference, float high, int64_t n, double sums[3])
 {
     for (int64_t start = 0; start < n; start += JUDGED) {
@@ -872,13 +879,38 @@ INLINE void sum_logits(const float *logits, float best, const float *reference, 
     }
 }
 
+/* The first of these where there is no reference. */
+INLINE double sum_exponentials(const float *logits, float best, int64_t n)
+{
+    double sum = 0;
+    for (int64_t start = 0; start < n; start += JUDGED) {
+        Floats part = zeros();
+        int64_t i = start;
+        for (; i + LANES <= least(start + JUDGED, n); i += LANES) {
+            const Floats x = load(logits + i) - each(best);
+            part += fma_lanes(x, zeros(), exponential(x));
+        }
+        if (i < least(start + JUDGED, n)) {
+            const Floats x = load_some(logits + i, n - i) - each(best);
+            part += choose(first_lanes(n - i), fma_lanes(x, zeros(), exponential(x)), zeros());
+        }
+        sum += (double)total(part);
+    }
+    return sum;
+}
+
 static void judge(const float *logits, const float *reference, int64_t n, int64_t target, double *out)
 {
     int64_t place, other;
     double sums[3] = { 0 };
-    reference = reference ? reference : logits;
-    const float best = best_of(logits, n, &place), high = best_of(reference, n, &other);
-    sum_logits(logits, best, reference, high, n, sums);
+    const float best = best_of(logits, n, &place), high = reference ? best_of(reference, n, &other) : best;
+    if (reference)
+        sum_logits(logits, best, reference, high, n, sums);
+    else {
+        sums[0] = sums[1] = sum_exponentials(logits, best, n);
+        sums[2] = 0 * sums[0];
+        reference = logits, other = place;
+    }
     out[0] = (double)(logits[target] - best) - log(sums[0]);
     out[1] = (double)(reference[target] - high) - log(sums[1]);
     out[2] = sums[2] / sums[1] + log(sums[0]) - log(sums[1]);
@@ -886,6 +918,57 @@ static void judge(const float *logits, const float *reference, int64_t n, int64_
     out[4] = (double)other;
 }
 
+static int64_t best(const float *values, int64_t n)
+{
+    int64_t place;
+    best_of(values, n, &place);
+    return place;
+}
+
+static void weigh(const float *logits, int64_t n, float temperature, float *weights, double *sums)
+{
+    int64_t place;
+    const Floats best = each(best_of(logits, n, &place)), per_degree = each(1 / temperature);
+    for (int64_t start = 0; start < n; start += DRAWN) {
+        Floats sum = zeros();
+        int64_t i = start;
+        for (; i + LANES <= least(start + DRAWN, n); i += LANES) {
+            const Floats weight = exponential((load(logits + i) - best) * per_degree);
+            store(weights + i, weight);
+            sum += weight;
+        }
+        if (i < least(start + DRAWN, n)) {
+            const Floats weight = exponential((load_some(logits + i, n - i) - best) * per_degree);
+            store_some(weights + i, weight, n - i);
+            sum += choose(first_lanes(n - i), weight, zeros());
+        }
+        sums[start / DRAWN] = total(sum);
+    }
+}
+
+static int64_t above(const float *values, int64_t n, float bound, int32_t *places)
+{
+    int64_t found = 0, i = 0;
+    for (; i + LANES <= n; i += LANES) {
+#if defined(AVX512)
+        const __mmask16 found_here = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + i), _mm512_set1_ps(bound), _CMP_GE_OQ);
+        const Ints lanes = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+        if (found_here)
+            _mm512_mask_compressstoreu_epi32(places + found, found_here, (__m512i)(lanes + (int32_t)i));
+        found += __builtin_popcount(found_here);
+#else
+        if (largest(load(values + i)) >= bound)
+            for (int64_t j = i; j < i + LANES; j++)
+                if (values[j] >= bound)
+                    places[found++] = (int32_t)j;
+#endif
+    }
+    for (; i < n; i++)
+        if (values[i] >= bound)
+            places[found++] = (int32_t)i;
+    return found;
+}
+
 const Instructions INSTRUCTIONS = {
-    NAME, supported, normalise, round_row, product, sparse, trains, combine, append, attend, finish, judge,
+    NAME, supported, normalise, round_row, product, sparse, trains, combine, append, attend, finish, judge, best, weigh, above,
 };

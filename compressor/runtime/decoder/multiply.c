@@ -83,9 +83,6 @@ static void panel_tile(void *task, int64_t tile, int64_t thread)
         with->product(t->leaf, t->p, &t->rounded, from, to, memory);
 }
 
-/* Threads that some work is worth: waking one for less takes longer than doing it. */
-static int64_t threads_for(const Engine *engine, double work) { return work < 32768 ? 1 : engine->threads; }
-
 /* Every thread takes one large tile and then what is left in small ones: all end together, and little is handed out. */
 static void run_panels(Engine *engine, Task *t, size_t bytes)
 {

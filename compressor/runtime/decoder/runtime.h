@@ -131,6 +131,10 @@ typedef struct {
     void (*attend)(const Attention *a, int64_t row, int64_t rows, int64_t head, float *memory);
     void (*finish)(const Product *p, int64_t row, int64_t n);
     void (*judge)(const float *logits, const float *reference, int64_t n, int64_t target, double *out);
+    int64_t (*best)(const float *values, int64_t n);
+    /* weights [n] = e^((logits - the best one) / temperature), and their sums, DRAWN at a time. */
+    void (*weigh)(const float *logits, int64_t n, float temperature, float *weights, double *sums);
+    int64_t (*above)(const float *values, int64_t n, float bound, int32_t *places); /* places of those >= bound */
 } Instructions;
 
 extern const Instructions amx_instructions, avx512_instructions, avx2_instructions, portable_instructions;
@@ -169,6 +173,9 @@ typedef struct {
     Arena arena;
 } Engine;
 
+/* Threads that some work is worth: waking one for less takes longer than doing it. */
+static inline int64_t threads_for(const Engine *engine, double work) { return work < 32768 ? 1 : engine->threads; }
+
 void multiply(Engine *engine, const Matrix *m, const Product *p);
 /* out [count, k] = the rows `ids` of m, in [0, n). */
 void look_up(Engine *engine, const Matrix *m, const int64_t *ids, int64_t count, float *out);
@@ -203,11 +210,22 @@ typedef struct {
 
 void decode(Engine *engine, const Decoder *decoder, const Step *step);
 
-enum { VERDICT = 5 };
+enum { VERDICT = 5, DRAWN = 256 };
 /* out [rows, VERDICT]: for logits [rows, n] the log-probability of one target, that by the reference (or NULL), the
  * divergence from it, and the best of both. */
 void judge_all(Engine *engine, const float *logits, const float *reference, int64_t rows, int64_t n, const int64_t *targets,
                double *out);
+
+/* How a token is drawn. */
+typedef struct {
+    float temperature;                /* 0 takes the best token */
+    int64_t top_k;                    /* 0: all */
+    double top_p, typical_p;          /* 1: all */
+    double uniform;                   /* the draw, in [0, 1) */
+} Draw;
+
+/* chosen [rows]: a token for each row of logits [rows, n]. */
+void draw_all(Engine *engine, const float *logits, int64_t rows, int64_t n, const Draw *how, int64_t *chosen);
 
 /* Leaves. `codes` etc. are as in the artefact; nothing of them is kept. Returns 0 if there is no memory. */
 int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *values);

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.runtime._decoder import INSTRUCTIONS, Matrix, judge
+from compressor.runtime._decoder import INSTRUCTIONS, Matrix, draw, judge
 from compressor.runtime.matrices import matmul, matrix_of, rows
 from compressor.runtime.model import KV_DTYPES, Cache, Model
 
@@ -90,7 +90,31 @@ class Verdicts(NamedTuple):
             yield out
 
 
-Case = Products | Steps | Verdicts
+class Draws(NamedTuple):
+    """Logits [n, V] that tokens are drawn from."""
+
+    logits: Array
+
+    def answers(self, threads: int, instructions: str) -> Iterator[Array]:
+        """Yield tokens drawn in every way."""
+        n = len(self.logits)
+        for heat, k, p, typical in itertools.product([0, 0.7, 30], [0, 1, 40, 10**6], [1.0, 0.9], [1.0, 0.5]):
+            chosen = np.empty(n, np.int64)
+            draw(
+                self.logits,
+                chosen,
+                temperature=np.full(n, heat, np.float32),
+                top_k=np.full(n, k),
+                top_p=np.full(n, p),
+                typical_p=np.full(n, typical),
+                uniform=np.linspace(0, 1, n, endpoint=False),
+                threads=threads,
+                instructions=instructions,
+            )
+            yield chosen
+
+
+Case = Products | Steps | Verdicts | Draws
 BAD: dict[str, Callable[[Any], object]] = {
     "x must have rows of 4 values": lambda m: m.matmul(np.zeros((1, 5), np.float32), np.zeros((1, 2), np.float32)),
     "out must have shape": lambda m: m.matmul(np.zeros((1, 4), np.float32), np.zeros((1, 3), np.float32)),

@@ -22,7 +22,7 @@ from compressor.formats import Dense, Format
 from compressor.runtime._decoder import INSTRUCTIONS
 from compressor.tensors import array
 from tests.cases import CODECS, FORMAT_CASES, format_case
-from tests.compressor.runtime.replay import Case, Products, Steps, Stored, Verdicts, plain
+from tests.compressor.runtime.replay import Case, Draws, Products, Steps, Stored, Verdicts, plain
 from tests.conftest import TINY, tiny_model
 from tests.tools import debian_program, not_run, python_headers
 
@@ -74,7 +74,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     odd = replace(TINY, vocab_size=700, n_embd=36, n_head=3, n_inner=80)
     decoders = [steps(replace(odd, activation_function=name), first) for first, name in enumerate(get_args(Activation))]
     judged = [verdicts(columns) for columns in (1, 15, 2500)]
-    return written(tmp_path_factory.mktemp("replay") / "shared", [*large, *forms, *decoders, *judged])
+    drawn = [Draws(case.logits) for case in judged]
+    return written(tmp_path_factory.mktemp("replay") / "shared", [*large, *forms, *decoders, *judged, *drawn])
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,17 @@
 import math
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
+from compressor.runtime._decoder import INSTRUCTIONS, draw
 from service.engine import sampling
 from service.engine.sampling import Choice, Sampling
+from tests.compressor.runtime.replay import Draws
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30).map(
     lambda scores: np.array(scores, np.float32)
@@ -75,30 +78,29 @@ def test_of_equal_tokens_the_first_are_in_the_top_k() -> None:
     assert chosen == [5, 300, 301]
 
 
-@example(np.array([-(2.0**-24), 0], np.float32), 0.5)  # equal in fp32 only where they are rounded from fp64
-@given(LOGITS, st.floats(0.01, 0.99))
-def test_top_p_leaves_the_fewest_that_reach_p(logits: NDArray[np.float32], p: float) -> None:
-    weights = np.exp(logits - logits.max())  # in fp32, as they are drawn from: others may order near equals otherwise
-    odds = weights / weights.sum()
-    inside = np.isin(np.arange(len(odds)), sampling.nucleus(odds, p))
-    assert odds[inside].sum() >= p - 1e-5
-    assert odds[inside].sum() - odds[inside].min() < p + 1e-5
-    assert inside.all() or odds[inside].min() >= odds[~inside].max()
-    left = np.where(inside, odds, 0).astype(np.float64)
-    assert_drawn_from(logits, Sampling(seed=0, top_p=p), left / left.sum())
-
-
-@given(st.integers(0, 2**32), st.floats(0.01, 1))
-def test_top_p_of_a_whole_vocabulary(seed: int, p: float) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.floats(0.01, 0.999),
+    st.sampled_from([0.0, 0.1, 1.0, 5.0]),
+    st.sampled_from([2, 300, 5000]),
+    st.sampled_from([None, 2, 200]),
+)
+def test_top_p_leaves_what_transformers_leaves(
+    seed: int, p: float, spread: float, size: int, top_k: int | None
+) -> None:
     """Sharp or flat: where the nucleus is looked for makes no difference to what it is."""
     random = np.random.default_rng(seed)
-    scores = random.normal(size=5000) * random.choice([0, 0.1, 1, 5])
-    odds = np.exp(scores - scores.max()).astype(np.float32)
-    odds /= odds.sum()
-    inside = sampling.nucleus(odds, p)
-    assert odds[inside].sum(dtype=np.float64) >= min(p, odds.sum(dtype=np.float64)) - 1e-9
-    assert odds[inside].sum(dtype=np.float64) - odds[inside].min() < p + 1e-9
-    assert len(inside) == len(odds) or odds[inside].min() >= np.delete(odds, inside).max()
+    logits = (np.float32(spread) * random.normal(size=size) + 1e-3 * random.normal(size=size)).astype(np.float32)
+    scores = torch.from_numpy(logits).double().unsqueeze(0)
+    if top_k is not None:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    expected = TopPLogitsWarper(p)(None, scores)[0].softmax(-1).numpy()
+    assert_drawn_from(logits, Sampling(seed=0, top_k=top_k, top_p=p), expected)
+
+
+def test_of_equal_tokens_the_first_are_in_the_nucleus() -> None:
+    assert shares(np.zeros(8, np.float32), Sampling(seed=0, top_p=0.3)).nonzero()[0].tolist() == [0, 1, 2]
+    assert shares(np.array([3, 5, 5], np.float32), Sampling(seed=0, top_p=0.1)).tolist() == [0, 1, 0]
 
 
 @given(
@@ -124,24 +126,20 @@ def test_typical_p_leaves_what_transformers_leaves(
     assert_drawn_from(logits[0].numpy(), how, expected.numpy())
 
 
-@given(st.integers(0, 2**32), st.sampled_from([0.001, 0.3, 0.95, 0.9999]), st.sampled_from([0.0, 0.1, 1.0, 5.0, 20.0]))
+@given(st.integers(0, 2**32), st.sampled_from([0.001, 0.3, 0.95, 0.9999]), st.sampled_from([0.1, 1.0, 5.0, 20.0]))
 def test_typical_tokens_of_a_whole_vocabulary(seed: int, mass: float, spread: float) -> None:
-    """Sharp or flat: where they are looked for makes no difference to what they are."""
-    logits = torch.from_numpy(spread * np.random.default_rng(seed).normal(size=(1, 5000)))
-    expected = TypicalLogitsWarper(mass)(None, logits)[0].isfinite()
-    odds = logits[0].softmax(-1).numpy()
-    ids = np.flatnonzero(odds)
-    assert ids[sampling.typical(odds[ids], mass)].tolist() == expected.nonzero()[:, 0].tolist()
+    logits = (spread * np.random.default_rng(seed).normal(size=5000)).astype(np.float32)
+    expected = TypicalLogitsWarper(mass)(None, torch.from_numpy(logits).double().unsqueeze(0))[0].softmax(-1).numpy()
+    assert_drawn_from(logits, Sampling(seed=0, typical_p=mass), expected)
 
 
 def test_as_typical_as_the_last_one_is_typical() -> None:
-    assert sampling.typical(np.full(8, 0.125, np.float32), 0.2).tolist() == list(range(8))
-    assert sampling.typical(np.array([0.9, 0.1], np.float32), 0.5).tolist() == [0]
-    assert sampling.typical(np.array([1.0], np.float32), 0.99).tolist() == [0]
+    for odds, mass, expected in (([0.125] * 8, 0.2, [0.125] * 8), ([0.9, 0.1], 0.5, [1, 0]), ([1.0], 0.99, [1])):
+        assert_drawn_from(np.log(np.array(odds, np.float32)), Sampling(seed=0, typical_p=mass), np.array(expected))
 
 
 def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
-    logits = normal(0, 3 * sampling.BLOCK + 7)
+    logits = normal(0, 3 * 256 + 7)
     odds = softmax(logits)
     uniforms = [(i + 0.5) / 3_000 for i in range(3_000)]
     chosen = [sampling.choose(logits[np.newaxis], [Choice(Sampling(seed=0), u)])[0] for u in uniforms]
@@ -167,7 +165,8 @@ def test_a_cold_draw_is_the_best_token(
 @given(LOGITS, st.floats(1, 10), st.data())
 def test_penalty_only_lowers_what_was_seen(logits: NDArray[np.float32], penalty: float, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
-    penalised = sampling.penalise_repetition(logits, ids, penalty)
+    penalised = logits.copy()
+    penalised[ids] = sampling.penalised(logits[ids], penalty)
     seen = np.isin(np.arange(len(logits)), ids)
     assert np.array_equal(penalised[~seen], logits[~seen])
     assert (penalised[seen] <= logits[seen]).all()
@@ -184,7 +183,7 @@ def test_every_legal_penalty_leaves_something_to_draw_from(
     ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
     p = data.draw(st.sampled_from([1.0, 5e-324, math.nextafter(1, 0)]))
     how = Sampling(seed=0, top_p=5e-324, top_k=k, typical_p=p, repetition_penalty=penalty)
-    assert np.isfinite(sampling.penalise_repetition(logits, ids, penalty)).all()
+    assert np.isfinite(sampling.penalised(logits, penalty)).all()
     assert 0 <= sampling.choose(logits[np.newaxis], [Choice(how, 0.5, ids)])[0] < len(logits)
 
 
@@ -228,3 +227,22 @@ def test_likelihoods_are_those_of_torch(seed: int, spread: float, count: int) ->
     assert np.array_equal(best_ids, top.indices)
     for ours, theirs in ((found, expected[range(4), [0, 1, 2, 4999]]), (best, top.values)):
         torch.testing.assert_close(torch.from_numpy(ours), theirs)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("typical_p", math.nan), ("uniform", 1.0)],
+)
+def test_illegal_draws(argument: str, value: float) -> None:
+    legal = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "uniform": 0.5} | {argument: value}
+    kinds = {"temperature": np.float32, "top_k": np.int64}
+    given = {name: np.array([number], kinds.get(name, np.float64)) for name, number in legal.items()}
+    with pytest.raises(ValueError, match="temperature and top_k must be at least 0, top_p and typical_p above 0"):
+        draw(normal(0, 1, 5), np.empty(1, np.int64), **given, threads=1, instructions=None)
+
+
+def test_every_set_of_instructions_draws_the_same() -> None:
+    for logits in (normal(1, 24, 777), 4 * normal(2, 24, 50_257)):
+        first, *others = [list(Draws(logits).answers(2, name)) for name in INSTRUCTIONS]
+        for other in others:
+            np.testing.assert_array_equal(first, other)
