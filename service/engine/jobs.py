@@ -1,6 +1,7 @@
 """What the engine works on, and how its results reach the event loop."""
 
 import asyncio
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -15,6 +16,7 @@ from service.metrics import Metrics
 from service.process.logs import CURRENT_REQUEST
 
 Event = TypeVar("Event")
+LONGEST_TURN_SECONDS = 0.02  # that the engine waits for readers
 
 
 class Mailbox(Generic[Event]):
@@ -91,24 +93,35 @@ class Mailbox(Generic[Event]):
                 yield event
 
 
-def deliver(mailboxes: Iterable[Mailbox[Any]]) -> None:
-    """Wake the readers of those that have news, with one call per event loop. For the engine thread."""
+def deliver(mailboxes: Iterable[Mailbox[Any]], least: int = 0) -> None:
+    """Wake the readers of those that have news, with one call per event loop. For the engine thread.
+
+    Args:
+        mailboxes: any.
+        least: where so many have news, return only when their readers have had their turn.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[Mailbox[Any]]] = {}
     for mailbox in mailboxes:
         if mailbox.news:
             mailbox.news = False
             by_loop.setdefault(mailbox.loop, []).append(mailbox)
     for loop, group in by_loop.items():
+        read = threading.Event() if least and len(group) >= least else None
         try:
-            loop.call_soon_threadsafe(_wake, group)
+            loop.call_soon_threadsafe(_wake, loop, group, read)
         except RuntimeError:  # the loop is closed, so the answer is not read any more
             for mailbox in group:
                 mailbox.cancel()
+        else:
+            if read is not None:
+                read.wait(LONGEST_TURN_SECONDS)
 
 
-def _wake(mailboxes: list[Mailbox[Any]]) -> None:
+def _wake(loop: asyncio.AbstractEventLoop, mailboxes: list[Mailbox[Any]], read: threading.Event | None) -> None:
     for mailbox in mailboxes:
         mailbox.wake()
+    if read is not None:
+        loop.call_soon(loop.call_soon, read.set)  # the readers' turn is the loop's next one, the first of these
 
 
 class Request(ABC, Generic[Event]):

@@ -55,17 +55,6 @@ INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_
     }
 }
 
-/* Codes of columns at .. at + count - 1 of row `row`: their high bytes apart from their low ones, both signed, or just bytes. */
-INLINE void arrange(Ints codes, int16_t *rows, int64_t row, int64_t stride, int64_t at, int64_t count, const int PLANES)
-{
-    int8_t *to = (int8_t *)rows + PLANES * row * stride + at;
-    const Ints high = PLANES == 2 ? (codes + 128) >> 8 : codes;
-    const __m128i bytes[2] = { _mm512_cvtepi32_epi8((__m512i)high), _mm512_cvtepi32_epi8((__m512i)(codes - high * 256)) };
-    const size_t size = (size_t)padded(count, VECTOR);
-    memcpy(to, &bytes[0], count == LANES ? LANES : size);
-    if (PLANES == 2)
-        memcpy(to + stride, &bytes[1], count == LANES ? LANES : size);
-}
 #elif defined(AVX2)
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int PLANES,
                 const int R, Ints *sums)
@@ -99,6 +88,40 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t st
     }
 }
 
+#elif defined(NEON)
+/* Two rows of x fill the registers. These products are of signed bytes: codes are moved by 128, which a fifth product of
+ * the row with that makes good. */
+INLINE void dot(const uint8_t *codes, const int16_t *rows, int64_t first, int64_t stride, int64_t vectors, const int PLANES,
+                const int R, Ints *sums)
+{
+    const int8x16_t moved = vdupq_n_s8(-128);
+    for (int row = 0; row < R; row += 2) {
+        int32x4_t part[2][2][5];
+        memset(part, 0, sizeof part);
+        for (int64_t v = 0; v < vectors; v++) {
+            int8x16_t w[4];
+            for (int q = 0; q < 4; q++)
+                w[q] = veorq_s8(vld1q_s8((const int8_t *)codes + v * 64 + q * 16), moved);
+            for (int r = 0; r < 2 && row + r < R; r++)
+                for (int plane = 0; plane < PLANES; plane++) {
+                    int32_t four;
+                    memcpy(&four, (const int8_t *)rows + (PLANES * (row + r) + plane) * stride + (first + v) * VECTOR, sizeof four);
+                    const int8x16_t columns = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                    for (int q = 0; q < 4; q++)
+                        part[r][plane][q] = vdotq_s32(part[r][plane][q], w[q], columns);
+                    part[r][plane][4] = vdotq_s32(part[r][plane][4], moved, columns);
+                }
+        }
+        for (int r = 0; r < 2 && row + r < R; r++)
+            for (int q = 0; q < 4; q++) {
+                int32x4_t sum = vsubq_s32(part[r][0][q], part[r][0][4]);
+                if (PLANES == 2)
+                    sum = vaddq_s32(vshlq_n_s32(sum, 8), vsubq_s32(part[r][1][q], part[r][1][4]));
+                vst1q_s32((int32_t *)&sums[row + r] + 4 * q, sum);
+            }
+    }
+}
+
 #else
 INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t stride, int64_t vectors, const int PLANES,
                 const int R, Ints *sums)
@@ -117,7 +140,20 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t st
 
 #endif
 
-#if !defined(AVX512)
+#if defined(AVX512) || defined(NEON)
+#define IN_BYTES
+/* Codes of columns at .. at + count - 1 of row `row`: their high bytes apart from their low ones, both signed, or just bytes. */
+INLINE void arrange(Ints codes, int16_t *rows, int64_t row, int64_t stride, int64_t at, int64_t count, const int PLANES)
+{
+    int8_t *to = (int8_t *)rows + PLANES * row * stride + at;
+    const Ints high = PLANES == 2 ? (codes + 128) >> 8 : codes;
+    const Quarters bytes[2] = { __builtin_convertvector(high, Quarters), __builtin_convertvector(codes - high * 256, Quarters) };
+    const size_t size = (size_t)padded(count, VECTOR);
+    memcpy(to, &bytes[0], count == LANES ? LANES : size);
+    if (PLANES == 2)
+        memcpy(to + stride, &bytes[1], count == LANES ? LANES : size);
+}
+#else
 INLINE void arrange(Ints codes, int16_t *rows, int64_t row, int64_t stride, int64_t at, int64_t count, const int PLANES)
 {
     const Halves halves = __builtin_convertvector(codes, Halves);
@@ -214,7 +250,7 @@ INLINE Floats scaled_sum(const Leaf *leaf, const Rounded *x, int64_t row, int64_
 INLINE const int16_t *row_of(const Leaf *leaf, const Rounded *x, int64_t row, const int PLANES)
 {
     const int64_t stride = leaf->vectors * VECTOR;
-#if defined(AVX512)
+#if defined(IN_BYTES)
     return x->codes + row * stride * PLANES / 2;
 #else
     (void)PLANES;

@@ -7,6 +7,8 @@ static const Instructions *const ALL[] = {
     &portable_instructions,
 #if defined(__x86_64__)
     &avx2_instructions, &avx512_instructions, &amx_instructions,
+#elif defined(__aarch64__)
+    &neon_instructions,
 #endif
 };
 enum { COUNT = sizeof ALL / sizeof *ALL };

@@ -137,7 +137,7 @@ typedef struct {
     int64_t (*above)(const float *values, int64_t n, float bound, int32_t *places); /* places of those >= bound */
 } Instructions;
 
-extern const Instructions amx_instructions, avx512_instructions, avx2_instructions, portable_instructions;
+extern const Instructions neon_instructions, amx_instructions, avx512_instructions, avx2_instructions, portable_instructions;
 
 /* Bytes that these need for themselves. */
 size_t product_bytes(int64_t rows);
