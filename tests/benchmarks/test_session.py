@@ -142,7 +142,7 @@ def test_percentiles_are_in_milliseconds() -> None:
 
 
 def test_gaps_belong_to_the_window_in_which_they_end() -> None:
-    streams = [[0, 1, 2, 3, 7, 8, 9], [0, 1, 3, 4, 8, 9, 10]]  # when asked for, then every token
+    streams: list[list[float]] = [[0, 1, 2, 3, 7, 8, 9], [0, 1, 3, 4, 8, 9, 10]]  # when asked for, then every token
     assert gaps(streams, 1, 4) == [1, 1, 2, 1]
     found = beside(streams, sent=4, answered=7.5)
     assert found["prompt_ms"] == 3500
