@@ -27,6 +27,7 @@ from tests.benchmarks import presets
 from tests.benchmarks.plan import GPT2_124M, PROMPT, SEED
 
 ROOT = Path(__file__).parents[2]
+TEXT_PROMPTS = 60  # of the text to judge by: 1,000 tokens, by which activations of 8 bits lose no perplexity
 
 
 def checkpoint(folder: Path, out: Path, config: GPT2Config) -> None:
@@ -66,7 +67,7 @@ def tokenizer_json(vocab_size: int) -> bytes:
 def _artifact(plan: Plan, activations: Activations = 16) -> Callable[[Path, Path, GPT2Config], None]:
     def write(folder: Path, out: Path, config: GPT2Config) -> None:
         text = out.with_suffix(".txt")
-        text.write_text(PROMPT)  # quality means nothing here, and long texts take long
+        text.write_text(f"{PROMPT} " * TEXT_PROMPTS)
         context = Context(checkpoint=huggingface.load(str(folder / "checkpoint")))
         try:
             settings = build(context, plan, out, text=text, activations=activations).provenance.config
