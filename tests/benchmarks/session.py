@@ -20,6 +20,7 @@ from tests.benchmarks.plan import Plan
 Sample = dict[str, Any]
 Measure = Callable[[], Sample]
 PREPARATION_SECONDS = 1200
+BUSY_REPEATS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +111,10 @@ class Session:
         return self._worker(name, "--batches", *batches, "--prefills", *prefills)
 
     def _busy(self, name: str) -> Sample:
+        """Return decoding beside a busy loop, often enough for a median, since the scheduler moves both about."""
+        repeats = ["--repeats", BUSY_REPEATS, "--limit", BUSY_REPEATS * self.plan.limit_seconds]
         with children.busy_loop():
-            return self._worker(name, "--batches", *self.plan.busy_batches)
+            return self._worker(name, *repeats, "--batches", *self.plan.busy_batches)
 
     def _http(self, name: str) -> Sample:
         """Return what the service does, and before it the same requests in process, without HTTP."""
