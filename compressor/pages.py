@@ -1,14 +1,17 @@
 """Pages in Markdown with generated blocks, each between `<!-- generated: NAME -->` and `<!-- end -->`."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compressor.storage import durable
 from compressor.storage.run_folder import require_files, require_writable
 
 ROOT = Path(__file__).parents[1]  # of the checkout, where the pages are
+MISSING = "Not measured yet."
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,22 @@ class Block:
     name: str
     page: str
     text: Callable[[], str]
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the committed results in a file, or None where nothing was measured yet."""
+    results: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return results
+
+
+def told(path: Path, tell: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """Return what makes a block of the committed results in a file, or says that there are none yet."""
+
+    def text() -> str:
+        results = read(path)
+        return MISSING if results is None else tell(results)
+
+    return text
 
 
 def refreshed(blocks: Iterable[Block], root: Path = ROOT) -> dict[Path, str]:

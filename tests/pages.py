@@ -2,7 +2,7 @@
 
 from compressor.experiments import pretraining_tables as pretraining
 from compressor.experiments import tables
-from compressor.pages import refresh
+from compressor.pages import read, refresh
 from tests.benchmarks import cache_report, sizing
 from tests.benchmarks import report as speed
 from tests.e2e import answer
@@ -16,7 +16,7 @@ def main() -> None:
     refresh(BLOCKS)
     tables.draw_plots()
     pretraining.draw()
-    if (results := speed.read()) is not None:
+    if (results := read(speed.SPEED)) is not None:
         speed.draw(results, speed.PLOT)
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from compressor.experiments.experiment import RESULTS
 from compressor.experiments.pretraining import pretrainings
-from compressor.pages import Block, table
+from compressor.pages import MISSING, Block, table
 from compressor.plot import save
 
 PLOT = RESULTS / "learning-curves.svg"
 PAGE = "compressor/pretraining/README.md"
-MISSING = "Not measured yet."
 EXPERIMENTS = {experiment.name: experiment for experiment in pretrainings()}
 COMPARABLE = 18.08 / 17.55  # TTM-64 against dense, WikiText-103 (arXiv 2306.02697): what its authors call so
 WAYS = {

@@ -32,7 +32,8 @@ def main() -> None:
     else:
         _write(results, FOLDER / f"{plan.name}.json")
     session.forget()
-    print("", report.tables(results), "", *bars(results), sep="\n")
+    told = (report.tables(results), report.busy(results), report.arrival(results))
+    print("", *(f"{text}\n" for text in told), *bars(results), sep="\n")
 
 
 def _arguments() -> argparse.Namespace:

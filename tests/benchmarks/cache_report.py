@@ -1,26 +1,16 @@
 """What the cache of contractions saves, as the page of the service shows it. Nothing here measures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from compressor.pages import Block, table
+from compressor.pages import Block, table, told
 
 CACHE = Path(__file__).parent / "results" / "cache.json"
 Results = dict[str, Any]
 
 
-def read() -> Results | None:
-    """Return the committed results, or None where nothing was measured yet."""
-    results: Results | None = json.loads(CACHE.read_text()) if CACHE.is_file() else None
-    return results
-
-
-def block() -> str:
+def _figures(results: Results) -> str:
     """Return all figures, in Markdown."""
-    results = read()
-    if results is None:
-        return "Not measured yet."
     ranks, load = results["ranks"], results["load_average"]
     lost = [row for row in results["rows"] if row["redis_us"] > row["contraction_us"]]
     starts = [
@@ -53,4 +43,4 @@ def _row(row: Results) -> list[str]:
     return [row["table"], f"`{row['format']}`", f"{row['rows']}", *figures]
 
 
-BLOCKS = (Block("cache", "service/README.md", block),)
+BLOCKS = (Block("cache", "service/README.md", told(CACHE, _figures)),)

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(10000))"  # ends with its parent at the latest
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
@@ -21,6 +24,16 @@ def run(module: str, *arguments: object, threads: int, seconds: float) -> dict[s
     """Run a module of this package; return the JSON of its last line, or why there is none as "failed"."""
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments)]
     return parsed(command, environment(threads), seconds)
+
+
+@contextmanager
+def busy_loop() -> Iterator[int]:
+    """Keep one core busy from another process meanwhile; gives the process's id."""
+    with subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def parsed(command: list[str], env: dict[str, str], seconds: float) -> dict[str, Any]:

@@ -43,7 +43,10 @@ OURS = "ttgpt-"
 ENGINES: dict[str, Engine] = {
     "ttgpt-int8": Engine(**_TTGPT, weights="int8", bits=8, model="ttgpt-int8"),
     "ttgpt-int4": Engine(**_TTGPT, weights="int4", bits=4, model="ttgpt-int4"),
+    "ttgpt-int4-a8": Engine(**_TTGPT, weights="int4, 8-bit activations", bits=4, model="ttgpt-int4-a8"),
     "ttgpt-compressed": Engine(**_TTGPT, weights="int4, int8 head of rank 256", bits=4, model="ttgpt-compressed"),
+    "ttgpt-balanced": Engine(**_TTGPT, weights="preset balanced", bits=4, model="ttgpt-balanced"),
+    "ttgpt-small": Engine(**_TTGPT, weights="preset small", bits=2, model="ttgpt-small"),
     "transformers-fp32": Engine(**_TRANSFORMERS, weights="fp32", bits=32, load="load_fp32"),
     "transformers-bf16": Engine(**_TRANSFORMERS, weights="bf16", bits=16, load="load_bf16"),
     "ctranslate2-int8": Engine(
@@ -69,5 +72,7 @@ SERVED = ("ttgpt-int8", "ttgpt-compressed")  # also measured through HTTP
 
 
 def peers_of(name: str) -> list[str]:
-    """Return the engines of others whose weights have as many bits as those of an engine."""
-    return [peer for peer, engine in ENGINES.items() if engine.bits == ENGINES[name].bits and not peer.startswith(OURS)]
+    """Return the engines of others whose weights have as many bits as an engine's, or the fewest that are more."""
+    others = {peer: engine.bits for peer, engine in ENGINES.items() if not peer.startswith(OURS)}
+    least = min(bits for bits in others.values() if bits >= ENGINES[name].bits)
+    return [peer for peer, bits in others.items() if bits == least]

@@ -11,7 +11,7 @@ from typing import Any
 from compressor.process.processor import processor
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
-PACKAGES = ("torch", "numpy", "transformers", "ctranslate2", "llama-cpp-python", "gguf", "k6")
+PACKAGES = ("torch", "numpy", "transformers", "ctranslate2", "openvino", "nncf", "llama-cpp-python", "gguf", "k6")
 
 
 def describe(threads: int) -> dict[str, Any]:

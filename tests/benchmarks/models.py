@@ -19,13 +19,15 @@ from compressor import huggingface
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2, encoded
-from compressor.recipes.build import build
+from compressor.recipes.budget import PRESETS
+from compressor.recipes.build import Activations, build
 from compressor.recipes.context import Context
-from compressor.recipes.plans import Recipe
+from compressor.recipes.plans import Plan, Recipe
+from tests.benchmarks import presets
 from tests.benchmarks.plan import GPT2_124M, PROMPT, SEED
 
 ROOT = Path(__file__).parents[2]
-HEAD_RANK = 256
+TEXT_PROMPTS = 60  # of the text to judge by: 1,000 tokens, by which activations of 8 bits lose no perplexity
 
 
 def checkpoint(folder: Path, out: Path, config: GPT2Config) -> None:
@@ -62,18 +64,27 @@ def tokenizer_json(vocab_size: int) -> bytes:
     return json.dumps(tokenizer, ensure_ascii=False).encode()
 
 
-def _artifact(method: str, rest: str | None = None, **options: object) -> Callable[[Path, Path, GPT2Config], None]:
+def _artifact(plan: Plan, activations: Activations = 16) -> Callable[[Path, Path, GPT2Config], None]:
     def write(folder: Path, out: Path, config: GPT2Config) -> None:
-        rank = {"rank": min(HEAD_RANK, config.n_embd // 2)} if method == "svd" else {}
         text = out.with_suffix(".txt")
-        text.write_text(PROMPT)  # quality means nothing here, and long texts take long
-        recipe = Recipe(method=method, options=rank | options, rest=rest)
+        text.write_text(f"{PROMPT} " * TEXT_PROMPTS)
+        context = Context(checkpoint=huggingface.load(str(folder / "checkpoint")))
         try:
-            build(Context(checkpoint=huggingface.load(str(folder / "checkpoint"))), recipe, out, text=text)
+            settings = build(context, plan, out, text=text, activations=activations).provenance.config
         finally:
             text.unlink()
+        if activations == 8 and settings["activations"]["bits"] != 8:
+            raise RuntimeError(f"activations of 8 bits were refused: {settings['activations']}")
 
     return write
+
+
+def _quantized(codec: str) -> Plan:
+    return Recipe(method="quantize", options={"codec": codec})
+
+
+def _preset(name: str) -> Plan:
+    return presets.Carried(preset=name, ratio=PRESETS[name].ratio)
 
 
 def ctranslate2(folder: Path, out: Path, config: GPT2Config) -> None:
@@ -106,9 +117,12 @@ def _openvino(kind: str) -> Callable[[Path, Path, GPT2Config], None]:
 
 FORMS: dict[str, Callable[[Path, Path, GPT2Config], None]] = {
     "checkpoint": checkpoint,
-    "ttgpt-int8": _artifact("quantize", codec="int8"),
-    "ttgpt-int4": _artifact("quantize", codec="int4"),
-    "ttgpt-compressed": _artifact("svd", rest="int4", codec="int8"),
+    "ttgpt-int8": _artifact(_quantized("int8")),
+    "ttgpt-int4": _artifact(_quantized("int4")),
+    "ttgpt-int4-a8": _artifact(_quantized("int4"), activations=8),
+    "ttgpt-compressed": _artifact(Recipe(method="svd", options={"rank": 256, "codec": "int8"}, rest="int4")),
+    "ttgpt-balanced": _artifact(_preset("balanced")),
+    "ttgpt-small": _artifact(_preset("small")),
     "ctranslate2-int8": ctranslate2,
     "openvino-int8": _openvino("int8"),
     "openvino-int4": _openvino("int4"),
@@ -148,12 +162,12 @@ def make(folder: Path, form: str, config: GPT2Config = GPT2_124M) -> Path:
 
 def _made_of(form: str, config: GPT2Config) -> str:
     """Return what a form depends on, as a checksum: our sources, or the converter's version."""
-    digest = hashlib.sha256(repr((form, config, SEED)).encode())
+    digest = hashlib.sha256(repr((form, config, SEED)).encode() + Path(__file__).read_bytes())
     if form.startswith("ttgpt"):
-        for path in sorted((ROOT / "compressor").rglob("*.py")):
+        plans = [presets.PLANS / f"budget-{name}.json" for name in PRESETS]
+        for path in (*sorted((ROOT / "compressor").rglob("*.py")), Path(presets.__file__), *plans):
             digest.update(path.read_bytes())
     else:
-        digest.update(Path(__file__).read_bytes())
         digest.update(version(CONVERTERS[form]).encode())
     return digest.hexdigest()
 

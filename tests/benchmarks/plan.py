@@ -27,6 +27,9 @@ class Plan:
         clients: connections at the same time, through HTTP.
         requests: that each client sends, one after the other.
         http_rounds: how often the service takes its turn.
+        busy_batches: rows decoded at the same time beside a busy loop, in one round.
+        arriving_tokens: of the prompt that arrives beside streams.
+        arriving_seconds: from their beginning until it does.
         bandwidth_bytes: of the buffer that is read.
         limit_seconds: that one figure may take; one that takes longer is reported as too slow.
         seconds: that one process may take.
@@ -42,6 +45,9 @@ class Plan:
     clients: tuple[int, ...]
     requests: int
     http_rounds: int
+    busy_batches: tuple[int, ...] = (1, 8)
+    arriving_tokens: int = 900
+    arriving_seconds: float = 1.5
     bandwidth_bytes: int = 1 << 30
     limit_seconds: float
     seconds: float

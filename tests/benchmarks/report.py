@@ -5,35 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.pages import Block, table
+from compressor.pages import MISSING, Block, table, told
 from compressor.plot import save
 from tests.benchmarks.engines import ENGINES, OURS, peers_of
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed.json"
 PLOT = RESULTS / "speed.svg"
-MISSING = "Not measured yet."
 Results = dict[str, Any]
 RATIO_BATCHES = (1, 8)
 
 
-def read() -> Results | None:
-    """Return the committed results, or None where nothing was measured yet."""
-    results: Results | None = json.loads(SPEED.read_text()) if SPEED.is_file() else None
-    return results
-
-
-def block() -> str:
-    """Return all figures and the plot, in Markdown."""
-    results = read()
-    return MISSING if results is None else f"{tables(results)}\n\n![Decoding speed](results/{PLOT.name})"
-
-
-def peers() -> str:
+def peers(results: Results) -> str:
     """Return the few figures by which engines are chosen, in Markdown."""
-    results = read()
-    if results is None:
-        return MISSING
     head = ["engine", "weights", "B=1", "B=8", "prefill 512", "/ best peer, B=1", "B=8", "prefill 512", "RSS, MB"]
     rows = [
         [
@@ -55,6 +39,37 @@ def tables(results: Results) -> str:
     parts = [_conditions(results), _decode_table(results), _engine_table(results), _absent(results)]
     parts += [_http_table(results), _service(results)]
     return "\n\n".join(part for part in parts if part)
+
+
+def busy(results: Results) -> str:
+    """Return decoding speed beside a busy loop, how much of the quiet one it is, and against peers, in Markdown."""
+    batches = results["plan"].get("busy_batches", ())
+    head = ["engine", "weights", *(f"B={batch}" for batch in batches)]
+    for title in ("of quiet", "/ best peer"):
+        head += [f"{title}, B={batch}" if batch == batches[0] else f"B={batch}" for batch in batches]
+    rows = [
+        [
+            ENGINES[name].label,
+            ENGINES[name].weights,
+            *(_figure(median, "decode", batch) for batch in batches),
+            *(_percent(kept_share(results, name, batch)) for batch in batches),
+            *(_times(ratio(results, name, "decode", batch, "busy")) for batch in batches),
+        ]
+        for name, median in _measured(results, "busy").items()
+    ]
+    return table(head, rows, left=2) if rows else MISSING
+
+
+def arrival(results: Results) -> str:
+    """Return the time between tokens of streams before and while a long prompt is read, in Markdown."""
+    head = ["weights", "prompt read, ms", "before p50, ms", "p95", "longest", "while p50, ms", "p95", "longest"]
+    rows = []
+    for name, median in _measured(results, "http").items():
+        if found := median.get("arrival"):
+            windows = [found.get(window, {}).get(p) for window in ("before", "while") for p in ("p50", "p95", "max")]
+            read = f"{found['prompt_ms']:.0f}" if "prompt_ms" in found else f"failed: {found['failed']}"
+            rows.append([ENGINES[name].weights, read, *map(_milliseconds, windows)])
+    return table(head, rows) if rows else MISSING
 
 
 def checksum(results: Results) -> str:
@@ -84,7 +99,7 @@ def draw(results: Results, path: Path) -> None:
     save(figure, path, checksum(results))
 
 
-def ratio(results: Results, name: str, kind: str, size: int) -> float | None:
+def ratio(results: Results, name: str, kind: str, size: int, under: str = "engines") -> float | None:
     """Return how many times as fast as the best peer with as many bits an engine is, or None where not measured.
 
     Args:
@@ -92,12 +107,22 @@ def ratio(results: Results, name: str, kind: str, size: int) -> float | None:
         name: of the engine.
         kind: decode or prefill.
         size: rows, or tokens of the prompt.
+        under: "engines" for quiet rounds, "busy" for the one beside a busy loop.
     """
-    own, *others = (
-        _measured(results).get(engine, {}).get(kind, {}).get(str(size)) for engine in (name, *peers_of(name))
-    )
+    own, *others = (_speed_of(results, engine, kind, size, under) for engine in (name, *peers_of(name)))
     best = max((speed for speed in others if speed), default=None)
     return float(own / best) if own and best and name.startswith(OURS) else None
+
+
+def kept_share(results: Results, name: str, batch: int) -> float | None:
+    """Return decoding speed beside a busy loop over that of the quiet rounds, or None where not measured."""
+    busy, quiet = (_speed_of(results, name, "decode", batch, under) for under in ("busy", "engines"))
+    return busy / quiet if busy and quiet else None
+
+
+def _speed_of(results: Results, name: str, kind: str, size: int, under: str) -> float | None:
+    speed: float | None = _measured(results, under).get(name, {}).get(kind, {}).get(str(size))
+    return speed
 
 
 def roofline_share(results: Results, name: str, batch: int) -> float | None:
@@ -178,11 +203,11 @@ def _figure(median: dict[str, Any], kind: str, size: int) -> str:
 
 def _absent(results: Results) -> str:
     lines = []
-    for kind in ("engines", "http"):
-        for name, result in results[kind].items():
+    for kind, where in {"engines": "", "busy": " beside a busy loop", "http": " through HTTP"}.items():
+        for name, result in results.get(kind, {}).items():
             for reason in ("absent", "failed"):
                 if reason in result:
-                    lines.append(f"- {_label(name)}{' through HTTP' * (kind == 'http')}: {reason}: {result[reason]}")
+                    lines.append(f"- {_label(name)}{where}: {reason}: {result[reason]}")
     return "\n".join(lines)
 
 
@@ -218,8 +243,8 @@ def _service(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _measured(results: Results) -> dict[str, Any]:
-    return {name: result["median"] for name, result in results["engines"].items() if "median" in result}
+def _measured(results: Results, under: str = "engines") -> dict[str, Any]:
+    return {name: result["median"] for name, result in results.get(under, {}).items() if "median" in result}
 
 
 def _label(name: str) -> str:
@@ -244,4 +269,14 @@ def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-BLOCKS = (Block("peers", "README.md", peers), Block("speed", "tests/benchmarks/README.md", block))
+def _page(results: Results) -> str:
+    return f"{tables(results)}\n\n![Decoding speed](results/{PLOT.name})"
+
+
+PAGE = "tests/benchmarks/README.md"
+BLOCKS = (
+    Block("peers", "README.md", told(SPEED, peers)),
+    Block("speed", PAGE, told(SPEED, _page)),
+    Block("busy", PAGE, told(SPEED, busy)),
+    Block("arrival", PAGE, told(SPEED, arrival)),
+)

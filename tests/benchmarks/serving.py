@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from tests.benchmarks import children
 from tests.benchmarks.memory import peak_rss_bytes, rss_bytes
 from tests.benchmarks.plan import PROMPT, Plan
 
 LOAD_SCRIPT = Path(__file__).parent / "load.js"
 POLL_SECONDS = 0.02
+STREAMS = 8  # beside which a long prompt arrives
 
 
 def measure(artifact: Path, plan: Plan, threads: int) -> dict[str, Any]:
@@ -31,7 +34,8 @@ def measure(artifact: Path, plan: Plan, threads: int) -> dict[str, Any]:
             sample["stream"][str(clients)] = stream(url, plan, clients, threads)
             sample.setdefault("rss_bytes", rss_bytes(process.pid))  # after one client
         sample["peak_rss_bytes"] = peak_rss_bytes(process.pid)
-    return sample
+    with served(artifact, plan.seconds, TTGPT_MAX_BATCH=str(STREAMS + 1)) as (_, url):
+        return sample | {"arrival": arrival(url, artifact, plan, threads)}
 
 
 class Service(subprocess.Popen[bytes]):
@@ -41,23 +45,23 @@ class Service(subprocess.Popen[bytes]):
         started: when, on the monotonic clock.
     """
 
-    def __init__(self, artifact: Path, log: Path) -> None:
+    def __init__(self, artifact: Path, log: Path, **settings: str) -> None:
         self.started = time.monotonic()
         command = [sys.executable, "-m", "service", str(artifact), "--port", "0"]
         with log.open("wb") as output:
-            super().__init__(command, cwd=children.ROOT, env=children.environment(), stderr=output)
+            super().__init__(command, cwd=children.ROOT, env=children.environment() | settings, stderr=output)
 
 
 @contextmanager
-def served(artifact: Path, seconds: float) -> Iterator[tuple[Service, str]]:
-    """Serve one artefact; gives the process and the address, once it is ready.
+def served(artifact: Path, seconds: float, **settings: str) -> Iterator[tuple[Service, str]]:
+    """Serve one artefact, with settings as environment variables; gives the process and the address, once it is ready.
 
     Raises:
         RuntimeError: if the service does not become ready within `seconds`.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "service.log"
-        with Service(artifact, log) as process:
+        with Service(artifact, log, **settings) as process:
             try:
                 yield process, _ready(process, log, time.monotonic() + seconds)
             finally:
@@ -86,9 +90,17 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def body(new_tokens: int, **parameters: object) -> str:
+def body(new_tokens: int, prompt: str = PROMPT, **parameters: object) -> str:
     """Return the JSON that every client sends."""
-    return json.dumps({"inputs": PROMPT, "parameters": {"max_new_tokens": new_tokens, **parameters}})
+    return json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": new_tokens, **parameters}})
+
+
+def text_of(tokenizer: Tokenizer, tokens: int) -> str:
+    """Return a text of so many tokens."""
+    ids = tokenizer.encode(f"{PROMPT}. " * tokens).ids[: tokens + 1]
+    while len(tokenizer.encode(text := tokenizer.decode(ids)).ids) > tokens:
+        ids.pop()
+    return str(text)
 
 
 def ask(url: str, content: str, seconds: float = 300) -> dict[str, Any]:
@@ -130,4 +142,14 @@ def stream(url: str, plan: Plan, clients: int, threads: int) -> dict[str, Any]:
     """Return tokens per second and latencies of clients that read streams."""
     arguments = ["--body", body(plan.new_tokens), "--clients", clients, "--requests", plan.requests]
     arguments += ["--new-tokens", plan.new_tokens]
+    return children.run("streams", url, *arguments, threads=threads, seconds=plan.seconds)
+
+
+def arrival(url: str, artifact: Path, plan: Plan, threads: int) -> dict[str, Any]:
+    """Return the latencies of STREAMS streams before and while a long prompt is read, see `streams.beside`."""
+    ask(url, body(1))
+    long = text_of(Tokenizer.from_file(str(artifact / "tokenizer.json")), plan.arriving_tokens)
+    room = plan.config.n_positions - plan.prompt_tokens
+    arguments = ["--body", body(room), "--clients", STREAMS, "--requests", 1, "--new-tokens", room]
+    arguments += ["--arriving", body(1, long), "--after", plan.arriving_seconds]
     return children.run("streams", url, *arguments, threads=threads, seconds=plan.seconds)

@@ -20,6 +20,7 @@ from tests.benchmarks.plan import Plan
 Sample = dict[str, Any]
 Measure = Callable[[], Sample]
 PREPARATION_SECONDS = 1200
+BUSY_REPEATS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,8 @@ class Session:
             yield f"round {turn + 1}, bandwidth", self._sample("bandwidth", turn), self._bandwidth
             for name in (name for name in self.engines if name not in missing):
                 yield f"round {turn + 1}, {name}", self._sample(name, turn), partial(self._engine, name)
+        for name in (name for name in self.engines if name not in missing):
+            yield f"beside a busy loop, {name}", self._sample(f"busy-{name}", 0), partial(self._busy, name)
         for turn in range(self.plan.http_rounds):
             for name in (name for name in SERVED if name in self.engines and name not in missing):
                 yield f"HTTP round {turn + 1}, {name}", self._sample(f"http-{name}", turn), partial(self._http, name)
@@ -105,8 +108,13 @@ class Session:
         slow = {figure for sample in self._kept(name) for figure in sample.get("too_slow", {})}
         batches = [batch for batch in self.plan.batches if f"decode {batch}" not in slow]
         prefills = [tokens for tokens in self.plan.prefills if f"prefill {tokens}" not in slow]
-        limit = ["--limit", self.plan.limit_seconds]
-        return self._worker(name, *limit, "--batches", *batches, "--prefills", *prefills)
+        return self._worker(name, "--batches", *batches, "--prefills", *prefills)
+
+    def _busy(self, name: str) -> Sample:
+        """Return decoding beside a busy loop, often enough for a median, since the scheduler moves both about."""
+        repeats = ["--repeats", BUSY_REPEATS, "--limit", BUSY_REPEATS * self.plan.limit_seconds]
+        with children.busy_loop():
+            return self._worker(name, *repeats, "--batches", *self.plan.busy_batches)
 
     def _http(self, name: str) -> Sample:
         """Return what the service does, and before it the same requests in process, without HTTP."""
@@ -120,7 +128,7 @@ class Session:
         return sample | {"in_process": own["throughput"]}
 
     def _worker(self, name: str, *arguments: object) -> Sample:
-        common = ["--threads", self.threads, "--started", time.monotonic()]
+        common = ["--threads", self.threads, "--started", time.monotonic(), "--limit", self.plan.limit_seconds]
         common += ["--prompt-tokens", self.plan.prompt_tokens, "--new-tokens", self.plan.new_tokens]
         model = self._models / ENGINES[name].model
         return children.run("worker", name, model, *common, *arguments, threads=self.threads, seconds=self.plan.seconds)
@@ -135,6 +143,7 @@ class Session:
                 name: {"absent": missing[name]} if name in missing else self._collected(name, self.plan.rounds)
                 for name in self.engines
             },
+            "busy": {name: self._collected(f"busy-{name}", 1) for name in self.engines if name not in missing},
             "http": {
                 name: {"absent": missing[name]}
                 if name in missing

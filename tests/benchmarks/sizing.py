@@ -25,8 +25,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from compressor.pages import Block, refresh, table
 from service.engine.batch import kv_row_bytes
 from service.engine.models import load
@@ -124,7 +122,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "cache_bytes": DEFAULTS.cache_bytes if model.decoder.matrices["wte"].is_contracted else 0,
     }
     half = context // 2
-    full = _body(_prompt(model.tokenizer, half), context - half)
+    full = _body(serving.text_of(model.tokenizer, half), context - half)
     with serving.served(folder, LIMIT_SECONDS) as (process, url):
         found["start_seconds"] = time.monotonic() - process.started
         found["start_cpu_seconds"] = cpu_seconds(process.pid)
@@ -183,14 +181,6 @@ def _metrics(url: str) -> str:
 def _body(prompt: str, tokens: int) -> str:
     """Return a request for so many tokens; an answer ends earlier where the text does."""
     return json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": tokens, "details": True}})
-
-
-def _prompt(tokenizer: Tokenizer, tokens: int) -> str:
-    """Return a text of so many tokens."""
-    ids = tokenizer.encode(f"{PROMPT}. " * tokens).ids[: tokens + 1]
-    while len(tokenizer.encode(text := tokenizer.decode(ids)).ids) > tokens:
-        ids.pop()
-    return str(text)
 
 
 def request_mib(row: dict[str, Any]) -> int:

@@ -6,6 +6,7 @@ Plain asyncio connections, because a client shares the cores with the service th
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import time
 from itertools import pairwise
@@ -47,18 +48,65 @@ async def measure(url: str, body: bytes, clients: int, requests: int, new_tokens
     Raises:
         RuntimeError: if a stream has fewer or more than `new_tokens` tokens.
     """
-    where = urlsplit(url)
-    each = [client(str(where.hostname), int(where.port or 80), body, requests) for _ in range(clients)]
+    each = [client(*_address(url), body, requests) for _ in range(clients)]
     streams = [stream for answers in await asyncio.gather(*each) for stream in answers]
     if wrong := {len(stream) - 1 for stream in streams} - {new_tokens}:
         raise RuntimeError(f"{new_tokens} tokens were asked for, {wrong} came")
-    gaps = [later - earlier for stream in streams for earlier, later in pairwise(stream[1:])]
     seconds = max(stream[-1] for stream in streams) - min(stream[0] for stream in streams)
     return {
         "tokens_per_s": len(streams) * new_tokens / seconds,
         "first_token_ms": percentiles([stream[1] - stream[0] for stream in streams]),
-        "inter_token_ms": percentiles(gaps),
+        "inter_token_ms": percentiles(gaps(streams, -math.inf, math.inf)),
     }
+
+
+async def measure_arrival(url: str, body: bytes, clients: int, arriving: bytes, after: float) -> dict[str, Any]:
+    """Return the latencies of streams before and while another prompt is read, see `beside`.
+
+    Args:
+        url: of the service.
+        body: of every stream's request.
+        clients: so many streams.
+        arriving: the request with the prompt, for one token.
+        after: seconds from the streams' beginning until it is sent.
+    """
+    running = [asyncio.create_task(arrivals(*_address(url), body)) for _ in range(clients)]
+    await asyncio.sleep(after)
+    sent, answered = await arrivals(*_address(url), arriving)
+    return beside(await asyncio.gather(*running), sent, answered)
+
+
+def beside(streams: list[list[float]], sent: float, answered: float) -> dict[str, Any]:
+    """Return how long the prompt took and the time between tokens of the streams, in milliseconds.
+
+    Args:
+        streams: when each was asked for, and when its tokens came.
+        sent, answered: when the prompt was sent, and when its first token came.
+
+    Returns:
+        "prompt_ms"; "before", from when all streams had begun; "while", to the next token of every stream.
+
+    Raises:
+        RuntimeError: if not all streams ran throughout.
+    """
+    begun, ended = max(stream[1] for stream in streams), min(stream[-1] for stream in streams)
+    if not begun < sent < answered < ended:
+        raise RuntimeError("a stream began after the prompt was sent, or ended before it was answered")
+    last = max(next(time for time in stream if time > answered) for stream in streams)
+    windows = {"before": gaps(streams, begun, sent), "while": gaps(streams, sent, last)}
+    found = {name: percentiles(seconds) | {"max": 1e3 * max(seconds)} for name, seconds in windows.items()}
+    return {"prompt_ms": 1e3 * (answered - sent)} | found
+
+
+def gaps(streams: list[list[float]], begin: float, end: float) -> list[float]:
+    """Return the seconds between two tokens of a stream, wherever the later one came after `begin` and until `end`."""
+    pairs = (pair for stream in streams for pair in pairwise(stream[1:]))
+    return [later - earlier for earlier, later in pairs if begin < later <= end]
+
+
+def _address(url: str) -> tuple[str, int]:
+    where = urlsplit(url)
+    return str(where.hostname), int(where.port or 80)
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
@@ -77,9 +125,15 @@ def main() -> None:
     parser.add_argument("--clients", type=int, required=True)
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--new-tokens", type=int, required=True)
+    parser.add_argument("--arriving", help="a request that is sent beside one stream per client")
+    parser.add_argument("--after", type=float, default=1.0, help="seconds after the streams")
     given = parser.parse_args()
     body = given.body.encode()
-    print(json.dumps(asyncio.run(measure(given.url, body, given.clients, given.requests, given.new_tokens))))
+    if given.arriving:
+        measured = measure_arrival(given.url, body, given.clients, given.arriving.encode(), given.after)
+    else:
+        measured = measure(given.url, body, given.clients, given.requests, given.new_tokens)
+    print(json.dumps(asyncio.run(measured)))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ FIRST_TOKENS = 3  # runs to the first token; their median is subtracted, and the
 class Measuring:
     """Times one loaded engine."""
 
-    def __init__(self, runner: Runner, prompt_tokens: int, new_tokens: int) -> None:
+    def __init__(self, runner: Runner, prompt_tokens: int, new_tokens: int, repeats: int = 1) -> None:
         self._runner = runner
         self._prompt_tokens = prompt_tokens
         self._new_tokens = new_tokens
+        self._repeats = repeats
 
     def seconds(self, batch: int, prompt_tokens: int, count: int) -> float:
         """Return how long it takes to read `batch` prompts and write `count` tokens after each.
@@ -47,10 +48,11 @@ class Measuring:
         return elapsed
 
     def decode(self, batch: int) -> float:
-        """Return tokens per second of all rows together."""
+        """Return tokens per second of all rows together, the median of the repeats."""
         self._runner.reserve(batch, self._prompt_tokens + self._new_tokens)
         first = statistics.median(self.seconds(batch, self._prompt_tokens, 1) for _ in range(FIRST_TOKENS))
-        whole = self.seconds(batch, self._prompt_tokens, self._new_tokens)
+        runs = (self.seconds(batch, self._prompt_tokens, self._new_tokens) for _ in range(self._repeats))
+        whole = statistics.median(runs)
         return batch * (self._new_tokens - 1) / (whole - first)
 
     def prefill(self, prompt_tokens: int) -> float:
@@ -70,7 +72,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     if given.engine.startswith(OURS):
         wait_briefly()  # as the command line and the service do
     runner = ENGINES[given.engine].loader()(given.model, given.threads)
-    measuring = Measuring(runner, given.prompt_tokens, given.new_tokens)
+    measuring = Measuring(runner, given.prompt_tokens, given.new_tokens, given.repeats)
     runner.reserve(1, given.prompt_tokens + 1)
     measuring.seconds(1, given.prompt_tokens, 1)
     sample: dict[str, Any] = {"start_seconds": time.monotonic() - given.started}
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="*", default=[1])
+    parser.add_argument("--repeats", type=int, default=1, help="of each decoding; their median counts")
     parser.add_argument("--prefills", type=int, nargs="*", default=[])
     parser.add_argument("--limit", type=float, default=60, help="seconds that one figure may take")
     parser.add_argument("--throughput", type=int, nargs="*", help="measure whole requests at these batches instead")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.pages import Block, check, refresh, refreshed, table
+from compressor.pages import MISSING, Block, check, refresh, refreshed, table, told
 
 BLOCKS = (Block("a", "one.md", lambda: "A\nB"), Block("b", "one.md", lambda: "C"), Block("a", "two.md", lambda: ""))
 ONE = "# One\n<!-- generated: a -->\nold\n<!-- end -->\nkept\n<!-- generated: b -->\n<!-- end -->\n"
@@ -32,3 +32,10 @@ def test_a_page_without_its_block_is_refused(tmp_path: Path) -> None:
 
 def test_a_table_has_its_columns_aligned() -> None:
     assert table(["a", "b", "c"], [["1", "2", "3"]], left=2) == "| a | b | c |\n| --- | --- | ---: |\n| 1 | 2 | 3 |"
+
+
+def test_results_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
+    text = told(tmp_path / "speed.json", lambda results: f"{results['speed']} tokens/s")
+    assert text() == MISSING
+    (tmp_path / "speed.json").write_text('{"speed": 7}')
+    assert text() == "7 tokens/s"

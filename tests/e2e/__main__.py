@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compressor.pages import refresh
+from compressor.pages import read, refresh
 from tests.benchmarks.machine import describe
 from tests.e2e import hostile, pressure, report
 from tests.e2e.redis_faults import redis_faults
@@ -54,7 +54,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
     """Run scenarios and write the figures of each as soon as they are there; those of the others stay."""
-    figures: dict[str, Any] = report.read() or {}
+    figures: dict[str, Any] = read(report.FAULTS) or {}
     load = round(os.getloadavg()[0], 1)
     if set(options.only) != SCENARIOS.keys():
         load = max(load, figures.get("load_average", load))
