@@ -131,7 +131,7 @@ class Engine:
 
     def _after(self, lane: Lane[Any], before: tuple[Request[Any], ...]) -> None:
         """Deliver what a step has brought to those who were `before` it, and release those that have left."""
-        deliver((request.mailbox for request in before), int(__import__('os').environ.get('LEAST','0')))
+        deliver(request.mailbox for request in before)
         for request in before:
             if request not in lane.members:
                 self.metrics.num_requests_running.labels(request.model_name).dec()

@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.process.logs import CURRENT_REQUEST
 
 Event = TypeVar("Event")
-LONGEST_TURN_SECONDS = 0.02  # that the engine waits for readers
+LONGEST_TURN_SECONDS = 0.005
 
 
 class Mailbox(Generic[Event]):
@@ -93,12 +93,11 @@ class Mailbox(Generic[Event]):
                 yield event
 
 
-def deliver(mailboxes: Iterable[Mailbox[Any]], least: int = 0) -> None:
+def deliver(mailboxes: Iterable[Mailbox[Any]]) -> None:
     """Wake the readers of those that have news, with one call per event loop. For the engine thread.
 
-    Args:
-        mailboxes: any.
-        least: where so many have news, return only when their readers have had their turn.
+    It returns when they have had their turn, unless that takes long: beside the next step they would take a core from
+    one of the threads that compute it, for which all others wait.
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[Mailbox[Any]]] = {}
     for mailbox in mailboxes:
@@ -106,22 +105,20 @@ def deliver(mailboxes: Iterable[Mailbox[Any]], least: int = 0) -> None:
             mailbox.news = False
             by_loop.setdefault(mailbox.loop, []).append(mailbox)
     for loop, group in by_loop.items():
-        read = threading.Event() if least and len(group) >= least else None
+        read = threading.Event()
         try:
             loop.call_soon_threadsafe(_wake, loop, group, read)
         except RuntimeError:  # the loop is closed, so the answer is not read any more
             for mailbox in group:
                 mailbox.cancel()
         else:
-            if read is not None:
-                read.wait(LONGEST_TURN_SECONDS)
+            read.wait(LONGEST_TURN_SECONDS)
 
 
-def _wake(loop: asyncio.AbstractEventLoop, mailboxes: list[Mailbox[Any]], read: threading.Event | None) -> None:
+def _wake(loop: asyncio.AbstractEventLoop, mailboxes: list[Mailbox[Any]], read: threading.Event) -> None:
     for mailbox in mailboxes:
         mailbox.wake()
-    if read is not None:
-        loop.call_soon(loop.call_soon, read.set)  # the readers' turn is the loop's next one, the first of these
+    loop.call_soon(loop.call_soon, read.set)  # readers go on in the loop's next turn, and this comes behind them
 
 
 class Request(ABC, Generic[Event]):

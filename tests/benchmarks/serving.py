@@ -25,7 +25,7 @@ STREAMS = 8  # beside which a long prompt arrives
 
 def measure(artifact: Path, plan: Plan, threads: int) -> dict[str, Any]:
     """Return one sample of the service with this artefact."""
-    with served(artifact, plan.seconds) as (process, url):
+    with served(artifact, plan.seconds, TTGPT_MAX_BATCH=str(max(plan.clients))) as (process, url):
         ask(url, body(1))
         sample: dict[str, Any] = {"start_seconds": time.monotonic() - process.started, "load": {}, "stream": {}}
         for clients in plan.clients:
