@@ -51,8 +51,6 @@ typedef struct {
 } Batch;
 _Static_assert(2 * sizeof(Batch) == BATCH_BYTES, "what product_bytes counts");
 
-#define APART static __attribute__((noinline)) /* has all registers for itself */
-
 enum { FETCHED = 4096 }; /* bytes before they are multiplied */
 
 INLINE void fetch(const uint8_t *codes)
@@ -109,10 +107,11 @@ INLINE void multiply_tiles(const uint8_t *codes, int stored, const int8_t *x, in
 }
 
 /* Tiles that x does not fill have any others behind. */
-APART void make_batch(const Leaf *leaf, const Rounded *x, const Unpacked *u, const int PLANES, Batch *b)
+APART void make_batch(const Leaf *leaf, const Rounded *x, const Unpacked *u, Batch *b)
 {
+    const int planes = leaf->planes;
     const int64_t stride = leaf->vectors * VECTOR;
-    const int16_t *rows = row_of(leaf, x, b->row, PLANES);
+    const int16_t *rows = row_of(leaf, x, b->row, planes);
     Ints *results = b->results;
     for (int64_t s = b->first; s < b->last; s++, results += b->tiles * TILE) {
         const Segment *segment = &leaf->segments[s];
@@ -123,9 +122,9 @@ APART void make_batch(const Leaf *leaf, const Rounded *x, const Unpacked *u, con
             continue;
         }
         for (int64_t r = 0; r < b->rows; r++) {
-            results[PLANES * r] = (Ints){ 0 };
-            dot(own, row_of(leaf, x, b->row + r, PLANES), segment->vector, stride, segment->vectors, PLANES, 1,
-                &results[PLANES * r + PLANES - 1]);
+            results[planes * r] = (Ints){ 0 };
+            dot(own, row_of(leaf, x, b->row + r, planes), segment->vector, stride, segment->vectors, planes, 1,
+                &results[planes * r + planes - 1]);
         }
     }
 }
@@ -153,13 +152,13 @@ INLINE void scale_rows(const Leaf *leaf, const Product *p, const Rounded *x, con
             finish_lanes(p, leaf->n, row + r, b->panel * LANES, PLANES == 2 ? acc[r] * each(x->steps[row + r]) : acc[r]);
 }
 
-APART void scale_batch(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, const int PLANES, float *sums)
+APART void scale_batch(const Leaf *leaf, const Product *p, const Rounded *x, const Batch *b, float *sums)
 {
     int64_t row = 0;
     for (; row + 8 <= b->rows; row += 8)
-        PLANES == 2 ? scale_rows(leaf, p, x, b, row, 2, 8, sums) : scale_rows(leaf, p, x, b, row, 1, 8, sums);
+        leaf->planes == 2 ? scale_rows(leaf, p, x, b, row, 2, 8, sums) : scale_rows(leaf, p, x, b, row, 1, 8, sums);
     for (; row < b->rows; row++)
-        PLANES == 2 ? scale_rows(leaf, p, x, b, row, 2, 1, sums) : scale_rows(leaf, p, x, b, row, 1, 1, sums);
+        leaf->planes == 2 ? scale_rows(leaf, p, x, b, row, 2, 1, sums) : scale_rows(leaf, p, x, b, row, 1, 1, sums);
 }
 
 INLINE Unpacked unpack_next(const Leaf *leaf, int64_t panel, int64_t first, int64_t to, uint8_t *scratch)
@@ -172,12 +171,11 @@ INLINE Unpacked unpack_next(const Leaf *leaf, int64_t panel, int64_t first, int6
 }
 
 /* Codes, too, can only be loaded as tiles when they are stored for good: the next ones are unpacked before that. */
-INLINE void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to,
-                              const int PLANES, char *memory)
+static void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
 {
     Batch *batches = (Batch *)memory, *before = NULL;
     float *sums = (float *)(memory + BATCH_BYTES);
-    const int64_t most = 2 * TILE / PLANES; /* rows of a batch */
+    const int64_t most = 2 * TILE / leaf->planes; /* rows of a batch */
     uint8_t *scratch = (uint8_t *)(sums + least(p->rows, ROWS) * 2 * LANES);
     int64_t made = 0;
     for (int64_t start = 0; start < p->rows; start += ROWS) {
@@ -192,14 +190,14 @@ INLINE void multiply_in_tiles(const Leaf *leaf, const Product *p, const Rounded 
                     Batch *b = &batches[made++ % 2];
                     count = least(BATCH / tiles, now.last - s);
                     b->panel = now.panel, b->row = row, b->rows = rows, b->tiles = tiles, b->first = s, b->last = s + count;
-                    make_batch(leaf, x, &now, PLANES, b);
+                    make_batch(leaf, x, &now, b);
                     if (before)
-                        scale_batch(leaf, p, x, before, PLANES, sums);
+                        scale_batch(leaf, p, x, before, sums);
                     before = b;
                 }
         }
     }
-    scale_batch(leaf, p, x, before, PLANES, sums);
+    scale_batch(leaf, p, x, before, sums);
 }
 
 static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
@@ -216,10 +214,7 @@ static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *
         return;
     }
     _tile_loadconfig(&registers);
-    if (leaf->planes == 2)
-        multiply_in_tiles(leaf, p, x, from, to, 2, memory);
-    else
-        multiply_in_tiles(leaf, p, x, from, to, 1, memory);
+    multiply_in_tiles(leaf, p, x, from, to, memory);
     _tile_release();
 }
 

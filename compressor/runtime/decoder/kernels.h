@@ -193,7 +193,7 @@ INLINE void unpack_unit(const uint8_t *packed, uint8_t *codes, const Element ele
 }
 
 /* Codes of the vectors from .. from + count - 1 of a panel; `from` begins a unit. Returns where they are. */
-static __attribute__((noinline)) const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, uint8_t *to)
+APART const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, uint8_t *to)
 {
     const uint8_t *packed = leaf->codes + panel * leaf->panel_bytes;
     const int64_t unit_bytes = leaf->element == CODES4 ? 256 : leaf->element == CODES3 ? 192 : 128;
