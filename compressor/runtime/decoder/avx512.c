@@ -42,7 +42,7 @@ static int tiles_supported(void)
 /* Products in tiles: of 16 vectors of codes and 16 rows of bytes of x, or 8 rows with their high and their low bytes. What
  * tiles store can only be loaded when everything before is done, so sums of one batch are scaled while those of the next
  * are made. */
-enum { TILE = 16, BATCH = 8 };
+enum { TILE = 16, BATCH = 8, FEW = 5 }; /* rows of bytes that are multiplied faster without tiles */
 
 typedef struct {
     int64_t panel, row, rows, first, last; /* what fits two tiles of rows of x from `row` on, some segments */
@@ -209,7 +209,7 @@ static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *
         uint8_t rows[16];
     } registers = { .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 },
                     .rows = { some, some, some, some, some, some, TILE, TILE } };
-    if (leaf->element < CODES8 || p->rows == 1) {
+    if (leaf->element < CODES8 || p->rows * leaf->planes <= FEW) {
         product(leaf, p, x, from, to, memory);
         return;
     }
