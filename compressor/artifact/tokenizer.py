@@ -45,6 +45,11 @@ def check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
         raise ValueError(f"has {size} tokens, the last being {largest} ({token!r}), but vocab_size is {vocab_size}")
 
 
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Return whether two tokenizers make the same ids of every text."""
+    return one is other or bool(one.to_str() == other.to_str())
+
+
 def end_of_text(tokenizer: Tokenizer, token_id: int) -> str:
     """Return what the tokenizer calls the token that ends a text.
 

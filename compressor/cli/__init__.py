@@ -189,12 +189,13 @@ def generate(
 
 def _draft_of(loaded: Any, folder: Path) -> Any:
     """Return what is in a folder as a draft for the artefact `loaded`; raises ValueError if its tokens are others."""
+    from compressor.artifact.tokenizer import same_tokens
     from compressor.runtime.generate import Draft
     from compressor.runtime.load import load
 
     drafting, model = load(folder)
     same_size = drafting.config.vocab_size == loaded.config.vocab_size
-    if not same_size or drafting.tokenizer.to_str() != loaded.tokenizer.to_str():
+    if not same_size or not same_tokens(drafting.tokenizer, loaded.tokenizer):
         raise ValueError(f"draft: {folder} must have the tokenizer and vocabulary of {loaded.name}")
     return Draft(model)
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from compressor.artifact.folder import MANIFEST, Arrays, Owner, Parse
 from compressor.artifact.gpt2_config import component_of
 from compressor.artifact.manifest import Golden, Manifest, Spec
-from compressor.artifact.tokenizer import read_tokenizer
+from compressor.artifact.tokenizer import read_tokenizer, same_tokens
 from compressor.errors import ArtifactError
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.evaluate import hidden_states
@@ -125,8 +125,7 @@ class Models:
 def proposes_to(draft: LoadedModel, model: LoadedModel) -> bool:
     """Return whether what `draft` writes are tokens of another model, `model`."""
     same_size = draft.decoder.config.vocab_size == model.decoder.config.vocab_size
-    same = draft.tokenizer is model.tokenizer or draft.tokenizer.to_str() == model.tokenizer.to_str()
-    return draft is not model and same_size and same
+    return draft is not model and same_size and same_tokens(draft.tokenizer, model.tokenizer)
 
 
 class Remembers(Protocol):

@@ -100,9 +100,11 @@ def _penalised(logits: Logits, choices: Sequence[Choice]) -> Iterator[None]:
             ids = np.array(choice.seen, np.intp)
             before.append((row, ids, row[ids]))
             row[ids] = penalised(row[ids], choice.how.repetition_penalty)
-    yield
-    for row, ids, values in before:
-        row[ids] = values
+    try:
+        yield
+    finally:
+        for row, ids, values in before:
+            row[ids] = values
 
 
 def best(logits: Logits, count: int) -> Ids:
@@ -144,8 +146,10 @@ def likelihoods(logits: Logits, ids: Sequence[int], count: int, threads: int = 1
     """
     verdicts = np.empty((len(ids), 5))
     judge(np.ascontiguousarray(logits), np.array(ids, np.int64), verdicts, threads=threads)
+    found = verdicts[:, 0].astype(np.float32)
+    if not count:
+        return found, np.empty((len(ids), 0), np.intp), np.empty((len(ids), 0), np.float32)
     best_ids = np.stack([best(row, count) for row in logits])  # [n, count]
     rows = np.arange(len(ids))
     beside = logits[rows[:, np.newaxis], best_ids] - logits[rows, ids][:, np.newaxis].astype(np.float64)
-    found = verdicts[:, 0].astype(np.float32)
     return found, best_ids, (verdicts[:, :1] + beside).astype(np.float32)

@@ -7,7 +7,7 @@
 
 enum { COLUMN = 16 }; /* values of which one is looked at where a bound of the best ones is looked for */
 
-/* What top-p and typical p leave is looked for among the tokens so probable first: few are sorted. */
+/* What top-p leaves is looked for among the tokens so probable first: they are few. */
 static const double RARE[] = { 1e-4, 1e-5, 0 };
 enum { LEVELS = sizeof RARE / sizeof *RARE };
 

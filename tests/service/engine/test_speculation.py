@@ -29,14 +29,8 @@ MOST = 5
 DRAFTS = ("copy", "near", "stranger", "short")
 
 
-class Broken(Model):
+class Broken(Cliff):
     """A draft that cannot."""
-
-    @classmethod
-    def of(cls, decoder: Model) -> "Broken":
-        broken = cls.__new__(cls)
-        broken.__dict__.update(decoder.__dict__)
-        return broken
 
     def read(self, tokens: Ids, cache: Cache, slots: Ids, counts: Ids, **asked: Any) -> Read:
         raise ZeroDivisionError
