@@ -90,6 +90,7 @@ FORMAT_CASES: dict[str, Callable[[], Format]] = {
 
 # What the runtime's suites store each of them by.
 CODECS = ["fp32", "bf16", "fp16", "int8", "int4", "int3", "int2", "int4-g8-zp", "int3-g10", "int2-row-zp", "int4-row"]
+CODECS += ["tr1", "tr2-h", "tr3", "tr4-h", "int3-g10-h"]
 
 
 @cache

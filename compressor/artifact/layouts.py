@@ -45,11 +45,15 @@ class Integers(NamedTuple):
         bits: per value.
         group: values per scale; 0 for the whole row.
         zero_point: whether every group has a zero besides its scale.
+        trellis: whether codes are those of a trellis.
+        rotated: whether columns are rotated before they are coded.
     """
 
     bits: int
     group: int
     zero_point: bool
+    trellis: bool = False
+    rotated: bool = False
 
 
 INTEGERS = {
@@ -57,7 +61,9 @@ INTEGERS = {
     "int4": Integers(4, 64, False),
     "int3": Integers(3, 64, False),
     "int2": Integers(2, 32, False),
+    **{f"tr{bits}": Integers(bits, 0, False, trellis=True) for bits in range(1, 5)},
 }
+ROTATED = "-h"
 GROUPED = re.compile(r"int([234])-(?:g([1-9]\d{0,5})|row)(-zp)?")
 SMALLEST_GROUP, LARGEST_GROUP = 8, 65536
 
@@ -72,10 +78,13 @@ class Layout(NamedTuple):
 def integers_named(codec: str) -> Integers | None:
     """Return what the codec of integer codes called so is, None for a float's; raises ValueError for any other.
 
-    "int4-g128" has groups of 128, "int4-row" one group per row; "-zp" after either adds zero points.
+    "int4-g128" has groups of 128, "int4-row" one group per row; "-zp" after either adds zero points. "-h" behind a
+    codec of integers rotates its columns.
     """
     if codec in FLOATS:
         return None
+    if codec.endswith(ROTATED) and (found := integers_named(codec.removesuffix(ROTATED))) and not found.rotated:
+        return found._replace(rotated=True)
     if codec in INTEGERS:
         return INTEGERS[codec]
     if match := GROUPED.fullmatch(codec):
@@ -85,7 +94,7 @@ def integers_named(codec: str) -> Integers | None:
             raise ValueError(f"group must be {legal}, not {group}")
         return Integers(int(match[1]), group, bool(match[3]))
     names = ", ".join([*FLOATS, *INTEGERS])
-    legal = f"{names}, or int2, int3, int4 with -g<group> or -row, and -zp for zero points"
+    legal = f"{names}, or int2, int3, int4 with -g<group> or -row, and -zp for zero points; -h rotates integers"
     raise ValueError(f"codec must be one of {legal}; not {codec!r}")
 
 

@@ -1,7 +1,7 @@
 """Codecs: how the values of one tensor of any shape are stored.
 
 A codec turns values [..., n] into named parts, all of which share the leading axes of the values.
-So a row can be taken from the parts before anything is decoded.
+So rows can be taken from the parts before anything is decoded.
 """
 
 from compressor.codecs.base import Codec, Grid, Parts, finite, power_of_2

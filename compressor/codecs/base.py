@@ -16,15 +16,22 @@ MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat1
 class Codec(ABC):
     """One way to store the values of a tensor.
 
-    Laws: `layout(x.shape)` describes `encode(x)`; encoding row by row gives the rows of the encoding.
+    Laws: `layout(x.shape)` describes `encode(x)`; encoding row by row gives the rows of the encoding, if it is
+    `row_by_row`.
 
     Attributes:
         name: by which `codec_named` finds it.
         is_float: whether it is a floating-point dtype, which has no grid.
+        row_by_row: whether every row is stored by itself.
+        codes_stay: whether only scales are trained.
+        is_rotated: whether columns are rotated before they are coded.
     """
 
     name: str
     is_float: ClassVar[bool] = False
+    row_by_row: bool = True
+    codes_stay: bool = False
+    is_rotated: ClassVar[bool] = False
 
     def layout(self, shape: Sequence[int]) -> dict[str, Part]:
         """Return the parts that a tensor of `shape` is stored as."""
@@ -38,13 +45,29 @@ class Codec(ABC):
     def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         """Return the values [..., columns]."""
 
+    def take(self, parts: Parts, ids: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+        """Return decode(parts)[ids] [*ids, columns], decoding only the rows asked for."""
+        return self.decode({name: part[ids] for name, part in parts.items()}, columns, dtype)
+
     def num_bytes(self, shape: Sequence[int]) -> int:
         """Return what the parts of a tensor of `shape` occupy."""
         return sum(part.num_bytes for part in self.layout(shape).values())
 
-    def grid(self, weight: Tensor) -> "Grid":
-        """Return the levels that values of `weight` [out, in] are rounded to; raises ValueError if it has none."""
-        raise ValueError(f"codec must be int8, or int4, int3 or int2 with any groups, not {self.name!r}")
+    def grid(self, weight: Tensor, row_weights: Tensor | None = None) -> "Grid":
+        """Return the levels that values of `weight` [out, in], as it is `rotated`, are rounded to.
+
+        Args:
+            weight: what is rounded.
+            row_weights: of the rows' squared errors [out]; equal if left out.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        raise ValueError(f"codec must be of integers, not {self.name!r}")
+
+    def rotated(self, weight: Tensor) -> Tensor:
+        """Return rows [..., n] as their codes see them."""
+        return weight
 
     def latent(self, parts: Parts) -> dict[str, Tensor]:
         """Return what is trained besides the values, in fp32, by the names of its parts."""
@@ -86,6 +109,16 @@ class Grid(ABC):
         scale, zero = self.scale[:, column // self.group], self.zero[:, column // self.group]
         codes = torch.round((values - zero) / torch.where(scale > 0, scale, 1))
         return codes.clamp(self.lowest, self.highest) * scale + zero
+
+    def refit(self, weight: Tensor, rounded: Tensor, moment: Tensor) -> Tensor:
+        """Return `rounded` [out, in] after making its scales those with the least error to `weight`, if they move.
+
+        Args:
+            weight: what was rounded, as it is `rotated`.
+            rounded: levels.
+            moment: the second moment of the inputs, rotated.
+        """
+        return rounded
 
     @abstractmethod
     def parts(self, rounded: Tensor, unit: Tensor) -> dict[str, Tensor]:

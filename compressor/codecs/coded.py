@@ -54,12 +54,11 @@ class Coded(nn.Module):
 
     def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return decode()[ids] [*ids, ...], decoding only the rows asked for."""
-        rows = {name: part[ids] for name, part in self.parts().items()}
-        return self.codec.decode(rows, self.shape[-1], dtype)
+        return self.codec.take(self.parts(), ids, self.shape[-1], dtype)
 
     def trainable(self) -> "Coded":
-        """Return the same values as float parameters, see `Latent`."""
-        return Latent(self)
+        """Return the same values as float parameters, see `Latent` and `Scaled`."""
+        return Scaled(self) if self.codec.codes_stay else Latent(self)
 
     def quantized(self) -> "Coded":
         """Return the values as they are stored."""
@@ -102,3 +101,38 @@ class Latent(Coded):
 
     def _others(self) -> dict[str, Tensor]:
         return {name: part for name, part in self._parameters.items() if name != "values" and part is not None}
+
+
+class Scaled(Coded):
+    """A coded tensor whose rows' scales alone are trained: its codes stay.
+
+    Attributes:
+        scale: of each row, fp32.
+    """
+
+    def __init__(self, coded: Coded) -> None:
+        nn.Module.__init__(self)
+        self.codec = coded.codec
+        self.shape = coded.shape
+        parts = coded.parts()
+        ones = torch.ones_like(parts["scale"])
+        self.register_buffer("codes", parts["codes"])
+        self.register_buffer("levels", coded.codec.decode(parts | {"scale": ones}, self.shape[-1], torch.float32))
+        self.scale = nn.Parameter(parts["scale"].float())
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"codes": self.get_buffer("codes"), "scale": self.scale.detach().bfloat16()}
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._scaled(slice(None)).to(dtype)
+
+    def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._scaled(ids).to(dtype)
+
+    def quantized(self) -> Coded:
+        return Coded(self.codec, self.shape, self.parts())
+
+    def _scaled(self, rows: Tensor | slice) -> Tensor:
+        scale = self.scale[rows]
+        rounded = scale + (scale.bfloat16().float() - scale).detach()  # its gradient is that of the scale
+        return self.get_buffer("levels")[rows] * rounded

@@ -97,11 +97,11 @@ class GroupCodec(Codec):
         scale, zero = self._levels(scale, zero)
         grouped, _ = self._grouped(values.float())
         codes = self._codes(grouped, scale, zero).flatten(-2)[..., : values.shape[-1]]
-        parts = {"codes": _pack(codes.to(torch.int64), self.bits), "scale": scale.bfloat16()}
+        parts = {"codes": pack(codes.to(torch.int64), self.bits), "scale": scale.bfloat16()}
         return parts | ({"zero": zero.bfloat16()} if self.zero_point else {})
 
     def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
-        codes, _ = self._grouped(_unpack(parts["codes"], self.bits)[..., :columns].to(dtype))
+        codes, _ = self._grouped(unpack(parts["codes"], self.bits)[..., :columns].to(dtype))
         scale = parts["scale"].to(dtype).unsqueeze(-1)
         if self.zero_point:
             values = codes * scale + parts["zero"].to(dtype).unsqueeze(-1)
@@ -109,7 +109,7 @@ class GroupCodec(Codec):
             values = (codes - (2**self.bits - 1) / 2) * scale
         return values.flatten(-2)[..., :columns]
 
-    def grid(self, weight: Tensor) -> Grid:
+    def grid(self, weight: Tensor, row_weights: Tensor | None = None) -> Grid:
         return _GroupGrid(self, weight)
 
     def latent(self, parts: Parts) -> dict[str, Tensor]:
@@ -181,7 +181,7 @@ def _through(forward: Tensor, backward: Tensor) -> Tensor:
     return backward + (forward - backward).detach()
 
 
-def _pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack codes [..., n] of `bits` bits into bytes [..., ceil(n / 8) * bits], lowest bits first."""
     eights = F.pad(codes, (0, -codes.shape[-1] % 8)).unflatten(-1, (-1, 8))  # [..., n / 8, 8]
     words = (eights << (bits * torch.arange(8))).sum(-1, keepdim=True)  # [..., n / 8, 1]
@@ -189,8 +189,8 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     return packed.to(torch.uint8).flatten(-2)
 
 
-def _unpack(packed: Tensor, bits: int) -> Tensor:
-    """Return the codes [..., m] of `_pack`, m a multiple of 8."""
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """Return the codes [..., m] of `pack`, m a multiple of 8."""
     bytes_ = packed.to(torch.int32 if bits < 4 else torch.int64).unflatten(-1, (-1, bits))  # [..., m / 8, bits]
     words = (bytes_ << (8 * torch.arange(bits))).sum(-1, keepdim=True)
     codes: Tensor = words >> (bits * torch.arange(8)) & (2**bits - 1)

@@ -30,7 +30,7 @@ class Int8Codec(Codec):
     def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         return parts["codes"].to(dtype) * parts["scale"].to(dtype)
 
-    def grid(self, weight: Tensor) -> Grid:
+    def grid(self, weight: Tensor, row_weights: Tensor | None = None) -> Grid:
         scale = self.encode(weight)["scale"].float()
         return _RowGrid(scale, torch.zeros_like(scale), weight.shape[1], -127, 127)
 

@@ -9,6 +9,8 @@ from compressor.codecs.base import Codec
 from compressor.codecs.floats import FloatCodec
 from compressor.codecs.groups import GroupCodec
 from compressor.codecs.int8 import INT8
+from compressor.codecs.rotated import RotatedCodec
+from compressor.codecs.trellis import TrellisCodec
 
 FLOATS = {
     torch.float32: FloatCodec("fp32", torch.float32),
@@ -21,6 +23,7 @@ CODECS: dict[str, Codec] = {
     "int4": GroupCodec(4, 64),
     "int3": GroupCodec(3, 64),
     "int2": GroupCodec(2, 32),
+    **{codec.name: codec for codec in map(TrellisCodec, range(1, 5))},
 }
 
 
@@ -28,13 +31,16 @@ CODECS: dict[str, Codec] = {
 def codec_named(name: str) -> Codec:
     """Return the codec called `name`: a key of CODECS, or int2, int3 or int4 with a group of one's own.
 
-    "int4-g128" has groups of 128, "int4-row" one group per row; "-zp" after either adds zero points.
+    "int4-g128" has groups of 128, "int4-row" one group per row; "-zp" after either adds zero points. "-h" behind a
+    codec of integers rotates the columns first.
 
     Raises:
         ValueError: naming the legal codecs.
     """
     found = integers_named(name)
-    return CODECS[name] if found is None or name in CODECS else GroupCodec(*found)
+    if found is not None and found.rotated:
+        return RotatedCodec(codec_named(name.removesuffix("-h")))
+    return CODECS[name] if found is None or name in CODECS else GroupCodec(found.bits, found.group, found.zero_point)
 
 
 def float_codec(dtype: torch.dtype) -> Codec:

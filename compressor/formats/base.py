@@ -196,6 +196,8 @@ def _coded(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor], cod
 
 def _spliced(coded: Coded, row: int, new: Mapping[str, Tensor]) -> Coded:
     """Return `coded` with the parts of one row [1, ...] in place of its own or behind the last."""
+    if not coded.codec.row_by_row:
+        raise ValueError(f"a table in {coded.codec.name} stores rows together, of which none can be replaced")
     parts = {name: torch.cat([part[:row], new[name], part[row + 1 :]]) for name, part in coded.parts().items()}
     return Coded(coded.codec, (max(coded.shape[0], row + 1), *coded.shape[1:]), parts)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.codecs import Codec, Coded, Grid, codec_named, finite, power_of_2
+from compressor.codecs.rotation import rotated_moment
 from compressor.errors import check_range
 from compressor.formats import Dense
 from compressor.formats.base import blocks
@@ -52,15 +53,18 @@ def compress(
     statistics = needed(statistics, "gptq")
     rows, columns = weight.shape
     # In units of powers of 2 near their largest values, rows of any size are rounded alike.
-    weight = finite(weight, config.codec)
+    codec = _rounding_codec(config.codec)
+    weight = codec.rotated(finite(weight, config.codec))
     unit = power_of_2(weight.abs().amax(1, keepdim=True))  # [out, 1]
     weight = weight / unit
-    codec = _rounding_codec(config.codec)
-    grid = codec.grid(weight)
-    order, feedback = _order_and_feedback(statistics, config.damping, config.act_order)
+    row_weights = (unit / unit.max()).squeeze(1).square()
+    if statistics.row_weights is not None:
+        row_weights = row_weights * statistics.row_weights
+    grid = codec.grid(weight, row_weights)
+    moment, order, feedback = _order_and_feedback(statistics, codec.is_rotated, config.damping, config.act_order)
     renew = grid.renews and not config.act_order
-    rounded = _rounded(weight[:, order], feedback, grid, order, renew=renew, progress=progress)
-    parts = grid.parts(rounded[:, order.argsort()], unit)
+    rounded = _rounded(weight[:, order], feedback, grid, order, renew=renew, progress=progress)[:, order.argsort()]
+    parts = grid.parts(grid.refit(weight, rounded, moment), unit)
     return Dense.coded_as(Coded(codec, (rows, columns), parts))
 
 
@@ -72,11 +76,14 @@ def _rounding_codec(name: str) -> Codec:
 
 
 @lru_cache(maxsize=4)  # the codecs and ranks that are tried for one matrix share them
-def _order_and_feedback(statistics: Statistics, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
-    """Return the order in which columns are rounded [in], and how their errors are fed back [in, in]."""
+def _order_and_feedback(
+    statistics: Statistics, is_rotated: bool, damping: float, act_order: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the inputs' moment, the order in which columns are rounded [in], and how errors are fed back [in, in]."""
     moment = statistics.second_moment if statistics.difference_moment is None else statistics.difference_moment
+    moment = rotated_moment(moment) if is_rotated else moment
     order = moment.diagonal().argsort(descending=True) if act_order else torch.arange(len(moment))
-    return order, feedback_of(moment[order][:, order], damping)
+    return moment, order, feedback_of(moment[order][:, order], damping)
 
 
 def feedback_of(second_moment: Tensor, damping: float) -> Tensor:

@@ -21,6 +21,7 @@ ACTIVATIONS: tuple[str, ...]
 INSTRUCTIONS: tuple[str, ...]  # that this CPU has, the best last
 LANES: int  # tokens of a block of a KV cache, in which heads are padded to a multiple of it
 MAX_THREADS: int
+TRELLIS_LEVELS: tuple[bytes, ...]  # of 1 to 4 bits: the level of each of 256 windows, plus 128
 
 @final
 class Matrix:
@@ -45,11 +46,15 @@ class Matrix:
         columns: int,
         group: int,
         activation_bits: int,
+        trellis: bool,
+        rotated: bool,
     ) -> Matrix:
         """Return codes with a scale, and perhaps a zero, per group of columns, bf16 [n, groups].
 
         8 bits: int8 [n, columns]. 4, 3 or 2 bits: packed, lowest bits first, uint8 [n, ceil(columns / 8) * bits],
-        around half of the largest code, or with zeros from 0 on.
+        around half of the largest code, or with zeros from 0 on. Of a trellis, 1 to 4 bits, packed like that: see
+        `compressor.codecs.trellis`. If they are rotated, W is these values times the rotation of
+        `compressor.codecs.rotation`.
         """
 
     @classmethod

@@ -64,9 +64,17 @@ def coded(parts: Arrays, codec: str, columns: int, activations: int = 16) -> Mat
     if found is None:
         return Matrix.floats(parts["values"])
     group, zero = min(found.group or columns, columns), parts.get("zero")
-    bits = activations if group <= BYTE_GROUP else 16
+    bits = activations if group <= BYTE_GROUP and not found.trellis else 16
     return Matrix.integers(
-        parts["codes"], parts["scale"], zero, bits=found.bits, columns=columns, group=group, activation_bits=bits
+        parts["codes"],
+        parts["scale"],
+        zero,
+        bits=found.bits,
+        columns=columns,
+        group=group,
+        activation_bits=bits,
+        trellis=found.trellis,
+        rotated=found.rotated,
     )
 
 

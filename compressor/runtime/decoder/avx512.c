@@ -219,7 +219,7 @@ static void product_by_tiles(const Leaf *leaf, const Product *p, const Rounded *
 }
 
 const Instructions amx_instructions = {
-    "amx_int8", tiles_supported, normalise, round_row, product_by_tiles, sparse, trains, combine, append, attend, finish,
+    "amx_int8", tiles_supported, normalise, rotate, round_row, product_by_tiles, sparse, trains, combine, append, attend, finish,
     judge, best, weigh, above,
 };
 #if defined(__clang__)

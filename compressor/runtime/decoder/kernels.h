@@ -192,6 +192,85 @@ INLINE void unpack_unit(const uint8_t *packed, uint8_t *codes, const Element ele
     }
 }
 
+/* A vector of a trellis: the levels of 4 columns, whose 16 codes lie one behind another and once more from the first one. */
+INLINE void unpack_path(const uint8_t *packed, uint8_t *levels, const int BITS)
+{
+    const uint8_t *table = trellis_levels(BITS);
+    for (int c = 0; c < VECTOR; c++) {
+        uint64_t codes = 0;
+        for (int b = 0; b < 2 * BITS; b++)
+            codes |= (uint64_t)packed[c * 2 * BITS + b] << 8 * b;
+        for (int r = 0; r < LANES; r++) {
+            const uint64_t from = r ? codes >> BITS * r | codes << (16 * BITS - BITS * r) : codes;
+            levels[r * VECTOR + c] = table[from & 255];
+        }
+    }
+}
+
+APART void unpack_paths(const uint8_t *packed, uint8_t *levels, int64_t vectors, const Element element)
+{
+    const int bits = bits_of(element);
+    for (int64_t v = 0; v < vectors; v++, packed += 8 * bits, levels += 64)
+        switch (bits) {
+        case 4: unpack_path(packed, levels, 4); break;
+        case 3: unpack_path(packed, levels, 3); break;
+        case 2: unpack_path(packed, levels, 2); break;
+        default: unpack_path(packed, levels, 1);
+        }
+}
+
+#if defined(AVX512)
+#define VBMI __attribute__((target("avx512vbmi")))
+
+/* For the bytes of a vector in its order, [16 rows][4 columns]: 8 of them are the windows of 2 rows in 4 columns. Those of
+ * one column are within 2 neighbouring bytes of its codes, which are brought there; of 3 bits those of the second row
+ * are apart. */
+typedef struct {
+    __m512i bytes[2], shifts[2]; /* where they are, and by how many bits a window begins behind them */
+} Windows;
+
+INLINE Windows windows_of(const int BITS)
+{
+    uint8_t bytes[2][64], shifts[2][64];
+    for (int apart = 0; apart < 2; apart++)
+        for (int i = 0; i < 64; i++) {
+            const int pair = i / 8, at = (2 * pair + apart * (BITS == 3)) * BITS; /* of the first window, in bits */
+            const int column = i % 8 / 2, row = i / 4 % 2; /* what is brought to this byte, and what becomes of it */
+            bytes[apart][i] = (uint8_t)(column * 2 * BITS + (at / 8 + i % 2) % (2 * BITS));
+            shifts[apart][i] = (uint8_t)(i % 4 * 16 + at % 8 + (BITS == 3 ? 0 : row * BITS));
+        }
+    return (Windows){ { _mm512_loadu_si512(bytes[0]), _mm512_loadu_si512(bytes[1]) },
+                      { _mm512_loadu_si512(shifts[0]), _mm512_loadu_si512(shifts[1]) } };
+}
+
+INLINE VBMI void unpack_with_vbmi(const uint8_t *packed, uint8_t *levels, int64_t vectors, const int BITS)
+{
+    const uint8_t *table = trellis_levels(BITS);
+    const __m512i low = _mm512_loadu_si512(table), high = _mm512_loadu_si512(table + 64);
+    const Windows w = windows_of(BITS);
+    for (int64_t v = 0; v < vectors; v++, packed += 8 * BITS) {
+        const __m512i stored = _mm512_maskz_loadu_epi8(((uint64_t)1 << 8 * BITS) - 1, packed);
+        __m512i windows = _mm512_multishift_epi64_epi8(w.shifts[0], _mm512_permutexvar_epi8(w.bytes[0], stored));
+        if (BITS == 3)
+            windows = _mm512_mask_multishift_epi64_epi8(windows, 0xf0f0f0f0f0f0f0f0, w.shifts[1],
+                                                        _mm512_permutexvar_epi8(w.bytes[1], stored));
+        const __m512i found = _mm512_permutex2var_epi8(low, windows, high);
+        _mm512_storeu_si512(levels + v * 64, _mm512_mask_sub_epi8(found, _mm512_movepi8_mask(windows), _mm512_setzero_si512(), found));
+        __builtin_prefetch(packed + AHEAD);
+    }
+}
+
+APART VBMI void unpack_paths_with_vbmi(const uint8_t *packed, uint8_t *levels, int64_t vectors, const Element element)
+{
+    switch (element) {
+    case PATHS4: unpack_with_vbmi(packed, levels, vectors, 4); break;
+    case PATHS3: unpack_with_vbmi(packed, levels, vectors, 3); break;
+    case PATHS2: unpack_with_vbmi(packed, levels, vectors, 2); break;
+    default: unpack_with_vbmi(packed, levels, vectors, 1); break;
+    }
+}
+#endif
+
 /* Codes of the vectors from .. from + count - 1 of a panel; `from` begins a unit. Returns where they are. */
 APART const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int64_t count, uint8_t *to)
 {
@@ -199,6 +278,17 @@ APART const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int
     const int64_t unit_bytes = leaf->element == CODES4 ? 256 : leaf->element == CODES3 ? 192 : 128;
     if (leaf->element == CODES8)
         return packed + from * 64;
+    if (leaf->element >= PATHS4) {
+        packed += from * 8 * bits_of(leaf->element);
+#if defined(AVX512)
+        if (__builtin_cpu_supports("avx512vbmi")) {
+            unpack_paths_with_vbmi(packed, to, count, leaf->element);
+            return to;
+        }
+#endif
+        unpack_paths(packed, to, count, leaf->element);
+        return to;
+    }
     packed += from / UNIT * unit_bytes;
     for (int64_t v = 0; v < count; v += UNIT, packed += unit_bytes, to += 64 * UNIT) {
         for (int64_t b = 0; b < unit_bytes; b += 64)
@@ -540,10 +630,104 @@ static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_
         norm ? round_row_as(leaf, norm, from, row, to, 0) : round_row_as(leaf, NULL, from, row, to, 0);
 }
 
+/* Rotations ------------------------------------------------------------------------------------------------------ */
+
+INLINE Floats turned(Floats v, uint32_t sign) { return (Floats)((Words)v ^ sign); }
+
+/* x [base][size] = a Hadamard matrix [base][base] times it. */
+INLINE void rotate_base(float *x, int64_t size, const int BASE)
+{
+    const uint32_t *signs = hadamard(BASE);
+    for (int64_t c = 0; c < size; c += LANES) {
+        const int64_t count = least(LANES, size - c);
+        Floats old[20];
+        for (int i = 0; i < BASE; i++)
+            old[i] = load_some(x + i * size + c, count);
+        for (int i = 0; i < BASE; i++) {
+            Floats sum = turned(old[0], signs[i * BASE]);
+            for (int j = 1; j < BASE; j++)
+                sum += turned(old[j], signs[i * BASE + j]);
+            store_some(x + i * size + c, sum, count);
+        }
+    }
+}
+
+/* a + b and a - b of neighbours in blocks of 2 * HALF lanes. */
+#define BUTTERFLY(HALF, ...)                                                                            do {                                                                                                    const Floats other = __builtin_shufflevector(v, v, __VA_ARGS__);                                    v = other + (Floats)((Words)v ^ ((Words)((lane & HALF) != 0) & 0x80000000u));                   } while (0)
+
+INLINE Floats rotate_lanes(Floats v)
+{
+    const Words lane = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+    BUTTERFLY(8, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    BUTTERFLY(4, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    BUTTERFLY(2, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    BUTTERFLY(1, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return v;
+}
+#undef BUTTERFLY
+
+/* Turn the signs of x [k], and multiply each block by its Hadamard matrix; sums are not divided by anything. */
+static void rotate(const Leaf *leaf, float *x)
+{
+    const int64_t block = leaf->rotation.block, base = leaf->rotation.base, size = block / base;
+    for (int64_t c = 0; c < leaf->k; c++) {
+        uint32_t bits;
+        memcpy(&bits, x + c, sizeof bits);
+        bits ^= sign_of(c);
+        memcpy(x + c, &bits, sizeof bits);
+    }
+    for (float *from = x; from < x + leaf->k; from += block) {
+        if (base == 12)
+            rotate_base(from, size, 12);
+        else if (base == 20)
+            rotate_base(from, size, 20);
+        int64_t half = size / 2;
+        for (; half >= LANES || (half && size < LANES); half /= 2)
+            for (int64_t i = 0; i < block; i += 2 * half)
+                for (int64_t j = i; j < i + half; j += LANES) {
+                    const int64_t count = least(LANES, half);
+                    const Floats a = load_some(from + j, count), b = load_some(from + j + half, count);
+                    store_some(from + j, a + b, count);
+                    store_some(from + j + half, a - b, count);
+                }
+        for (int64_t i = 0; half && i < block; i += LANES)
+            store(from + i, rotate_lanes(load(from + i)));
+    }
+}
+
 /* Formats -------------------------------------------------------------------------------------------------------- */
 
-/* A panel in fp32 [k][16], whatever its element. */
-static void decode_panel(const Leaf *leaf, int64_t panel, float *out, uint8_t *scratch)
+/* `unrotate` for 16 rows in a panel's order [k][16]. */
+static void unrotate_panel(const Leaf *leaf, float *panel)
+{
+    const int64_t block = leaf->rotation.block, base = leaf->rotation.base, size = block ? block / base : 0;
+    for (int64_t start = 0; block && start < leaf->k; start += block) {
+        float *x = panel + start * LANES;
+        for (int64_t half = size / 2; half; half /= 2)
+            for (int64_t i = 0; i < block; i += 2 * half)
+                for (int64_t j = i; j < i + half; j++) {
+                    const Floats a = load(x + j * LANES), b = load(x + (j + half) * LANES);
+                    store(x + j * LANES, a + b);
+                    store(x + (j + half) * LANES, a - b);
+                }
+        for (int64_t c = 0; base > 1 && c < size; c++) {
+            Floats old[20];
+            for (int64_t i = 0; i < base; i++)
+                old[i] = load(x + (i * size + c) * LANES);
+            for (int64_t i = 0; i < base; i++) {
+                Floats sum = turned(old[0], hadamard(base)[i]);
+                for (int64_t j = 1; j < base; j++)
+                    sum += turned(old[j], hadamard(base)[j * base + i]);
+                store(x + (i * size + c) * LANES, sum);
+            }
+        }
+        for (int64_t c = 0; c < block; c++)
+            store(x + c * LANES, turned(load(x + c * LANES), sign_of(start + c)));
+    }
+}
+
+/* A panel in fp32 [k][16] as its codes say. */
+INLINE void decode_codes(const Leaf *leaf, int64_t panel, float *out, uint8_t *scratch)
 {
     if (leaf->element < CODES8) {
         const float *all = widened(leaf, panel, 0, leaf->k, out);
@@ -566,6 +750,13 @@ static void decode_panel(const Leaf *leaf, int64_t panel, float *out, uint8_t *s
             store(out + (segment->column + c) * LANES, leaf->zero ? v + load_bf16(leaf->zero + at) : v);
         }
     }
+}
+
+/* A panel in fp32 [k][16], whatever its element. */
+static void decode_panel(const Leaf *leaf, int64_t panel, float *out, uint8_t *scratch)
+{
+    decode_codes(leaf, panel, out, scratch);
+    unrotate_panel(leaf, out);
 }
 
 /* out[i] [k] = left[i] [n] times the rows of a leaf; memory: a panel, its codes and sums [COMBINED][k][16]. */
@@ -1006,5 +1197,5 @@ static int64_t above(const float *values, int64_t n, float bound, int32_t *place
 }
 
 const Instructions INSTRUCTIONS = {
-    NAME, supported, normalise, round_row, product, sparse, trains, combine, append, attend, finish, judge, best, weigh, above,
+    NAME, supported, normalise, rotate, round_row, product, sparse, trains, combine, append, attend, finish, judge, best, weigh, above,
 };

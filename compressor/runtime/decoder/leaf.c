@@ -1,5 +1,6 @@
 /* Coded values in panels: how they come there from the artefact's rows, and single rows of them. */
 #include "runtime.h"
+#include "trellis.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,9 +43,9 @@ float bf16_to_float(uint16_t bits)
     return number.value;
 }
 
-static int bits_of(Element element)
+int bits_of(Element element)
 {
-    static const int bits[] = { 32, 16, 16, 8, 4, 3, 2 };
+    static const int bits[] = { 32, 16, 16, 8, 4, 3, 2, 4, 3, 2, 1 };
     return bits[element];
 }
 
@@ -110,7 +111,8 @@ int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *v
 /* Cut columns into groups and these into segments, each of which begins a vector. */
 static int make_segments(Leaf *leaf, int64_t group)
 {
-    const int64_t most = leaf->planes == 1 ? STEP_COLUMNS : leaf->element == CODES8 ? INT8_COLUMNS : COLUMNS;
+    const int64_t most = leaf->planes == 1 ? STEP_COLUMNS
+                         : leaf->element == CODES8 || leaf->element >= PATHS4 ? INT8_COLUMNS : COLUMNS;
     int64_t vector = 0;
     for (int pass = 0; pass < 2; pass++) {
         leaf->segment_count = vector = 0;
@@ -176,6 +178,42 @@ static inline __attribute__((always_inline)) uint32_t stored_codes(Element eleme
     return (word & mask) | (word >> bits & mask) << 8 | (word >> (2 * bits) & mask) << 16 | (word >> (3 * bits) & mask) << 24;
 }
 
+static uint8_t levels[MOST_TRELLIS_BITS][2 * HALF_WINDOWS];
+
+void make_levels(void)
+{
+    for (int bits = 1; bits <= MOST_TRELLIS_BITS; bits++)
+        for (unsigned window = 0; window < 2 * HALF_WINDOWS; window++)
+            levels[bits - 1][window] = trellis_level(bits, window);
+}
+
+const uint8_t *trellis_levels(int bits) { return levels[bits - 1]; }
+
+/* The codes of a column of a path lie one behind another, lowest bits first, and the first follows the last. */
+static void put_path(int bits, uint8_t *path, int64_t lane, uint32_t code)
+{
+    const uint32_t moved = code << lane * bits % 8;
+    path[lane * bits / 8] |= (uint8_t)moved;
+    if (moved >> 8)
+        path[lane * bits / 8 + 1] |= (uint8_t)(moved >> 8);
+}
+
+static uint8_t level_at(int bits, const uint8_t *path, int64_t lane)
+{
+    const int64_t at = lane * bits / 8;
+    return trellis_levels(bits)[(path[at] | path[(at + 1) % (2 * bits)] << 8) >> lane * bits % 8 & 255];
+}
+
+static void pack_path_row(const Leaf *leaf, uint8_t *panel, int64_t lane, const uint8_t *codes)
+{
+    const int bits = bits_of(leaf->element);
+    for (int64_t c = 0; c < leaf->k; c++) {
+        const int64_t at = c * bits / 8;
+        const uint32_t word = codes[at] | (c * bits % 8 + bits > 8 ? (uint32_t)codes[at + 1] << 8 : 0);
+        put_path(bits, panel + c * 2 * bits, lane, word >> c * bits % 8 & ((1u << bits) - 1));
+    }
+}
+
 /* Put the codes of a row into its panel; compiled for each element. */
 static inline __attribute__((always_inline)) void pack_row(const Leaf *leaf, Element element, uint8_t *panel, int64_t lane,
                                                            const uint8_t *codes, int64_t row_bytes)
@@ -194,13 +232,15 @@ static inline __attribute__((always_inline)) void pack_row(const Leaf *leaf, Ele
     }
 }
 
-int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, int planes, const uint8_t *codes,
-                  const uint16_t *scale, const uint16_t *zero)
+int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, int planes, int rotated,
+                  const uint8_t *codes, const uint16_t *scale, const uint16_t *zero)
 {
     const int bits = bits_of(element);
     const int64_t panels = padded(n, LANES) / LANES, row_bytes = bits == 8 ? k : padded(k, 8) / 8 * bits;
     *leaf = (Leaf){ .n = n, .k = k, .panels = panels, .groups = padded(k, group) / group, .element = element,
-                    .planes = planes, .centre = zero ? 0 : bits == 8 ? 256 : (1 << bits) - 1 };
+                    .planes = planes, .centre = zero ? 0 : bits == 8 || element >= PATHS4 ? 256 : (1 << bits) - 1 };
+    if (rotated)
+        leaf->rotation = rotation_of(k);
     if (!make_segments(leaf, group))
         return 0;
     leaf->panel_bytes = bits == 8 ? leaf->vectors * 64 : padded(leaf->vectors, UNIT) / UNIT * 64 * bits;
@@ -218,7 +258,8 @@ int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t gro
         case CODES8: pack_row(leaf, CODES8, panel, row % LANES, own, row_bytes); break;
         case CODES4: pack_row(leaf, CODES4, panel, row % LANES, own, row_bytes); break;
         case CODES3: pack_row(leaf, CODES3, panel, row % LANES, own, row_bytes); break;
-        default: pack_row(leaf, CODES2, panel, row % LANES, own, row_bytes);
+        case CODES2: pack_row(leaf, CODES2, panel, row % LANES, own, row_bytes); break;
+        default: pack_path_row(leaf, panel, row % LANES, own);
         }
         for (int64_t g = 0; g < leaf->groups; g++) {
             const int64_t at = (row / LANES * leaf->groups + g) * LANES + row % LANES;
@@ -246,6 +287,14 @@ static inline __attribute__((always_inline)) void unpack_row(const Leaf *leaf, E
     }
 }
 
+static void unpack_path_row(const Leaf *leaf, const uint8_t *panel, int64_t row, float *out)
+{
+    const int bits = bits_of(leaf->element);
+    const float scale = bf16_to_float(leaf->scale[row]);
+    for (int64_t c = 0; c < leaf->k; c++)
+        out[c] = ((float)level_at(bits, panel + c * 2 * bits, row % LANES) - 128) * scale;
+}
+
 void leaf_row(const Leaf *leaf, int64_t row, float *out)
 {
     uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
@@ -263,9 +312,11 @@ void leaf_row(const Leaf *leaf, int64_t row, float *out)
         for (int64_t c = 0; c < leaf->k; c++)
             out[c] = bf16_to_float(((const uint16_t *)panel)[c * LANES + lane]);
         return;
-    case CODES8: unpack_row(leaf, CODES8, panel, row, out); return;
-    case CODES4: unpack_row(leaf, CODES4, panel, row, out); return;
-    case CODES3: unpack_row(leaf, CODES3, panel, row, out); return;
-    default: unpack_row(leaf, CODES2, panel, row, out);
+    case CODES8: unpack_row(leaf, CODES8, panel, row, out); break;
+    case CODES4: unpack_row(leaf, CODES4, panel, row, out); break;
+    case CODES3: unpack_row(leaf, CODES3, panel, row, out); break;
+    case CODES2: unpack_row(leaf, CODES2, panel, row, out); break;
+    default: unpack_path_row(leaf, panel, row, out);
     }
+    unrotate(leaf, out);
 }

@@ -109,11 +109,15 @@ static PyObject *matrix_floats(PyTypeObject *type, PyObject *values)
 }
 
 static int open_codes(Py_buffer views[3], PyObject *arguments[3], Py_ssize_t bits, Py_ssize_t columns, Py_ssize_t group,
-                      Py_ssize_t activation_bits)
+                      Py_ssize_t activation_bits, int trellis)
 {
     const Py_ssize_t row = bits == 8 ? columns : (columns + 7) / 8 * bits;
-    if (bits != 8 && (bits < 2 || bits > 4)) {
-        PyErr_Format(PyExc_ValueError, "bits must be 2, 3, 4 or 8, not %zd", bits);
+    if (trellis ? bits < 1 || bits > 4 : bits != 8 && (bits < 2 || bits > 4)) {
+        PyErr_Format(PyExc_ValueError, "bits must be %s, not %zd", trellis ? "between 1 and 4" : "2, 3, 4 or 8", bits);
+        return 0;
+    }
+    if (trellis && (group != columns || activation_bits != 16 || (arguments[2] && arguments[2] != Py_None))) {
+        PyErr_SetString(PyExc_ValueError, "a trellis has one group per row, no zeros and activations of 16 bits");
         return 0;
     }
     if (activation_bits != 16 && activation_bits != 8) {
@@ -133,24 +137,27 @@ static int open_codes(Py_buffer views[3], PyObject *arguments[3], Py_ssize_t bit
 
 static PyObject *matrix_integers(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "codes", "scale", "zero", "bits", "columns", "group", "activation_bits", NULL };
+    static char *names[] = { "codes", "scale", "zero", "bits", "columns", "group", "activation_bits", "trellis",
+                              "rotated", NULL };
+    static const Element codes[] = { CODES2, CODES3, CODES4 }, paths[] = { PATHS1, PATHS2, PATHS3, PATHS4 };
     PyObject *arguments[3];
+    int trellis, rotated;
     Py_buffer views[3] = { { 0 }, { 0 }, { 0 } };
     Py_ssize_t bits, columns, group, activation_bits;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO$nnnn:integers", names, &arguments[0], &arguments[1], &arguments[2],
-                                     &bits, &columns, &group, &activation_bits))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO$nnnnpp:integers", names, &arguments[0], &arguments[1],
+                                     &arguments[2], &bits, &columns, &group, &activation_bits, &trellis, &rotated))
         return NULL;
     MatrixObject *self = new_matrix(type, CODED);
     if (!self)
         return NULL;
-    int made = open_codes(views, arguments, bits, columns, group, activation_bits);
+    int made = open_codes(views, arguments, bits, columns, group, activation_bits, trellis);
     if (made) {
-        const Element element = bits == 8 ? CODES8 : bits == 4 ? CODES4 : bits == 3 ? CODES3 : CODES2;
+        const Element element = trellis ? paths[bits - 1] : bits == 8 ? CODES8 : codes[bits - 2];
         self->matrix.n = views[0].shape[0];
         self->matrix.k = columns;
         Py_BEGIN_ALLOW_THREADS
         made = pack_integers(&self->matrix.leaf, element, views[0].shape[0], columns, group, (int)activation_bits / 8,
-                             views[0].buf, views[1].buf, views[2].buf);
+                             rotated, views[0].buf, views[1].buf, views[2].buf);
         Py_END_ALLOW_THREADS
     }
     for (int i = 0; i < 3; i++)

@@ -1,5 +1,6 @@
 /* The Python module compressor.runtime._decoder: see _decoder.pyi. */
 #include "types.h"
+#include "trellis.h"
 
 #include <string.h>
 
@@ -180,15 +181,28 @@ static int add_names(PyObject *module, const char *constant, PyObject *names)
     return status;
 }
 
+/* The levels of all windows, by bits, each moved by 128 to a byte. */
+static PyObject *level_tables(void)
+{
+    PyObject *all = PyTuple_New(MOST_TRELLIS_BITS);
+    for (int bits = 1; all && bits <= MOST_TRELLIS_BITS; bits++)
+        if (PyTuple_SetItem(all, bits - 1, PyBytes_FromStringAndSize((const char *)trellis_levels(bits), 2 * HALF_WINDOWS)))
+            Py_CLEAR(all);
+    return all;
+}
+
 static int fill(PyObject *module)
 {
     Types *types = PyModule_GetState(module);
+    make_hadamards();
+    make_levels();
     PyObject *activations = PyTuple_New(ACTIVATION_COUNT - 1);
     for (Py_ssize_t i = 1; activations && i < ACTIVATION_COUNT; i++)
         if (PyTuple_SetItem(activations, i - 1, PyUnicode_FromString(ACTIVATION_NAMES[i])))
             Py_CLEAR(activations);
     return add_type(module, &matrix_spec, &types->matrix) || add_type(module, &decoder_spec, &types->decoder) ||
                    add_names(module, "ACTIVATIONS", activations) || add_names(module, "INSTRUCTIONS", instruction_names()) ||
+                   add_names(module, "TRELLIS_LEVELS", level_tables()) ||
                    PyModule_AddIntMacro(module, LANES) || PyModule_AddIntMacro(module, MAX_THREADS)
                ? -1
                : 0;

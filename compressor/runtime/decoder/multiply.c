@@ -67,6 +67,17 @@ static void normalise_tile(void *task, int64_t row, int64_t thread)
     t->engine->instructions->normalise(t->norm, t->p->x + row * t->m->k, t->to + row * t->m->k, t->m->k);
 }
 
+static void rotate_tile(void *task, int64_t row, int64_t thread)
+{
+    const Task *t = task;
+    float *to = t->to + row * t->leaf->k;
+    if (t->norm)
+        normalise_tile(task, row, thread);
+    else
+        memcpy(to, t->p->x + row * t->leaf->k, (size_t)t->leaf->k * sizeof *to);
+    t->engine->instructions->rotate(t->leaf, to);
+}
+
 static void panel_tile(void *task, int64_t tile, int64_t thread)
 {
     const Task *t = task;
@@ -112,6 +123,15 @@ static void multiply_coded(Engine *engine, const Matrix *m, const Product *p)
 {
     const Leaf *leaf = &m->leaf;
     Task t = { .engine = engine, .m = m, .p = p, .norm = p->norm, .leaf = leaf, .panels = leaf->panels };
+    Product rotated = *p;
+    if (leaf->rotation.block) {
+        rotated.x = t.to = allocate(&engine->arena, (size_t)(p->rows * m->k) * sizeof(float));
+        if (!t.to)
+            return;
+        each_tile(threads_for(engine, (double)p->rows * leaf->k * 16), p->rows, rotate_tile, &t);
+        t.p = p = &rotated;
+        t.norm = NULL;
+    }
     t.rounded.codes = allocate(&engine->arena, (size_t)((p->rows + SPARE_ROWS) * leaf->vectors * VECTOR) * sizeof(int16_t));
     t.rounded.sums = allocate(&engine->arena, (size_t)(p->rows * leaf->segment_count) * sizeof(int32_t));
     t.rounded.values = (float *)t.rounded.sums;

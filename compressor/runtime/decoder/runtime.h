@@ -28,7 +28,12 @@ enum { COMBINED = 4 };       /* rows that are looked up together */
 enum { QUERIES = 8 };        /* rows that meet keys and values together */
 enum { STEP_ROWS = 128 };    /* that go through all blocks together: what lies between two products stays near the core */
 
-typedef enum { FP32, BF16, FP16, CODES8, CODES4, CODES3, CODES2, ELEMENT_COUNT } Element;
+typedef enum {
+    FP32, BF16, FP16,
+    CODES8, CODES4, CODES3, CODES2,   /* integers, from here on */
+    PATHS4, PATHS3, PATHS2, PATHS1,   /* and of a trellis */
+    ELEMENT_COUNT
+} Element;
 typedef enum { CODED, LOW_RANK, STACKED, RESIDUAL, SPARSE, TT_MATRIX, TOKEN_MPS } Kind;
 typedef enum { NO_ACTIVATION, GELU_NEW, GELU, RELU, SILU, TANH, QUICK_GELU, ACTIVATION_COUNT } Activation;
 
@@ -37,16 +42,26 @@ typedef struct {
     int64_t column, columns, vector, vectors, group;
 } Segment;
 
+/* Blocks of columns that are rotated, each by a Hadamard matrix of order base * 2^j, after signs were turned. */
+typedef struct {
+    int64_t block;             /* columns; 0 for no rotation */
+    int64_t base;              /* 1, 12 or 20 */
+} Rotation;
+
 /* Coded values [n, k] in panels of 16 rows.
  *
  * Floats: [panels][k][16]. Integers: unsigned codes of [16 rows][4 columns] are a vector, and every group begins with a
- * new one. 8 bits: [panels][vectors][64]. Fewer: per 8 vectors, bit fields of 64 bytes, see `unpack_unit`.
+ * new one. 8 bits: [panels][vectors][64]. Fewer: per 8 vectors, bit fields of 64 bytes, see `unpack_unit`. Of a trellis:
+ * [panels][vectors][4 columns][16 codes], see `unpack_path`; rows of these have one scale.
+ *
+ * Values may be rotated: W is these values times a rotation, by which x is multiplied first, see `rotate`.
  */
 typedef struct {
     int64_t n, k, panels, panel_bytes, vectors, segment_count, groups;
     Element element;
     int centre;                /* twice the code that is 0; 0 where there are zero points */
     int planes;                /* bytes of a rounded activation, 2 or 1 */
+    Rotation rotation;
     uint8_t *codes;
     Segment *segments;
     uint16_t *scale, *zero;    /* bf16 [panels][groups][16]; zero is NULL without zero points */
@@ -120,6 +135,7 @@ typedef struct {
     const char *name;
     int (*supported)(void);
     void (*normalise)(const Norm *norm, const float *x, float *out, int64_t k);
+    void (*rotate)(const Leaf *leaf, float *x);
     void (*round_row)(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to);
     /* Panels from .. to - 1; memory of `product_bytes` is the caller's own. */
     void (*product)(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory);
@@ -229,10 +245,20 @@ void draw_all(Engine *engine, const float *logits, int64_t rows, int64_t n, cons
 
 /* Leaves. `codes` etc. are as in the artefact; nothing of them is kept. Returns 0 if there is no memory. */
 int pack_floats(Leaf *leaf, Element element, int64_t n, int64_t k, const void *values);
-int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, int planes, const uint8_t *codes,
-                  const uint16_t *scale, const uint16_t *zero);
+int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t group, int planes, int rotated,
+                  const uint8_t *codes, const uint16_t *scale, const uint16_t *zero);
 void free_leaf(Leaf *leaf);
 void leaf_row(const Leaf *leaf, int64_t row, float *out);
+int bits_of(Element element);
+const uint8_t *trellis_levels(int bits); /* of 256 windows, plus 128; `make_levels` comes first */
+void make_levels(void);
+
+/* The rotation of `columns`, its signs, and the entries of Hadamard matrices. */
+Rotation rotation_of(int64_t columns);
+uint32_t sign_of(int64_t column);     /* its highest bit */
+const uint32_t *hadamard(int64_t base); /* [base, base], the highest bits of the entries; `make_hadamards` comes first */
+void make_hadamards(void);
+void unrotate(const Leaf *leaf, float *row);
 int plan_train(Matrix *m);            /* fill `steps` and `most_state`; weights are made by the caller */
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value); /* to nearest, to even */

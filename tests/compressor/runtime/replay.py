@@ -127,12 +127,18 @@ BAD: dict[str, Callable[[Any], object]] = {
     "columns must ascend": lambda m: Matrix.sparse(m, np.zeros((2, 4), np.int32), in_features=9),
     "a block must have shape": lambda m: Matrix.stacked([m, Matrix.floats(np.zeros((1, 3), np.float32))]),
     "correction must have shape": lambda m: Matrix.residual(m, Matrix.floats(np.zeros((2, 3), np.float32))),
-    "bits must be 2": lambda m: Matrix.integers(m, m, None, bits=5, columns=3, group=1, activation_bits=16),
-    "group between": lambda m: Matrix.integers(m, m, None, bits=4, columns=3, group=4, activation_bits=16),
-    "activation_bits must be 16 or 8": lambda m: Matrix.integers(
-        m, m, None, bits=4, columns=3, group=3, activation_bits=4
-    ),
+    "bits must be 2": lambda m: integers(m, bits=5),
+    "bits must be between 1 and 4": lambda m: integers(m, bits=8, trellis=True),
+    "group between": lambda m: integers(m, group=4),
+    "activation_bits must be 16 or 8": lambda m: integers(m, activation_bits=4),
+    "a trellis has one group per row": lambda m: integers(m, group=1, trellis=True),
 }
+
+
+def integers(codes: Any, **options: Any) -> Matrix:
+    """Return a matrix of codes in 4 bits, 3 columns and one group, but for `options`."""
+    plain = {"bits": 4, "columns": 3, "group": 3, "activation_bits": 16, "trellis": False, "rotated": False}
+    return Matrix.integers(codes, codes, None, **plain | options)
 
 
 def plain(spec: Any) -> SimpleNamespace:
