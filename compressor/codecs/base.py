@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from compressor.artifact.layouts import Part, codec_layout
+
+if TYPE_CHECKING:
+    from compressor.codecs.trellis import TrellisCodec
 
 Parts = Mapping[str, Tensor]
 MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max
@@ -23,14 +26,14 @@ class Codec(ABC):
         name: by which `codec_named` finds it.
         is_float: whether it is a floating-point dtype, which has no grid.
         row_by_row: whether every row is stored by itself.
-        codes_stay: whether only scales are trained.
+        searched: the codec of a trellis whose codes these are, if they are.
         is_rotated: whether columns are rotated before they are coded.
     """
 
     name: str
     is_float: ClassVar[bool] = False
     row_by_row: bool = True
-    codes_stay: bool = False
+    searched: "TrellisCodec | None" = None
     is_rotated: ClassVar[bool] = False
 
     def layout(self, shape: Sequence[int]) -> dict[str, Part]:
@@ -67,6 +70,10 @@ class Codec(ABC):
 
     def rotated(self, weight: Tensor) -> Tensor:
         """Return rows [..., n] as their codes see them."""
+        return weight
+
+    def unrotated(self, weight: Tensor) -> Tensor:
+        """Return the rows that are so `rotated`."""
         return weight
 
     def latent(self, parts: Parts) -> dict[str, Tensor]:
@@ -135,6 +142,11 @@ def finite(values: Tensor, codec: str) -> Tensor:
 def largest_step(steps: float) -> float:
     """Return the largest bf16 of which so many are within the range of fp32."""
     return float(torch.tensor(MOST_FP32 / steps * (1 - 2**-8)).bfloat16())
+
+
+def bf16(values: Tensor) -> Tensor:
+    """Round fp32 values to bf16, and keep them in fp32."""
+    return values.bfloat16().float()
 
 
 def power_of_2(sizes: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
 """One stored tensor, and the same while it is trained."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from compressor.codecs.base import Codec, Parts
+from compressor.codecs.base import Codec, Parts, bf16
 from compressor.tensors import check_part
+
+if TYPE_CHECKING:
+    from compressor.codecs.trellis import TrellisCodec
+
+RENEWED = 8  # steps
 
 
 class Coded(nn.Module):
@@ -57,8 +63,9 @@ class Coded(nn.Module):
         return self.codec.take(self.parts(), ids, self.shape[-1], dtype)
 
     def trainable(self) -> "Coded":
-        """Return the same values as float parameters, see `Latent` and `Scaled`."""
-        return Scaled(self) if self.codec.codes_stay else Latent(self)
+        """Return the same values as float parameters, see `Latent` and `Searched`."""
+        search = self.codec.searched
+        return Latent(self) if search is None else Searched(self, search)
 
     def quantized(self) -> "Coded":
         """Return the values as they are stored."""
@@ -103,36 +110,42 @@ class Latent(Coded):
         return {name: part for name, part in self._parameters.items() if name != "values" and part is not None}
 
 
-class Scaled(Coded):
-    """A coded tensor whose rows' scales alone are trained: its codes stay.
+class Searched(Latent):
+    """The same for codes that are searched for, see `TrellisCodec`: too slow for every step.
+
+    While it is trained, levels stay for RENEWED steps and gradients pass through them all the same; otherwise they are
+    those of the values as they are now.
 
     Attributes:
-        scale: of each row, fp32.
+        values: rows as their codes see them, see `Codec.rotated`.
+        scale: of each row.
     """
 
-    def __init__(self, coded: Coded) -> None:
+    scale: nn.Parameter
+
+    def __init__(self, coded: Coded, search: "TrellisCodec") -> None:
         nn.Module.__init__(self)
         self.codec = coded.codec
         self.shape = coded.shape
+        self._search = search
         parts = coded.parts()
-        ones = torch.ones_like(parts["scale"])
-        self.register_buffer("codes", parts["codes"])
-        self.register_buffer("levels", coded.codec.decode(parts | {"scale": ones}, self.shape[-1], torch.float32))
+        self.values = nn.Parameter(search.decode(parts, self.shape[-1], torch.float32))
         self.scale = nn.Parameter(parts["scale"].float())
-
-    def parts(self) -> dict[str, Tensor]:
-        return {"codes": self.get_buffer("codes"), "scale": self.scale.detach().bfloat16()}
-
-    def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._scaled(slice(None)).to(dtype)
-
-    def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._scaled(ids).to(dtype)
+        self._levels: Tensor | None = None
+        self._found_at = -1  # the version of the values
 
     def quantized(self) -> Coded:
-        return Coded(self.codec, self.shape, self.parts())
+        return Coded(self.codec, self.shape, self._search.encode_scaled(self.values.detach(), self.scale.detach()))
 
-    def _scaled(self, rows: Tensor | slice) -> Tensor:
+    def _rounded(self, rows: Tensor | slice) -> Tensor:
+        patience = RENEWED if torch.is_grad_enabled() else 1
+        if self._levels is None or self.values._version - self._found_at >= patience:
+            self._found_at = self.values._version
+            self._levels = self._search.levels(self.values.detach(), self.scale.detach())
         scale = self.scale[rows]
-        rounded = scale + (scale.bfloat16().float() - scale).detach()  # its gradient is that of the scale
-        return self.get_buffer("levels")[rows] * rounded
+        step = scale + (bf16(scale.detach()) - scale).detach()
+        levels = self._levels[rows]
+        if torch.is_grad_enabled():
+            position = self.values[rows] / torch.where(step.detach() != 0, step, 1)
+            levels = position + (levels - position).detach()
+        return self.codec.unrotated(levels * step)

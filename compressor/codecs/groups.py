@@ -13,6 +13,7 @@ from compressor.codecs.base import (
     Codec,
     Grid,
     Parts,
+    bf16,
     finite,
     largest_step,
     power_of_2,
@@ -83,7 +84,7 @@ class GroupCodec(Codec):
         best_scale = best_zero = torch.zeros_like(low)
         best = grouped.square().sum(-1)  # of a scale of 0, which stores zeros
         for clip in clips:
-            scale = _bf16((high - low) * clip / self.steps)
+            scale = bf16((high - low) * clip / self.steps)
             scale, zero = self._levels(scale * unit, ((low + high) / 2 - self.steps / 2 * scale) * unit)
             scale, zero = scale / unit, zero / unit
             error = torch.where(real, self._round(grouped, scale, zero) - grouped, 0).square().sum(-1)
@@ -124,8 +125,8 @@ class GroupCodec(Codec):
         columns, half = values.shape[-1], (2**self.bits - 1) / 2
         grouped, _ = self._grouped(values)
         scale, zero = latent["scale"], latent.get("zero")
-        step = _through(_bf16(scale.detach().clamp_min(1e-12)), scale).unsqueeze(-1)
-        origin = -half * step if zero is None else _through(_bf16(zero.detach()), zero).unsqueeze(-1)
+        step = _through(bf16(scale.detach().clamp_min(1e-12)), scale).unsqueeze(-1)
+        origin = -half * step if zero is None else _through(bf16(zero.detach()), zero).unsqueeze(-1)
         position = ((grouped - origin) / step).clamp(0, 2 * half)
         codes = _through(torch.round(position.detach()), position)
         return (codes * step + origin).flatten(-2)[..., :columns]
@@ -145,11 +146,11 @@ class GroupCodec(Codec):
     def _levels(self, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
         """Return a scale and zero as they are stored, in fp32, none of whose levels is infinite."""
         if not self.zero_point:
-            scale = _bf16(scale.clamp_max(largest_step(self.steps / 2)))
+            scale = bf16(scale.clamp_max(largest_step(self.steps / 2)))
             return scale, -self.steps / 2 * scale
-        scale = _bf16(scale.clamp_max(largest_step(self.steps)))
+        scale = bf16(scale.clamp_max(largest_step(self.steps)))
         room = (MOST_FP32 - self.steps * scale) * (1 - 2**-7)  # above the zero, less what bf16 may round up
-        return scale, _bf16(torch.minimum(zero, room).clamp_min(-MOST_BF16))
+        return scale, bf16(torch.minimum(zero, room).clamp_min(-MOST_BF16))
 
     def _codes(self, grouped: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         step = torch.where(scale > 0, scale, 1).unsqueeze(-1)
@@ -195,8 +196,3 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     words = (bytes_ << (8 * torch.arange(bits))).sum(-1, keepdim=True)
     codes: Tensor = words >> (bits * torch.arange(8)) & (2**bits - 1)
     return codes.flatten(-2)
-
-
-def _bf16(values: Tensor) -> Tensor:
-    """Round fp32 values to bf16, and keep them in fp32."""
-    return values.bfloat16().float()

@@ -19,17 +19,17 @@ class RotatedCodec(Codec):
     def __init__(self, inner: Codec) -> None:
         self.name = f"{inner.name}-h"
         self.inner = inner
-        self.codes_stay = inner.codes_stay
+        self.searched = inner.searched
         self.row_by_row = inner.row_by_row
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         return self.inner.encode(self.rotated(finite(values, self.name)))
 
     def decode(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
-        return unrotate(self.inner.decode(parts, columns, dtype))
+        return self.unrotated(self.inner.decode(parts, columns, dtype))
 
     def take(self, parts: Parts, ids: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-        return unrotate(self.inner.take(parts, ids, columns, dtype))
+        return self.unrotated(self.inner.take(parts, ids, columns, dtype))
 
     def grid(self, weight: Tensor, row_weights: Tensor | None = None) -> Grid:
         return self.inner.grid(weight, row_weights)
@@ -37,11 +37,14 @@ class RotatedCodec(Codec):
     def rotated(self, weight: Tensor) -> Tensor:
         return rotate(weight / block_of(weight.shape[-1])[0])
 
+    def unrotated(self, weight: Tensor) -> Tensor:
+        return unrotate(weight)
+
     def latent(self, parts: Parts) -> dict[str, Tensor]:
         return self.inner.latent(parts)
 
     def round_through(self, values: Tensor, latent: Parts) -> Tensor:
-        return unrotate(self.inner.round_through(self.rotated(values), latent))
+        return self.unrotated(self.inner.round_through(self.rotated(values), latent))
 
     def encode_trained(self, values: Tensor, latent: Parts) -> dict[str, Tensor]:
         return self.inner.encode_trained(self.rotated(values), latent)

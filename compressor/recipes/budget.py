@@ -40,11 +40,13 @@ CUT_ROWS = 4096  # a table with so many rows is cut into blocks
 TABLE_BLOCKS = 6  # each twice as long as the one before, the first two alike
 # Ranks, as shares of the smaller side, and codecs that `rotated_svd` is tried with.
 TABLE_RANKS = {
-    "int2-row": (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0),
-    "int3-row": (0.25, 0.375, 0.5, 0.625, 0.75, 1.0),
-    "int4-row": (0.375, 0.5, 0.625, 0.75, 1.0),
+    "tr1": (0.25, 0.375, 0.5, 0.75, 1.0),
+    "tr2": (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0),
+    "tr3": (0.25, 0.375, 0.5, 0.75, 1.0),
+    "tr4": (0.5, 0.75, 1.0),
 }
-LINEAR_RANKS = {"int2-row": (0.125, 0.25, 0.5), "int3-row": (0.25,), "int4-row": (0.0625, 0.125)}
+LINEAR_RANKS = {"tr1": (0.25, 0.5), "tr2": (0.125, 0.25, 0.5), "tr3": (0.125, 0.25)}
+ROUNDED = ("int8", "tr4-h", "tr3-h", "tr2-h", "tr1-h")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +172,12 @@ def candidates(name: str, shape: tuple[int, int]) -> list[tuple[str, dict[str, A
     if name == "wpe":
         return [("quantize", {"codec": codec}) for codec in ("int8", "int4-row", "int3-row", "int2-row")]
     is_table = name in ("wte", "lm_head")
-    rounded = ("int8", "int4", "int4-row") if is_table else ("int8", "int4", "int4-row", "int3-row", "int2-row")
-    found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in rounded]
+    found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in ROUNDED]
     shares = (TABLE_RANKS if is_table else LINEAR_RANKS).items()
     low_rank = {(max(1, round(min(shape) * share)), codec) for codec, of in shares for share in of}
     # By their ranks, since those of one rank share a right factor.
-    return found + [("rotated_svd", {"rank": rank, "codec": codec}) for rank, codec in sorted(low_rank)]
+    right = {"right_codec": "tr4-h" if is_table else "tr3-h"}
+    return found + [("rotated_svd", {"rank": rank, "codec": codec} | right) for rank, codec in sorted(low_rank)]
 
 
 @dataclass(frozen=True)
