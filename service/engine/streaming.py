@@ -113,13 +113,20 @@ class TextStream:
         """Take the bytes of one token and return the text that is safe to show by now."""
         text = self._decoder.decode(data)
         if self._unstopped:
+            self._pass(text)
             self._unstopped -= 1
-            self._past = len(self._held) + len(text)
         return self._release(text, final=False)
 
     def finish(self) -> str:
         """Return what was still held back."""
-        return self._release(self._decoder.decode(b"", final=True), final=True)
+        text = self._decoder.decode(b"", final=True)
+        if self._unstopped:
+            self._pass(text)
+        return self._release(text, final=True)
+
+    def _pass(self, text: str) -> None:
+        """Let no stop string end in the next text."""
+        self._past = len(self._held) + len(text)
 
     def _release(self, text: str, *, final: bool) -> str:
         if self.stopped:
