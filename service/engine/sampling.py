@@ -57,7 +57,8 @@ class Sampling:
     def numbers(self) -> tuple[float, ...]:
         """What `draw` takes of it, in the order of its arguments."""
         heat = 0 if self.seed is None else max(self.temperature, COLDEST)
-        return (heat, min(self.top_k or 0, MOST_BEST), self.top_p, self.typical_p, self.min_p)
+        numbers = (heat, min(self.top_k or 0, MOST_BEST), self.top_p, self.typical_p, self.min_p)
+        return tuple(map(float, numbers))
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,10 @@ def _adjusted(logits: Logits, choices: Sequence[Choice]) -> Iterator[None]:
     """Adjust logits, where that is wanted, for a while."""
     before: list[tuple[Logits, list[Kept]]] = []
     try:
-        for row, choice in zip(logits, choices, strict=True):
-            adjustments = choice.how.adjustments
-            if adjustments.any:
-                before.append((row, []))
-                adjustments.apply(row, choice.seen, choice.prompt_tokens, before[-1][1])
+        for i, choice in enumerate(choices):
+            if choice.how.adjustments.any:
+                before.append((logits[i], []))
+                choice.how.adjustments.apply(logits[i], choice.seen, choice.prompt_tokens, before[-1][1])
         yield
     finally:
         for row, kept in before:

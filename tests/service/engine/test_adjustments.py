@@ -69,7 +69,7 @@ def by_definition(logits: Logits, how: Adjustments, seen: Sequence[int], prompt_
 @given(st.integers(0, 2**32), BIASES.filter(bool))
 def test_bias_is_that_of_transformers(seed: int, biases: dict[int, float]) -> None:
     logits = some_logits(seed)
-    processor = SequenceBiasLogitsProcessor({(token,): value for token, value in biases.items()})
+    processor = SequenceBiasLogitsProcessor([[[token], value] for token, value in biases.items()])
     found = adjusted(logits, Adjustments(logit_bias=tuple(biases.items())))
     np.testing.assert_array_equal(found, processed(processor, logits))
 

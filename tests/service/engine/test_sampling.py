@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,12 +174,13 @@ def test_min_p_leaves_what_transformers_leaves(
 
     def left_by(limit: float, *, last: bool = False) -> torch.Tensor:
         scores = TemperatureLogitsWarper(temperature)(None, logits.double())
-        likely = MinPLogitsWarper(limit)
+        likely: Any = MinPLogitsWarper(limit)
         scores = scores if last else likely(None, scores)
         scores = scores if top_k is None else TopKLogitsWarper(top_k)(None, scores)
         scores = TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores
         scores = TypicalLogitsWarper(typical_p)(None, scores) if typical_p < 1 else scores
-        return likely(None, scores) if last else scores
+        found: torch.Tensor = likely(None, scores) if last else scores
+        return found
 
     assert_drawn_from_one_of(logits[0].numpy(), how, min_p, left_by)
     if top_p == typical_p == 1:

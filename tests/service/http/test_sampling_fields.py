@@ -236,7 +236,7 @@ def test_the_best_of_several_in_the_shape_of_tgi(client: httpx.Client) -> None:
 @pytest.mark.parametrize("count", [1, 5, 20])
 def test_the_likeliest_tokens_are_the_models(client: httpx.Client, tiny: LoadedModel, count: int) -> None:
     """Whatever the request does to its logits."""
-    fields = {"max_tokens": 6, "presence_penalty": 2, "logit_bias": BIAS, "seed": 3}
+    fields: dict[str, Any] = {"max_tokens": 6, "presence_penalty": 2, "logit_bias": BIAS, "seed": 3}
     (choice,) = ask(client, OPENAI, logprobs=count, **fields)["choices"]
     ids = tiny.encode(TEXT)
     likely = torch.from_numpy(logits_of(tiny.decoder, ids, KV_DTYPE)[-1]).log_softmax(-1).topk(count)
