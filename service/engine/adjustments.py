@@ -49,7 +49,7 @@ class Adjustments:
     ends: tuple[int, ...] = ()
 
     @cached_property
-    def any(self) -> bool:
+    def needed(self) -> bool:
         """Whether there is anything to do, at least for some tokens of a text."""
         return self != Adjustments()
 

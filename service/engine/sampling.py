@@ -113,7 +113,7 @@ def _adjusted(logits: Logits, choices: Sequence[Choice]) -> Iterator[None]:
     before: list[tuple[Logits, list[Kept]]] = []
     try:
         for i, choice in enumerate(choices):
-            if choice.how.adjustments.any:
+            if choice.how.adjustments.needed:
                 before.append((logits[i], []))
                 choice.how.adjustments.apply(logits[i], choice.seen, choice.prompt_tokens, before[-1][1])
         yield

@@ -170,23 +170,24 @@ async def _ids(prompt: str | list[int], model: LoadedModel, longest: int | None)
 
 
 def _prompts(ids: tuple[int, ...], body: CompletionRequest, model: LoadedModel) -> list[Prompt]:
-    """Return what each of the n generations has to do; as if every prompt were asked for alone."""
-    if body.max_tokens == 0:
+    """Return what the generations of one prompt have to do; as if every prompt were asked for alone."""
+    asked = min(DEFAULT_MAX_TOKENS, model.context) if body.max_tokens is None else body.max_tokens
+    sampling = _sampling(body, model, asked)
+    if not asked:
         scored = Prompt(model=model, ids=ids, max_new_tokens=0, sampling=Sampling())
         return [] if body.logprobs is None else [scored]
-    asked = min(DEFAULT_MAX_TOKENS, model.context) if body.max_tokens is None else body.max_tokens
     length = new_tokens(len(ids), asked, model.context, "max_tokens")
     seed = draw_seed() if body.seed is None else body.seed
     prompt = Prompt(
         model=model,
         ids=ids,
         max_new_tokens=length,
-        sampling=_sampling(body, model, asked),
+        sampling=sampling,
         stops=tuple(body.stop or ()),
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=stop_tokens(body),
     )
-    return [replace(prompt, sampling=_seeded(prompt.sampling, seed + i)) for i in range(_texts(body))]
+    return [replace(prompt, sampling=_seeded(sampling, seed + i)) for i in range(_texts(body))]
 
 
 def _sampling(body: CompletionRequest, model: LoadedModel, asked: int) -> Sampling:
@@ -217,20 +218,21 @@ async def whole_completion(wanted: CompletionJobs, request: Request) -> bytes:
 
     Every choice is worded as soon as it is known: as JSON it takes a fraction of the memory.
     """
-    n, texts = wanted.choices, wanted.texts
-    pieces: list[list[_Piece]] = [[] for _ in range(len(wanted.prompts) * texts)]
-    worded = [""] * (len(wanted.prompts) * n)
+    ranked, told = (
+        (1, 1) if wanted.choices == wanted.texts else (wanted.texts, wanted.choices)
+    )  # of these texts, so many
+    pieces: list[list[_Piece]] = [[] for _ in range(len(wanted.prompts) * wanted.texts)]
+    worded = [""] * (len(wanted.prompts) * wanted.choices)
     async with watched(request, *wanted.mailboxes):
         async for piece in _pieces(wanted):
-            index = piece.choice.index
-            pieces[index].append(piece)
-            mine = pieces[index : index + 1] if n == texts else pieces[index - index % texts :][:texts]
-            if piece.choice.finish_reason and all(told and told[-1].choice.finish_reason for told in mine):
-                first = index if n == texts else index // texts * n
-                for place, told in enumerate(_likeliest(mine, n), first):
-                    worded[place] = _joined(told, place).model_dump_json()
-                for told in mine:
-                    told.clear()
+            pieces[piece.choice.index].append(piece)
+            group = piece.choice.index // ranked
+            texts = pieces[group * ranked : (group + 1) * ranked]
+            if piece.choice.finish_reason and all(text and text[-1].choice.finish_reason for text in texts):
+                for index, text in enumerate(_likeliest(texts, told), group * told):
+                    worded[index] = _joined(text, index).model_dump_json()
+                for text in texts:
+                    text.clear()
     head, tail = _completion(wanted, [], _usage(wanted)).model_dump_json().split(NO_CHOICES)
     return f'{head}"choices":[{",".join(worded)}]{tail}'.encode()
 

@@ -34,7 +34,7 @@ MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
 
 
-def _not_none_left(value: int | None) -> int | None:
+def _not_zero(value: int | None) -> int | None:
     if value == 0:
         raise ValueError("must be at least 1, or -1")
     return value
@@ -57,7 +57,7 @@ Format = Annotated[Any, only({"type": "text"}, reason="texts are not held to a f
 Tools = Annotated[Any, only([], reason=NO_TOOLS)]
 ToolChoice = Annotated[Any, only("none", reason=NO_TOOLS)]
 Dimensions = Annotated[Any, only(reason="vectors have the model's own width")]
-Cut = Annotated[Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None, AfterValidator(_not_none_left)]
+Cut = Annotated[Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None, AfterValidator(_not_zero)]
 User = Annotated[Text | None, Field(description="accepted, changes nothing")]
 Stops = Annotated[StopList | None, BeforeValidator(_as_list, json_schema_input_type=Stop | StopList | None)]
 

@@ -23,7 +23,7 @@ async def generations_of(
     Raises:
         InvalidRequestError: naming the field that is out of range.
     """
-    best_of = parameters.best_of or 1
+    best_of, told = parameters.best_of or 1, streamed or has_details(parameters)
     _check_stream(parameters, streamed=streamed)
     prompt = await _prompt(text, parameters, model)
     sampling = prompt.sampling
@@ -35,8 +35,8 @@ async def generations_of(
             replace(prompt, sampling=replace(sampling, seed=seed)),
             metrics,
             streamed=streamed,
-            scored=streamed or has_details(parameters) or best_of > 1,
-            top=parameters.top_n_tokens or 0,
+            scored=told or best_of > 1,
+            top=(parameters.top_n_tokens or 0) if told else 0,
             prompt_scored=bool(parameters.decoder_input_details) and number == 0,
         )
         for number, seed in enumerate(seeds)

@@ -116,8 +116,8 @@ def test_all_together_are_applied_in_the_order_of_vllm(
 
 
 def test_nothing_is_done_by_default() -> None:
-    assert not Adjustments().any
-    assert not Adjustments(logit_bias=(), repetition_penalty=1, frequency_penalty=0, min_tokens=0).any
+    assert not Adjustments().needed
+    assert not Adjustments(logit_bias=(), repetition_penalty=1, frequency_penalty=0, min_tokens=0).needed
 
 
 def test_logits_are_restored_where_an_adjustment_fails() -> None:

@@ -230,6 +230,7 @@ def test_base_models_do_not_chat(ai: OpenAI, client: httpx.Client) -> None:
         ({"typical_p": 0}, "typical_p", "0"), ({"typical_p": 1.1}, "typical_p", "1"),
         ({"min_p": -0.1}, "min_p", "0"), ({"min_p": 1.5}, "min_p", "1"),
         ({"min_tokens": 17}, "min_tokens", "at most max_tokens, 16, not 17"), ({"min_tokens": -1}, "min_tokens", "0"),
+        ({"min_tokens": 1, "max_tokens": 0, "echo": True}, "min_tokens", "at most max_tokens, 0, not 1"),
         ({"stop_token_ids": [5] * 129}, "stop_token_ids", "128"), ({"top_k": -2}, "top_k", "-1"),
         ({"stop_token_ids": [16384]}, "stop_token_ids", "below the vocabulary of 16384"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1, or -1"),
