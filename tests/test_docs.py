@@ -18,6 +18,8 @@ from compressor.methods import METHODS
 from compressor.pages import ROOT, refreshed
 from compressor.recipes.budget import PRESETS
 from service.http.app import create_app
+from service.http.openai.schemas import CompletionRequest
+from service.http.tgi.schemas import GenerateRequest, Parameters
 from service.settings import Settings
 from tests.deploy.test_metric_contract import COUNTERS, GAUGES, HISTOGRAMS
 from tests.pages import BLOCKS
@@ -162,6 +164,16 @@ def test_every_route_is_explained_once(tiny_artifact: Path) -> None:
     paths = create_app(Settings(models=(tiny_artifact,))).openapi()["paths"]
     routes = [f"{verb.upper()} {path}" for path, verbs in paths.items() for verb in verbs]
     assert [route for route in routes if len(_explained(route)) != 1] == []
+
+
+def test_every_field_of_a_text_is_explained_or_refused() -> None:
+    """Where it stands in the table: in the column of its route."""
+    page = PAGES["service/README.md"]
+    refused = page[page.index("- **Refused**") :].partition("##")[0]
+    columns = [{cells[i].strip("`") for cells in _rows("service/README.md") if len(cells) == 3} for i in (0, 1)]
+    for model, column in ((CompletionRequest, columns[0]), (GenerateRequest, columns[1]), (Parameters, columns[1])):
+        fields = set(model.model_fields) - {"parameters"}
+        assert [name for name in sorted(fields - column) if f"`{name}`" not in refused] == []
 
 
 @pytest.mark.parametrize("setting", Settings.model_fields)

@@ -182,6 +182,7 @@ def draw(
     top_k: Array,
     top_p: Array,
     typical_p: Array,
+    min_p: Array,
     uniform: Array,
     threads: int,
     instructions: str | None,
@@ -195,6 +196,7 @@ def draw(
         top_k: how many of the best tokens stay, int64 [n]; 0: all.
         top_p: the fewest best tokens of those stay whose probabilities add up to it, fp64 [n].
         typical_p: the most typical tokens of those stay whose probabilities add up to it, fp64 [n].
+        min_p: before all these, tokens stay that are at least so likely, beside the best one, fp64 [n]; 0: all.
         uniform: picks the token in whose share of the summed probabilities it falls, in [0, 1), fp64 [n].
         threads: that compute.
         instructions: None for the best that there are.

@@ -7,6 +7,7 @@ answer; the prompt itself stands nowhere, but the answer does.
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from hashlib import sha256
 from math import isnan, nan
 from typing import Any
@@ -76,9 +77,8 @@ class AnswerCache:
     def _key(self, job: Generation) -> str:
         prompt, how = job.prompt, job.prompt.sampling
         decides = [
-            *self._decides, prompt.ids, prompt.max_new_tokens, prompt.stops, prompt.ignore_eos,
-            job.scored, job.top, job.scores is not None,
-            how.seed, how.temperature, how.top_k, how.top_p, how.typical_p, how.repetition_penalty,
+            *self._decides, prompt.ids, prompt.max_new_tokens, prompt.stops, prompt.ignore_eos, prompt.stop_token_ids,
+            job.scored, job.top, job.scores is not None, how.numbers, how.seed, astuple(how.adjustments),
         ]  # fmt: skip
         return (
             f"ttgpt:{SCHEMA}:{prompt.model.manifest.digest}:answer:{sha256(json.dumps(decides).encode()).hexdigest()}"

@@ -42,6 +42,9 @@ class Prompt:
         sampling: how tokens are chosen.
         stops: strings that end the text, which they are not part of.
         ignore_eos: whether the text continues behind the token that ends it.
+        stop_token_ids: other tokens that end the text; like that one, they have no text.
+
+    `sampling` says how many tokens are written before any of these may end it.
     """
 
     model: LoadedModel
@@ -50,6 +53,13 @@ class Prompt:
     sampling: Sampling
     stops: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> dict[int, FinishReason]:
+        """Why the text ends, by the token that ends it."""
+        reasons: dict[int, FinishReason] = dict.fromkeys(self.stop_token_ids, "stop_sequence")
+        return reasons if self.ignore_eos else reasons | {self.model.eos_id: "eos_token"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,9 @@ class Generation(Request[Token]):
         self.on_end: Callable[[Sequence[Token], Scores | None], None] | None = None
         self._taken: list[Token] = []
         self.clock = RequestClock(metrics, self.model_name)
-        self._stream = TextStream(prompt.stops)
+        self._stream = TextStream(prompt.stops, prompt.sampling.adjustments.min_tokens)
+        self._ends = prompt.ends
+        self._prompt_tokens = len(prompt.ids)
         self._text: list[str] = []
         self._ids = list(prompt.ids)
         self._random = Random(prompt.sampling.seed)  # noqa: S311
@@ -184,7 +196,7 @@ class Generation(Request[Token]):
         while len(self._uniforms) <= len(proposed):
             self._uniforms.append(self._random.random())
         seen = [*self._ids, *proposed] if proposed else self._ids
-        return Choice(self.prompt.sampling, self._uniforms[len(proposed)], seen)
+        return Choice(self.prompt.sampling, self._uniforms[len(proposed)], seen, self._prompt_tokens)
 
     def take(self, token_id: int, logprob: float, top: Top = ()) -> bool:
         """Add a token; return whether it was the last one."""
@@ -193,8 +205,10 @@ class Generation(Request[Token]):
         self._ids.append(token_id)
         self.clock.token()
         words = self.prompt.model.vocabulary
-        text = self._stream.push(words.bytes[token_id])
-        reason = self._finish_reason(token_id)
+        reason, text = self._ends.get(token_id), ""
+        if reason is None:
+            text = self._stream.push(words.bytes[token_id])
+            reason = self._finish_reason()
         if reason is not None:
             text += self._stream.finish()
         self._text.append(text)
@@ -237,9 +251,7 @@ class Generation(Request[Token]):
         self.clock.finished(FINISHED_REASON[reason], len(self.prompt.ids))
         return End(reason, "".join(self._text))
 
-    def _finish_reason(self, token_id: int) -> FinishReason | None:
-        if token_id == self.prompt.model.eos_id and not self.prompt.ignore_eos:
-            return "eos_token"
+    def _finish_reason(self) -> FinishReason | None:
         if self._stream.stopped:
             return "stop_sequence"
         return "length" if self.generated == self.prompt.max_new_tokens else None

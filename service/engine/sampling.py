@@ -1,6 +1,7 @@
 """Choosing the next token of every row of a batch, from the model's logits.
 
-The order is Hugging Face's and TGI's: repetition penalty, temperature, top-k, top-p, typical p, then the draw.
+The order is Hugging Face's and TGI's, and vLLM's for what they lack or do later: bias, penalties and bans (see
+`adjustments`), temperature, min-p, top-k, top-p, typical p, then the draw.
 A draw is a number in [0, 1) that the row brings along, and picks the token whose share of the summed probabilities it
 falls in.
 
@@ -10,15 +11,18 @@ Law: what a row gets depends on its own logits and choice only, never on the row
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.runtime._decoder import draw, judge
+from service.engine.adjustments import Adjustments, Kept, restore
 
 FOLDS = 64  # tokens, at most, that are one column where a bound of the best ones is looked for
 COLDEST = 1e-30  # a lower temperature would be 0 in fp32
-LARGEST = 1e30  # magnitude of a penalised score; its difference to any other is finite
+AS_THEY_ARE = Adjustments()
+MOST_BEST = 2**53  # as many as a double counts; no vocabulary has more
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.integer]
@@ -35,7 +39,8 @@ class Sampling:
         top_p: the fewest best tokens stay whose probabilities add up to it, in (0, 1].
         typical_p: the most typical tokens of those stay whose probabilities add up to it, in (0, 1]; Meister et
             al., "Locally typical sampling", arXiv 2202.00666, section 4.
-        repetition_penalty: see `penalised`; 1 is none.
+        min_p: before all these, tokens stay that have at least this share of the best one's probability, in [0, 1].
+        adjustments: what is done to the logits before.
         repeatable: whether the client chose the seed, or none is needed; a seed that was drawn comes only once.
     """
 
@@ -44,8 +49,16 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     typical_p: float = 1.0
-    repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    adjustments: Adjustments = AS_THEY_ARE
     repeatable: bool = True
+
+    @cached_property
+    def numbers(self) -> tuple[float, ...]:
+        """What `draw` takes of it, in the order of its arguments."""
+        heat = 0 if self.seed is None else max(self.temperature, COLDEST)
+        numbers = (heat, min(self.top_k or 0, MOST_BEST), self.top_p, self.typical_p, self.min_p)
+        return tuple(map(float, numbers))
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,14 @@ class Choice:
     Attributes:
         how: its parameters.
         uniform: the draw, in [0, 1); not looked at where `how` has no seed.
-        seen: tokens that a repetition penalty applies to.
+        seen: the tokens before, which penalties apply to.
+        prompt_tokens: how many of these are the prompt.
     """
 
     how: Sampling
     uniform: float = 0.0
     seen: Sequence[int] = ()
+    prompt_tokens: int = 0
 
 
 def choose(logits: Logits, choices: Sequence[Choice], threads: int = 1) -> list[int]:
@@ -72,18 +87,19 @@ def choose(logits: Logits, choices: Sequence[Choice], threads: int = 1) -> list[
         threads: that compute.
     """
     logits = np.require(logits, np.float32, ["C", "W"])
-    ways = [choice.how for choice in choices]
-    heat = [0 if how.seed is None else max(how.temperature, COLDEST) for how in ways]
+    rows = np.array([(*choice.how.numbers, choice.uniform) for choice in choices], np.float64).reshape(-1, 6)
+    temperature, top_k, top_p, typical_p, min_p, uniform = np.ascontiguousarray(rows.T)
     chosen = np.empty(len(choices), np.int64)
-    with _penalised(logits, choices):
+    with _adjusted(logits, choices):
         draw(
             logits,
             chosen,
-            temperature=np.array(heat, np.float32),
-            top_k=np.array([how.top_k or 0 for how in ways], np.int64),
-            top_p=np.array([how.top_p for how in ways], np.float64),
-            typical_p=np.array([how.typical_p for how in ways], np.float64),
-            uniform=np.array([choice.uniform for choice in choices], np.float64),
+            temperature=temperature.astype(np.float32),
+            top_k=top_k.astype(np.int64),
+            top_p=top_p,
+            typical_p=typical_p,
+            min_p=min_p,
+            uniform=uniform,
             threads=threads,
             instructions=None,
         )
@@ -92,19 +108,18 @@ def choose(logits: Logits, choices: Sequence[Choice], threads: int = 1) -> list[
 
 
 @contextmanager
-def _penalised(logits: Logits, choices: Sequence[Choice]) -> Iterator[None]:
-    """Penalise what was seen, where that is wanted, for a while."""
-    before = []
-    for row, choice in zip(logits, choices, strict=True):
-        if choice.how.repetition_penalty != 1:
-            ids = np.array(choice.seen, np.intp)
-            before.append((row, ids, row[ids]))
-            row[ids] = penalised(row[ids], choice.how.repetition_penalty)
+def _adjusted(logits: Logits, choices: Sequence[Choice]) -> Iterator[None]:
+    """Adjust logits, where that is wanted, for a while."""
+    before: list[tuple[Logits, list[Kept]]] = []
     try:
+        for i, choice in enumerate(choices):
+            if choice.how.adjustments.needed:
+                before.append((logits[i], []))
+                choice.how.adjustments.apply(logits[i], choice.seen, choice.prompt_tokens, before[-1][1])
         yield
     finally:
-        for row, ids, values in before:
-            row[ids] = values
+        for row, kept in before:
+            restore(row, kept)
 
 
 def best(logits: Logits, count: int) -> Ids:
@@ -121,17 +136,6 @@ def best(logits: Logits, count: int) -> Ids:
     bound = np.partition(bests, -count)[-count]
     ids = np.flatnonzero(logits >= bound)
     found: Ids = ids[np.argsort(-logits[ids], kind="stable")[:count]]
-    return found
-
-
-def penalised(logits: Logits, penalty: float) -> Logits:
-    """Return logits [n] of tokens that were seen: less likely (penalty > 1) or more (penalty < 1).
-
-    Reference: CTRL, arXiv 1909.05858, section 4.1, with negative logits multiplied as Hugging Face does.
-    """
-    factor = np.float32(min(max(penalty, 1 / LARGEST), LARGEST))  # others are 0 or infinite in fp32
-    with np.errstate(over="ignore"):  # infinities are clipped
-        found: Logits = np.where(logits < 0, logits * factor, logits / factor).clip(-LARGEST, LARGEST)
     return found
 
 

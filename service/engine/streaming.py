@@ -6,6 +6,7 @@ bytes are cut into tokens. A piece never ends inside a character, and never hold
 
 import codecs
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,36 +94,63 @@ class TextStream:
         stopped: whether a stop string was met.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], unstopped: int = 0) -> None:
+        """Have seen nothing yet.
+
+        Args:
+            stops: strings that end the text.
+            unstopped: of so many tokens at first; a stop string counts only if it is complete behind them.
+        """
         self.stopped = False
-        self._stops = stops
+        self._stops = sorted(stops)
+        self._longest = max(map(len, stops), default=1)
+        self._unstopped = unstopped if stops else 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
+        self._past = 0  # characters of what is held, from the first on, in which no stop string may end
 
     def push(self, data: bytes) -> str:
         """Take the bytes of one token and return the text that is safe to show by now."""
-        return self._release(self._decoder.decode(data), final=False)
+        text = self._decoder.decode(data)
+        if self._unstopped:
+            self._pass(text)
+            self._unstopped -= 1
+        return self._release(text, final=False)
 
     def finish(self) -> str:
         """Return what was still held back."""
-        return self._release(self._decoder.decode(b"", final=True), final=True)
+        text = self._decoder.decode(b"", final=True)
+        if self._unstopped:
+            self._pass(text)
+        return self._release(text, final=True)
+
+    def _pass(self, text: str) -> None:
+        """Let no stop string end in the next text."""
+        self._past = len(self._held) + len(text)
 
     def _release(self, text: str, *, final: bool) -> str:
         if self.stopped:
             return ""
         pending = self._held + text
-        matches = [(at + len(stop), at) for stop in self._stops if (at := pending.find(stop)) >= 0]
+        past = self._past
+        matches = [
+            (at + len(stop), at)
+            for stop in self._stops
+            if (at := pending.find(stop, max(0, past + 1 - len(stop)) if past else 0)) >= 0
+        ]
         if matches:
             self.stopped = True
             return pending[: min(matches)[1]]
         cut = len(pending) if final else len(pending) - self._held_back(pending)
         self._held = pending[cut:]
+        self._past = max(0, past - cut) if past else 0
         return pending[:cut]
 
     def _held_back(self, pending: str) -> int:
         """Return the length of the longest end of `pending` that a stop string begins with."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for length in range(min(longest, len(pending)), 0, -1):
-            if any(stop.startswith(pending[-length:]) for stop in self._stops):
+        for length in range(min(self._longest - 1, len(pending)), 0, -1):
+            end = pending[-length:]
+            at = bisect_left(self._stops, end)  # of those in order, the ones that begin with it follow each other
+            if at < len(self._stops) and self._stops[at].startswith(end):
                 return length
         return 0

@@ -26,6 +26,18 @@ async def encode(text: str, model: LoadedModel, limit: int, field: str = "inputs
     return ids
 
 
+async def encode_end(text: str, model: LoadedModel, count: int, field: str) -> list[int]:
+    """Return the last `count` ids of `text`, without holding up the event loop.
+
+    Raises:
+        InvalidRequestError: naming the field that asks for the end only, if all of the text is too long to look for it.
+    """
+    if (size := _size_bytes(text)) > BATCH_BYTES:
+        raise InvalidRequestError(f"{field}: the text that is cut must be at most {BATCH_BYTES} bytes long, not {size}")
+    (ids,) = await encode_all([text], model, size, field)
+    return ids[-count:]
+
+
 async def encode_all(
     texts: Sequence[str], model: LoadedModel, limit: int, field: str, most: float = inf
 ) -> list[list[int]]:

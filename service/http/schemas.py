@@ -1,8 +1,9 @@
 """What the bodies of both kinds of routes are made of.
 
-Fields that are not supported are accepted at the value that changes nothing and refused otherwise.
+Fields that are not supported are accepted at the value that changes nothing and refused otherwise, with the reason.
 """
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 MAX_SEED = 2**63 - 1
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 64
+MAX_CHOICES = 4
 MAX_IDS = 2048
 MAX_PROMPTS = 32
 MAX_TEXT_CHARACTERS = 1 << 20
@@ -30,18 +32,20 @@ def several(least: int, most: int) -> Any:
     return Field(min_length=least, max_length=most, fail_fast=True)
 
 
-def _only(neutral: object, value: object) -> object:
-    if value is not None and value != neutral:
-        alternative = "leave it out" if neutral is None else f"leave it out or send {str(neutral).lower()}"
-        raise ValueError(f"is not supported; {alternative}")
+def _only(neutral: Sequence[object], reason: str, value: object) -> object:
+    if value is not None and value not in neutral:
+        alternatives = "".join(f" or send {json.dumps(same)}" for same in neutral)
+        raise ValueError(f"is not supported: {reason}; leave it out{alternatives}")
     return value
 
 
-Nothing = Annotated[Any, AfterValidator(partial(_only, None))]
-OnlyFalse = Annotated[bool | None, AfterValidator(partial(_only, False))]
-OnlyTrue = Annotated[bool | None, AfterValidator(partial(_only, True))]
-OnlyZero = Annotated[float | None, AfterValidator(partial(_only, 0))]
-OnlyOne = Annotated[float | None, AfterValidator(partial(_only, 1))]
+def only(*neutral: object, reason: str) -> Any:
+    """Return what refuses, for a reason, every value but null and some that change nothing."""
+    return AfterValidator(partial(_only, neutral, reason))
+
+
+OnlyFalse = Annotated[bool | None, only(False, reason="this route does not stream")]
+OnlyTrue = Annotated[bool | None, only(True, reason="this route streams")]
 
 
 def _unless(off: Sequence[int], value: int | None) -> int | None:

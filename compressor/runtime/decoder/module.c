@@ -108,16 +108,18 @@ static PyObject *module_judge(PyObject *module, PyObject *args, PyObject *keywor
     return done;
 }
 
+enum { DRAW_NUMBERS = 6 };
+
 /* Numbers of every row, each as its own array. */
-static int read_draws(Draw *how, Py_buffer views[5], int64_t rows)
+static int read_draws(Draw *how, Py_buffer views[DRAW_NUMBERS], int64_t rows)
 {
     for (int64_t i = 0; i < rows; i++) {
         how[i] = (Draw){ ((float *)views[0].buf)[i], ((int64_t *)views[1].buf)[i], ((double *)views[2].buf)[i],
-                         ((double *)views[3].buf)[i], ((double *)views[4].buf)[i] };
+                         ((double *)views[3].buf)[i], ((double *)views[4].buf)[i], ((double *)views[5].buf)[i] };
         if (!(how[i].temperature >= 0) || how[i].top_k < 0 || !(how[i].top_p > 0) || !(how[i].typical_p > 0) ||
-            !(how[i].uniform >= 0 && how[i].uniform < 1)) {
-            PyErr_SetString(PyExc_ValueError, "temperature and top_k must be at least 0, top_p and typical_p above 0, uniform "
-                                              "in [0, 1)");
+            !(how[i].min_p >= 0 && how[i].min_p <= 1) || !(how[i].uniform >= 0 && how[i].uniform < 1)) {
+            PyErr_SetString(PyExc_ValueError, "temperature and top_k must be at least 0, top_p and typical_p above 0, min_p in "
+                                              "[0, 1], uniform in [0, 1)");
             return 0;
         }
     }
@@ -126,20 +128,20 @@ static int read_draws(Draw *how, Py_buffer views[5], int64_t rows)
 
 static PyObject *module_draw(PyObject *module, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "logits", "chosen", "temperature", "top_k", "top_p", "typical_p", "uniform", "threads",
+    static char *names[] = { "logits", "chosen", "temperature", "top_k", "top_p", "typical_p", "min_p", "uniform", "threads",
                              "instructions", NULL };
-    static const int dtypes[] = { FLOAT32, INT64, FLOAT64, FLOAT64, FLOAT64 };
-    PyObject *logits, *chosen, *given[5], *instructions = NULL, *done = NULL;
-    Py_buffer from = { 0 }, to = { 0 }, views[5] = { { 0 }, { 0 }, { 0 }, { 0 }, { 0 } };
+    static const int dtypes[DRAW_NUMBERS] = { FLOAT32, INT64, FLOAT64, FLOAT64, FLOAT64, FLOAT64 };
+    PyObject *logits, *chosen, *given[DRAW_NUMBERS], *instructions = NULL, *done = NULL;
+    Py_buffer from = { 0 }, to = { 0 }, views[DRAW_NUMBERS] = { { 0 }, { 0 }, { 0 }, { 0 }, { 0 }, { 0 } };
     Py_ssize_t threads;
     Engine engine;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO$OOOOOnO:draw", names, &logits, &chosen, &given[0], &given[1],
-                                     &given[2], &given[3], &given[4], &threads, &instructions))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO$OOOOOOnO:draw", names, &logits, &chosen, &given[0], &given[1],
+                                     &given[2], &given[3], &given[4], &given[5], &threads, &instructions))
         return NULL;
     int opened = open_shaped(&from, logits, "logits", FLOAT32, READ, 2, (Py_ssize_t[]){ ANY, ANY }) &&
                  open_shaped(&to, chosen, "chosen", INT64, WRITE, 1, from.shape);
-    for (int i = 0; opened && i < 5; i++)
+    for (int i = 0; opened && i < DRAW_NUMBERS; i++)
         opened = open_shaped(&views[i], given[i], names[2 + i], dtypes[i], READ, 1, from.shape);
     if (opened && (from.shape[1] < 1 || from.shape[1] > INT32_MAX)) {
         PyErr_SetString(PyExc_ValueError, "logits must have at least one column");
@@ -157,7 +159,7 @@ static PyObject *module_draw(PyObject *module, PyObject *args, PyObject *keyword
     PyMem_Free(how);
     PyBuffer_Release(&from);
     PyBuffer_Release(&to);
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < DRAW_NUMBERS; i++)
         PyBuffer_Release(&views[i]);
     return done;
 }

@@ -237,6 +237,7 @@ typedef struct {
     float temperature;                /* 0 takes the best token */
     int64_t top_k;                    /* 0: all */
     double top_p, typical_p;          /* 1: all */
+    double min_p;                     /* 0: all */
     double uniform;                   /* the draw, in [0, 1) */
 } Draw;
 

@@ -1,4 +1,5 @@
-/* Drawing tokens from logits: temperature, then the k best, then the nucleus, then the typical ones, then the draw. */
+/* Drawing tokens from logits: temperature, then those likely beside the best one, then the k best, then the nucleus, then the
+ * typical ones, then the draw. */
 #include "runtime.h"
 
 #include <math.h>
@@ -204,10 +205,28 @@ static int64_t draw_of_all(const Room *room, int64_t n, double uniform)
     return from + draw_of(room->weights + from, NULL, least(DRAWN, n - from), uniform * total - before);
 }
 
+/* Move those of n weights together that are at least `bound`, the largest being 1, and the ids of their tokens with them; NULL
+ * stands for ids that are their places. Returns how many there are, 0 only where weights are not numbers. */
+static int64_t keep_likely(const Instructions *with, int64_t n, float bound, const int32_t *from, int32_t *ids, Room *room)
+{
+    const int64_t kept = with->above(room->weights, n, bound, room->places);
+    for (int64_t i = 0; i < kept; i++) {
+        room->weights[i] = room->weights[room->places[i]];
+        ids[i] = from ? from[room->places[i]] : room->places[i];
+    }
+    for (int64_t start = 0; start < kept; start += DRAWN) {
+        double sum = 0;
+        for (int64_t i = start; i < least(start + DRAWN, kept); i++)
+            sum += room->weights[i];
+        room->sums[start / DRAWN] = sum;
+    }
+    return kept;
+}
+
 static int64_t draw_row(const Instructions *with, const float *logits, int64_t n, const Draw *how, Room *room)
 {
-    const int some = how->top_k > 0 && how->top_k < n;
-    const int64_t count = some ? how->top_k : n;
+    int some = how->top_k > 0 && how->top_k < n;
+    int64_t count = some ? how->top_k : n;
     if (how->temperature == 0)
         return with->best(logits, n);
     if (some) {
@@ -220,6 +239,12 @@ static int64_t draw_row(const Instructions *with, const float *logits, int64_t n
     for (int64_t i = 0; some && i < count; i++)
         ids[i] = room->candidates[i].place;
     with->weigh(some ? room->values : logits, count, how->temperature, room->weights, room->sums);
+    /* Both leave the best ones, so that it makes no difference which comes first. */
+    const int64_t likely = how->min_p > 0 ? keep_likely(with, count, (float)how->min_p, some ? ids : NULL, ids, room) : 0;
+    if (likely) {
+        count = likely;
+        some = 1;
+    }
     int64_t chosen;
     if (how->top_p < 1 || how->typical_p < 1) {
         double total = 0;

@@ -1,176 +1,65 @@
-"""OpenAI's completions: from a body to jobs, and from their tokens to choices.
+"""OpenAI's completions: from the tokens of jobs to choices.
 
 Law: the whole answer is its stream, joined. Both are made of the same pieces.
 """
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal, TypeVar
 
 from starlette.requests import Request
 
-from service.engine.generation import FINISHED_REASON, Generation, Prompt, Token, Top, draw_seed
-from service.engine.jobs import Mailbox
-from service.engine.models import LoadedModel
+from service.engine.generation import FINISHED_REASON, Token, Top
 from service.engine.prompt_scores import PromptScores, Scores
-from service.engine.sampling import Sampling
-from service.engine.streaming import TextStream
-from service.errors import InvalidRequestError
 from service.http.failures import as_service_error
-from service.http.intake import as_inputs, check_ids, encode, new_tokens
-from service.http.openai.schemas import (
-    DEFAULT_MAX_TOKENS,
-    Choice,
-    Completion,
-    CompletionRequest,
-    Logprobs,
-    StreamOptions,
-    Usage,
-)
-from service.http.schemas import MAX_SEED
+from service.http.openai.prompts import CompletionJobs
+from service.http.openai.schemas import Choice, Completion, Logprobs, StreamOptions, Usage
 from service.http.streams import watched
-from service.metrics import Metrics
+from service.http.words import released, spelt
 
 Event = TypeVar("Event")
 NO_CHOICES = '"choices":[]'
 Scored = tuple[str, int, float | None, Top]  # released text, id, log-probability, likeliest tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompletionJobs:
-    """What one request wants.
-
-    Attributes:
-        name: the completion's id.
-        body: the request.
-        model: that writes.
-        prompts: ids of each prompt; the choices of a prompt follow each other.
-        echoes: text of each prompt, None if it came as ids.
-        jobs: one per choice; if nothing is to be written, one per prompt that is to be scored. The first one of a
-            prompt scores it, if that is wanted.
-        created: seconds since 1970.
-    """
-
-    name: str
-    body: CompletionRequest
-    model: LoadedModel
-    prompts: list[tuple[int, ...]]
-    echoes: list[str | None]
-    jobs: list[Generation]
-    created: int
-
-    @property
-    def mailboxes(self) -> list[Mailbox[Token]]:
-        """Where the results come."""
-        return [job.mailbox for job in self.jobs]
-
-
 @dataclass(frozen=True)
 class _Piece:
-    """The next piece of a choice, and how many tokens it has by now."""
+    """The next piece of a text.
+
+    Attributes:
+        choice: the piece, whose index is that of its text.
+        generated: how many tokens the text has by now.
+        logprob: of the token, None for the prompt.
+    """
 
     choice: Choice
     generated: int
-
-
-async def completion_jobs(body: CompletionRequest, name: str, model: LoadedModel, metrics: Metrics) -> CompletionJobs:
-    """Return what a request wants.
-
-    Raises:
-        InvalidRequestError: naming the field that is out of range.
-    """
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequestError("stream_options: needs stream")
-    if body.max_tokens == 0 and not body.echo:
-        raise InvalidRequestError("max_tokens: must be at least 1, or 0 with echo")
-    inputs = as_inputs(body.prompt)
-    prompts = [await _ids(i, model) for i in inputs]
-    scored = body.logprobs is not None
-    jobs = [
-        Generation(
-            prompt,
-            metrics,
-            streamed=bool(body.stream),
-            scored=scored,
-            top=body.logprobs or 0,
-            prompt_scored=scored and bool(body.echo) and number == 0,
-        )
-        for ids in prompts
-        for number, prompt in enumerate(_prompts(ids, body, model))
-    ]
-    return CompletionJobs(
-        name=name,
-        body=body,
-        model=model,
-        prompts=prompts,
-        echoes=[text if isinstance(text, str) else None for text in inputs],
-        jobs=jobs,
-        created=int(time.time()),
-    )
-
-
-async def _ids(prompt: str | list[int], model: LoadedModel) -> tuple[int, ...]:
-    if isinstance(prompt, str):
-        prompt = await encode(prompt, model, model.context, "prompt") or [model.eos_id]
-    check_ids(prompt, model, "prompt")
-    if len(prompt) > model.context:
-        raise InvalidRequestError(f"prompt: {len(prompt)} tokens are more than the {model.context} that fit")
-    return tuple(prompt)
-
-
-def _prompts(ids: tuple[int, ...], body: CompletionRequest, model: LoadedModel) -> list[Prompt]:
-    """Return what each of the n generations has to do; as if every prompt were asked for alone."""
-    if body.max_tokens == 0:
-        scored = Prompt(model=model, ids=ids, max_new_tokens=0, sampling=Sampling())
-        return [] if body.logprobs is None else [scored]
-    asked = min(DEFAULT_MAX_TOKENS, model.context) if body.max_tokens is None else body.max_tokens
-    length = new_tokens(len(ids), asked, model.context, "max_tokens")
-    seed = draw_seed() if body.seed is None else body.seed
-    return [
-        Prompt(
-            model=model,
-            ids=ids,
-            max_new_tokens=length,
-            sampling=_sampling(body, seed + i),
-            stops=tuple(body.stop or ()),
-            ignore_eos=bool(body.ignore_eos),
-        )
-        for i in range(body.n or 1)
-    ]
-
-
-def _sampling(body: CompletionRequest, seed: int) -> Sampling:
-    penalty = 1.0 if body.repetition_penalty is None else body.repetition_penalty
-    if body.temperature == 0:
-        return Sampling(repetition_penalty=penalty)
-    return Sampling(
-        seed=seed % (MAX_SEED + 1),
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=body.top_k,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        repetition_penalty=penalty,
-        repeatable=body.seed is not None,
-    )
+    logprob: float | None
 
 
 async def whole_completion(wanted: CompletionJobs, request: Request) -> bytes:
     """Wait for all texts; return a Completion as JSON.
 
-    Every choice is worded as soon as it is complete: as JSON it takes a fraction of the memory.
+    Every choice is worded as soon as it is known: as JSON it takes a fraction of the memory.
     """
-    n = wanted.body.n or 1
-    pieces: list[list[Choice]] = [[] for _ in range(len(wanted.prompts) * n)]
-    worded = [""] * len(pieces)
+    ranked, told = wanted.texts, wanted.choices  # of so many texts so many
+    if ranked == told:
+        ranked = told = 1
+    pieces: list[list[_Piece]] = [[] for _ in range(len(wanted.prompts) * wanted.texts)]
+    worded = [""] * (len(wanted.prompts) * wanted.choices)
     async with watched(request, *wanted.mailboxes):
         async for piece in _pieces(wanted):
-            index = piece.choice.index
-            pieces[index].append(piece.choice)
-            if piece.choice.finish_reason:
-                worded[index] = _joined(pieces[index]).model_dump_json()
-                pieces[index].clear()
+            pieces[piece.choice.index].append(piece)
+            group = piece.choice.index // ranked
+            texts = pieces[group * ranked : (group + 1) * ranked]
+            if piece.choice.finish_reason and all(text and text[-1].choice.finish_reason for text in texts):
+                for index, text in enumerate(_likeliest(texts, told), group * told):
+                    worded[index] = _joined(text, index).model_dump_json()
+                for text in texts:
+                    text.clear()
     head, tail = _completion(wanted, [], _usage(wanted)).model_dump_json().split(NO_CHOICES)
     return f'{head}"choices":[{",".join(worded)}]{tail}'.encode()
 
@@ -182,7 +71,7 @@ async def openai_events(wanted: CompletionJobs) -> AsyncIterator[str]:
         async for piece in _pieces(wanted):
             choice, usage = piece.choice, None
             if options.include_usage and options.continuous_usage_stats:
-                usage = _usage_of(len(wanted.prompts[choice.index // (wanted.body.n or 1)]), piece.generated)
+                usage = _usage_of(len(wanted.prompts[choice.index // wanted.texts]), piece.generated)
             if choice.text or choice.logprobs or choice.finish_reason:  # not for half a character
                 yield _event(_completion(wanted, [choice], usage).model_dump_json())
         if options.include_usage:
@@ -190,6 +79,15 @@ async def openai_events(wanted: CompletionJobs) -> AsyncIterator[str]:
         yield _event("[DONE]")
     except Exception as error:
         yield _event(json.dumps(as_service_error(error).openai_body))
+
+
+def _likeliest(texts: list[list[_Piece]], count: int) -> list[list[_Piece]]:
+    """Return the texts that are likeliest per token, the best first; all as they are, if there are no more."""
+
+    def mean_logprob(pieces: list[_Piece]) -> float:
+        return fmean(piece.logprob for piece in pieces if piece.logprob is not None)
+
+    return texts if len(texts) <= count else sorted(texts, key=mean_logprob, reverse=True)[:count]
 
 
 def _event(data: str) -> str:
@@ -216,8 +114,9 @@ def _usage_of(read: int, written: int) -> Usage:
     return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
-def _joined(pieces: Sequence[Choice]) -> Choice:
-    logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+def _joined(pieces: Sequence[_Piece], index: int) -> Choice:
+    choices = [piece.choice for piece in pieces]
+    logprobs = [choice.logprobs for choice in choices if choice.logprobs is not None]
     tops = [top for part in logprobs for top in part.top_logprobs or ()]
     joined = Logprobs(
         tokens=[token for part in logprobs for token in part.tokens],
@@ -226,15 +125,15 @@ def _joined(pieces: Sequence[Choice]) -> Choice:
         text_offset=[offset for part in logprobs for offset in part.text_offset],
     )
     return Choice(
-        index=pieces[0].index,
-        text="".join(piece.text for piece in pieces),
+        index=index,
+        text="".join(choice.text for choice in choices),
         logprobs=joined if logprobs else None,
-        finish_reason=pieces[-1].finish_reason,
+        finish_reason=choices[-1].finish_reason,
     )
 
 
 async def _pieces(wanted: CompletionJobs) -> AsyncIterator[_Piece]:
-    """Yield the pieces of all choices as they come: the echoed prompt first, then one per token."""
+    """Yield the pieces of all texts as they come: the echoed prompt first, then one per token."""
     async for _, news in _merged([_news(wanted, at) for at in range(len(wanted.prompts))]):
         for telling, token in news:  # worded here, when they are wanted: a client may be slow, and words are large
             if token is not None:
@@ -245,8 +144,8 @@ async def _pieces(wanted: CompletionJobs) -> AsyncIterator[_Piece]:
 
 
 async def _news(wanted: CompletionJobs, at: int) -> AsyncIterator[list[tuple["_Telling", Token | None]]]:
-    """Yield what is to be said about one prompt's choices: a token or, with None, the prompt, once it is scored."""
-    n, jobs = wanted.body.n or 1, len(wanted.jobs) // len(wanted.prompts)
+    """Yield what is to be said about one prompt's texts: a token or, with None, the prompt, once it is scored."""
+    n, jobs = wanted.texts, len(wanted.jobs) // len(wanted.prompts)
     mine = wanted.jobs[at * jobs : (at + 1) * jobs]
     scores = mine[0].scores if mine else None
     told = [_Telling(wanted, index, scores) for index in range(at * n, (at + 1) * n)]
@@ -267,16 +166,8 @@ def _scored(ids: Sequence[int], released: Sequence[str], scores: Scores) -> list
     return list(zip(released, ids, logprobs, told, strict=True))
 
 
-def _released(ids: Sequence[int], model: LoadedModel) -> list[str]:
-    """Return the text that each token of a prompt releases; special ones are called by their names."""
-    stream = TextStream(())
-    pieces = [stream.push(model.vocabulary.bytes[i] or (model.tokenizer.id_to_token(i) or "").encode()) for i in ids]
-    pieces[-1] += stream.finish()
-    return pieces
-
-
 class _Telling:
-    """Words one choice, piece by piece."""
+    """Words one text, piece by piece."""
 
     def __init__(self, wanted: CompletionJobs, index: int, scores: PromptScores | None) -> None:
         self._wanted = wanted
@@ -287,15 +178,15 @@ class _Telling:
 
     def echo(self) -> _Piece:
         """Return the prompt as a piece."""
-        wanted, at = self._wanted, self._index // (self._wanted.body.n or 1)
+        wanted, at = self._wanted, self._index // self._wanted.texts
         ids, echo, logprobs = wanted.prompts[at], wanted.echoes[at], None
-        released = _released(ids, wanted.model)
+        pieces = released(ids, wanted.model)
         if self._scores is not None:
-            logprobs = self._logprobs.logprobs(_scored(ids, released, self._scores.found), 0)
-        text = "".join(released) if echo is None else echo
+            logprobs = self._logprobs.logprobs(_scored(ids, pieces, self._scores.found), 0)
+        text = "".join(pieces) if echo is None else echo
         self._offset = len(text)
         reason: Literal["length"] | None = "length" if wanted.body.max_tokens == 0 else None
-        return _Piece(Choice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason), 0)
+        return _Piece(Choice(index=self._index, text=text, logprobs=logprobs, finish_reason=reason), 0, None)
 
     def token(self, token: Token) -> _Piece:
         """Return a token as a piece."""
@@ -305,7 +196,7 @@ class _Telling:
         self._offset += len(token.text)
         self._generated += 1
         choice = Choice(index=self._index, text=token.text, logprobs=logprobs, finish_reason=reason)
-        return _Piece(choice, self._generated)
+        return _Piece(choice, self._generated, token.logprob)
 
 
 class _LogprobFormatter:
@@ -332,16 +223,7 @@ class _LogprobFormatter:
         _, token_id, logprob, top = token
         if logprob is None:
             return None
-        return {self._name(i): value for i, value in (*top, (token_id, logprob))}
-
-    def _name(self, token_id: int) -> str:
-        data = self._model.vocabulary.bytes[token_id]
-        if not data:
-            return self._model.tokenizer.id_to_token(token_id) or f"id:{token_id}"
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return {spelt(i, self._model): value for i, value in (*top, (token_id, logprob))}
 
 
 async def _merged(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:

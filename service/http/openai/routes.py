@@ -11,7 +11,8 @@ from service.http.body_route import BodyRoute
 from service.http.failures import STREAM_DOCS, failures
 from service.http.intake import ids_of
 from service.http.middleware import request_id
-from service.http.openai.completions import completion_jobs, openai_events, whole_completion
+from service.http.openai.completions import openai_events, whole_completion
+from service.http.openai.prompts import completion_jobs
 from service.http.openai.schemas import (
     Completion,
     CompletionRequest,

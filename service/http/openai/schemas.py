@@ -1,6 +1,7 @@
 """What goes over the wire under /v1; nothing else. Bodies are OpenAI's, and some fields are vLLM's.
 
-vLLM's are `top_k`, `repetition_penalty`, `ignore_eos` and `continuous_usage_stats`.
+vLLM's are `top_k`, `truncate_prompt_tokens`, `continuous_usage_stats` and those of `SamplingFields` that OpenAI lacks;
+`typical_p` is TGI's.
 Fields that are not supported are accepted at the value that changes nothing and refused otherwise.
 """
 
@@ -9,36 +10,33 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from service.engine.generation import Finished
+from service.http.sampling_fields import Penalty, SamplingFields
 from service.http.schemas import (
-    MAX_IDS,
+    MAX_CHOICES,
     MAX_PROMPTS,
     MAX_TEXT_CHARACTERS,
     MAX_TOKENS,
     Body,
     EmbeddingInputs,
-    Id,
     Ids,
     Name,
-    Nothing,
-    OnlyOne,
-    OnlyZero,
     Seed,
     Stop,
     StopList,
     Text,
     TopK,
     inputs_tag,
+    only,
     several,
 )
 
-MAX_CHOICES = 4
-MAX_LOGPROBS = 5
+MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
 
 
-def _only_empty(value: object) -> object:
-    if value:
-        raise ValueError("is not supported; leave it out or send it empty")
+def _not_zero(value: int | None) -> int | None:
+    if value == 0:
+        raise ValueError("must be at least 1, or -1")
     return value
 
 
@@ -53,9 +51,13 @@ Prompts = Annotated[
     | Annotated[Annotated[list[Ids], several(1, MAX_PROMPTS)], Tag("ids_list")],
     Discriminator(inputs_tag),
 ]
-NoBiases = Annotated[dict[str, Any] | None, AfterValidator(_only_empty)]
-NoTokens = Annotated[Annotated[list[Id], several(0, MAX_IDS)] | None, AfterValidator(_only_empty)]
-NoText = Annotated[Text | None, AfterValidator(_only_empty)]
+NO_TOOLS = "these are base models, which call nothing"
+Suffix = Annotated[Any, only("", reason="these models read from left to right, and fill nothing in")]
+Format = Annotated[Any, only({"type": "text"}, reason="texts are not held to a format")]
+Tools = Annotated[Any, only([], reason=NO_TOOLS)]
+ToolChoice = Annotated[Any, only("none", reason=NO_TOOLS)]
+Dimensions = Annotated[Any, only(reason="vectors have the model's own width")]
+Cut = Annotated[Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None, AfterValidator(_not_zero)]
 User = Annotated[Text | None, Field(description="accepted, changes nothing")]
 Stops = Annotated[StopList | None, BeforeValidator(_as_list, json_schema_input_type=Stop | StopList | None)]
 
@@ -69,11 +71,24 @@ class StreamOptions(Body):
     )
 
 
-class CompletionRequest(Body):
+class CompletionRequest(SamplingFields):
     """POST /v1/completions."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "The old man looked at the sea", "max_tokens": 20, "seed": 7}]}
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The old man looked at the sea", "max_tokens": 20, "seed": 7},
+                {
+                    "prompt": "The old man looked at the sea",
+                    "max_tokens": 20,
+                    "min_p": 0.05,
+                    "frequency_penalty": 0.5,
+                    "logit_bias": {"0": -100},
+                    "best_of": 2,
+                    "seed": 7,
+                },
+            ]
+        }
     )
 
     prompt: Prompts
@@ -87,24 +102,29 @@ class CompletionRequest(Body):
     temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0 always takes the best token")
     top_p: float | None = Field(None, gt=0, le=1, description="draw among the likeliest tokens only")
     top_k: TopK = Field(None, description="draw among the k best tokens only; 0 and -1: all")
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="above 1: less likely to repeat itself")
+    typical_p: float | None = Field(None, gt=0, le=1, description="draw among typical tokens only")
+    frequency_penalty: Penalty | None = Field(
+        None, description="subtracted from a token's logit as often as it was written"
+    )
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="how many texts; text i has the seed plus i")
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="write so many texts, and tell the n that are likeliest per token"
+    )
     seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
     stop: Stops = Field(None, description="strings before which the text ends")
-    ignore_eos: bool | None = Field(None, description="write on behind the end of the text, up to max_tokens")
+    truncate_prompt_tokens: Cut = Field(
+        None, description="read the last so many tokens of a prompt; -1: as many as leave room for one more"
+    )
     echo: bool | None = Field(None, description="put the prompt before the text")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="tell so many likeliest tokens, too")
     stream: bool | None = Field(None, description="send every token as it comes")
     stream_options: StreamOptions | None = None
-    best_of: OnlyOne = None
-    frequency_penalty: OnlyZero = None
-    logit_bias: NoBiases = None
-    min_p: OnlyZero = None
-    min_tokens: OnlyZero = None
-    presence_penalty: OnlyZero = None
-    stop_token_ids: NoTokens = None
-    suffix: NoText = None
-    truncate_prompt_tokens: Nothing = None
+    suffix: Suffix = None
+    response_format: Format = None
+    tools: Tools = None
+    tool_choice: ToolChoice = None
+    functions: Tools = None
+    function_call: ToolChoice = None
     user: User = None
 
 
@@ -160,7 +180,7 @@ class OpenAIEmbeddingRequest(Body):
     input: EmbeddingInputs
     model: Name | None = Field(None, description="the default model if left out")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Nothing = None
+    dimensions: Dimensions = None
     user: User = None
 
 

@@ -18,7 +18,7 @@ from service.http.schemas import MAX_IDS
 from service.http.state import Service, ServiceOf
 from service.http.streams import EventStream
 from service.http.tgi.answers import tgi_events, whole
-from service.http.tgi.prompts import prompt_of
+from service.http.tgi.prompts import generations_of, has_details
 from service.http.tgi.schemas import (
     CompatRequest,
     DetokenizeRequest,
@@ -166,24 +166,21 @@ def _model_info(model: LoadedModel, draft: LoadedModel | None) -> ModelInfo:
 Body = GenerateRequest | GenerateStreamRequest | CompatRequest
 
 
-async def _submit(body: Body, service: Service, *, streamed: bool) -> tuple[Generation, str]:
-    """Return the accepted job and what to put before its text."""
-    parameters = body.parameters or Parameters()
-    prompt = await prompt_of(body.inputs, parameters, service.lifecycle.models.named(body.model))
-    scored = streamed or bool(parameters.details)
-    job = Generation(prompt, service.engine.metrics, streamed=streamed, scored=scored)
-    await service.submit(prompt.model, prompt.ids, [job])
-    return job, body.inputs if parameters.return_full_text else ""
+async def _submit(body: Body, service: Service, *, streamed: bool) -> tuple[list[Generation], str]:
+    """Return the accepted jobs and what to put before their text."""
+    parameters, model = body.parameters or Parameters(), service.lifecycle.models.named(body.model)
+    jobs = await generations_of(body.inputs, parameters, model, service.engine.metrics, streamed=streamed)
+    await service.submit(model, jobs[0].prompt.ids, jobs)
+    return jobs, body.inputs if parameters.return_full_text else ""
 
 
 async def _whole(body: Body, request: Request, response: Response, service: Service) -> GenerateResponse:
-    job, prefix = await _submit(body, service, streamed=False)
-    details = body.parameters is not None and body.parameters.details is True
-    answer = await whole(request, job, prefix, details=details)
-    tell_times(response, request, [job])
+    jobs, prefix = await _submit(body, service, streamed=False)
+    answer = await whole(request, jobs, prefix, details=has_details(body.parameters or Parameters()))
+    tell_times(response, request, jobs)
     return answer
 
 
 async def _stream(body: Body, service: Service) -> EventStream:
-    job, prefix = await _submit(body, service, streamed=True)
+    (job,), prefix = await _submit(body, service, streamed=True)
     return EventStream(tgi_events(job, prefix), [job.mailbox])

@@ -1,11 +1,13 @@
 """What goes over the wire on the routes of TGI; nothing else. `model` is our extension."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from service.engine.generation import FinishReason
+from service.http.sampling_fields import Penalty, SamplingFields
 from service.http.schemas import (
+    MAX_CHOICES,
     MAX_IDS,
     MAX_STOPS,
     MAX_TOKENS,
@@ -13,49 +15,69 @@ from service.http.schemas import (
     EmbeddingInputs,
     Id,
     Name,
-    Nothing,
     OnlyFalse,
-    OnlyOne,
     OnlyTrue,
-    OnlyZero,
     Seed,
     StopList,
     Text,
     TopK,
+    only,
     several,
 )
 
+MAX_TOP_TOKENS = 5
 
-class Parameters(Body):
-    """How to generate; null is the same as leaving a field out."""
+Adapter = Annotated[Any, only(reason="there are no adapters")]
+Grammar = Annotated[Any, only(reason="texts are not held to a grammar")]
+Watermark = Annotated[bool | None, only(False, reason="texts are not watermarked")]
+
+
+class Parameters(SamplingFields):
+    """How to generate; null is the same as leaving a field out. Those of `SamplingFields` are not TGI's."""
 
     max_new_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="100 by default; at most the context, whose end is the text's"
     )
     do_sample: bool | None = Field(None, description="draw tokens instead of always taking the best one")
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="draw so many texts; the likeliest one per token is the answer"
+    )
     temperature: float | None = Field(None, gt=0, le=100, description="other than 1: sampling is on")
     top_k: TopK = Field(None, description="sampling is on, among the k best tokens; 0 and -1: all")
     top_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among the likeliest tokens")
     typical_p: float | None = Field(None, gt=0, le=1, description="below 1: sampling is on, among typical tokens only")
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="above 1: less likely to repeat itself")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="above 0: sampling is on, among tokens with this share of the best one's odds"
+    )
+    frequency_penalty: Penalty | None = Field(
+        None, description="times the share of the text, prompt included, that a token is: subtracted from its logit"
+    )
     seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
     stop: StopList | None = Field(None, description="strings before which the text ends")
+    truncate: int | None = Field(None, ge=1, le=MAX_TOKENS, description="read the last so many tokens of the prompt")
     return_full_text: bool | None = Field(None, description="put the prompt before the text")
     details: bool | None = Field(None, description="tell the tokens, the seed and why the text ended")
-    adapter_id: Nothing = None
-    best_of: OnlyOne = None
-    decoder_input_details: OnlyFalse = None
-    frequency_penalty: OnlyZero = None
-    grammar: Nothing = None
-    top_n_tokens: OnlyZero = None
-    truncate: Nothing = None
-    watermark: OnlyFalse = None
+    decoder_input_details: bool | None = Field(
+        None, description="with all details, tell the prompt's tokens, too; not in a stream"
+    )
+    top_n_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOP_TOKENS, description="tell so many likeliest tokens beside each"
+    )
+    adapter_id: Adapter = None
+    grammar: Grammar = None
+    watermark: Watermark = None
 
 
 class _Prompted(Body):
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"inputs": "The old man looked at the sea", "parameters": {"max_new_tokens": 20}}]
+            "examples": [
+                {"inputs": "The old man looked at the sea", "parameters": {"max_new_tokens": 20}},
+                {
+                    "inputs": "The old man looked at the sea",
+                    "parameters": {"max_new_tokens": 20, "min_p": 0.05, "presence_penalty": 0.5, "seed": 7},
+                },
+            ]
         }
     )
 
@@ -95,14 +117,39 @@ class TokenInfo(Body):
     special: bool
 
 
-class Details(Body):
-    """How a text came about. `seed` is null if nothing was drawn."""
+class PrefillToken(Body):
+    """One token of the prompt. The first one has no log-probability."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class SequenceDetails(Body):
+    """How a text came about. `seed` is null if nothing was drawn.
+
+    `prefill` are the prompt's tokens, if they were asked for; `top_tokens` the likeliest ones in the place of each
+    token, the best first, there only if they were asked for.
+    """
 
     finish_reason: FinishReason
     generated_tokens: int
     seed: int | None
-    prefill: list[TokenInfo]
+    prefill: list[PrefillToken]
     tokens: list[TokenInfo]
+    top_tokens: list[list[TokenInfo]] | None = None
+
+
+class OtherSequence(SequenceDetails):
+    """One of the texts that were drawn and are less likely than the answer."""
+
+    generated_text: str
+
+
+class Details(SequenceDetails):
+    """How the answer came about; `best_of_sequences` are there only if several texts were drawn."""
+
+    best_of_sequences: list[OtherSequence] | None = None
 
 
 class GenerateResponse(Body):
@@ -122,10 +169,14 @@ class StreamDetails(Body):
 
 
 class StreamEvent(Body):
-    """One token of a stream; the last one brings the whole text and the details."""
+    """One token of a stream; the last one brings the whole text and the details.
+
+    `top_tokens` are the likeliest ones in its place, there only if they were asked for.
+    """
 
     index: int
     token: TokenInfo
+    top_tokens: list[TokenInfo] | None = None
     generated_text: str | None
     details: StreamDetails | None
 
@@ -208,7 +259,7 @@ class InfoResponse(Body):
     model_sha: str
     model_device_type: Literal["cpu"] = "cpu"
     max_concurrent_requests: int
-    max_best_of: int = 1
+    max_best_of: int = MAX_CHOICES
     max_stop_sequences: int = MAX_STOPS
     max_input_tokens: int
     max_total_tokens: int

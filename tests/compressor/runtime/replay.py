@@ -98,7 +98,8 @@ class Draws(NamedTuple):
     def answers(self, threads: int, instructions: str) -> Iterator[Array]:
         """Yield tokens drawn in every way."""
         n = len(self.logits)
-        for heat, k, p, typical in itertools.product([0, 0.7, 30], [0, 1, 40, 10**6], [1.0, 0.9], [1.0, 0.5]):
+        ways = itertools.product([0, 0.7, 30], [0, 1, 40, 10**6], [1.0, 0.9], [1.0, 0.5], [0.0, 0.02, 1.0])
+        for heat, k, p, typical, min_p in ways:
             chosen = np.empty(n, np.int64)
             draw(
                 self.logits,
@@ -107,6 +108,7 @@ class Draws(NamedTuple):
                 top_k=np.full(n, k),
                 top_p=np.full(n, p),
                 typical_p=np.full(n, typical),
+                min_p=np.full(n, min_p),
                 uniform=np.linspace(0, 1, n, endpoint=False),
                 threads=threads,
                 instructions=instructions,

@@ -21,6 +21,9 @@ REQUESTS = [
     ("/generate_stream", {"inputs": "The sea", "parameters": SEEDED}),
     ("/v1/completions", {"prompt": ["A", "B"], "seed": 3, "n": 2, "max_tokens": 6, "logprobs": 2, "echo": True}),
     ("/v1/completions", {"prompt": "A", "temperature": 0, "max_tokens": 6, "stream": True}),
+    ("/v1/completions", {"prompt": ["A", "B"], "seed": 3, "n": 2, "best_of": 3, "max_tokens": 6, "min_p": 0.01}),
+    ("/generate", {"inputs": "The sea", "parameters": SEEDED | {"best_of": 3, "top_n_tokens": 2}}),
+    ("/generate", {"inputs": "The sea", "parameters": SEEDED | {"decoder_input_details": True}}),
     ("/v1/completions", {"prompt": ["The sea", "A"], "max_tokens": 0, "logprobs": 2, "echo": True}),
     ("/v1/completions", {"prompt": "The sea", "max_tokens": 0, "logprobs": 0, "echo": True, "n": 2, "stream": True}),
 ]
@@ -82,7 +85,9 @@ def test_what_was_drawn_at_random_is_not_remembered(artifacts: list[Path], redis
 @pytest.mark.parametrize(
     "change",
     [{"seed": 8}, {"temperature": 0.9}, {"max_new_tokens": 11}, {"stop": ["q"]}, {"top_k": 5}, {"top_p": 0.5},
-     {"typical_p": 0.5}, {"repetition_penalty": 1.5}],
+     {"typical_p": 0.5}, {"repetition_penalty": 1.5}, {"min_p": 0.1}, {"frequency_penalty": 1}, {"presence_penalty": 1},
+     {"logit_bias": {"5": 1}}, {"min_tokens": 2}, {"ignore_eos": True}, {"stop_token_ids": [5]}, {"top_n_tokens": 1},
+     {"truncate": 1}, {"decoder_input_details": True}],
 )  # fmt: skip
 def test_whatever_decides_an_answer_is_part_of_its_key(artifacts: list[Path], change: dict[str, Any]) -> None:
     with serving(of(artifacts[:1], cache_answers=True)) as client:

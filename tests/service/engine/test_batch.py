@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from compressor.runtime.model import Cache, Ids, Model, Read
+from service.engine.adjustments import Adjustments
 from service.engine.batch import kv_row_bytes
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
@@ -107,22 +108,42 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(test())
 
 
+def random_adjustments(random: Random, model: LoadedModel, ends: tuple[int, ...], new: int) -> Adjustments:
+    """Return some that do nothing, one thing, or several."""
+    least = random.choice([0, 0, random.randint(0, new)])
+    return Adjustments(
+        logit_bias=random.choice([(), (), tuple((random.randrange(16384), random.uniform(-9, 9)) for _ in range(300))]),
+        repetition_penalty=random.choice([1.0, 1.0, 1.3]),
+        frequency_penalty=random.choice([0.0, 0.0, 0.7, -1.5]),
+        presence_penalty=random.choice([0.0, 0.0, 1.9, -0.4]),
+        share_penalty=random.choice([0.0, 0.0, 2.0]),
+        min_tokens=least,
+        ends=(model.eos_id, *ends) if least else (),
+    )
+
+
 def random_prompt(random: Random, model: LoadedModel) -> Prompt:
+    """Return one of those that clients may ask for."""
     length = random.randint(1, 40)
+    new = random.randint(1, 64 - length)
+    ends = random.choice([(), tuple(random.randrange(1, 16384) for _ in range(100))])
     how = Sampling(
         seed=random.choice([None, random.randrange(2**63)]),
         temperature=random.choice([0.5, 1.0, 1.7]),
         top_k=random.choice([None, None, 7, 50]),
         top_p=random.choice([1.0, 1.0, 0.3, 0.9]),
         typical_p=random.choice([1.0, 1.0, 0.5, 0.95]),
-        repetition_penalty=random.choice([1.0, 1.0, 1.3]),
+        min_p=random.choice([0.0, 0.0, 0.02, 0.5]),
+        adjustments=random_adjustments(random, model, ends, new),
     )
     return Prompt(
         model=model,
         ids=tuple(random.randrange(1, 16384) for _ in range(length)),
-        max_new_tokens=random.randint(1, 64 - length),
+        max_new_tokens=new,
         sampling=how,
-        stops=random.choice([(), ("e", "th"), ("🙂",)]),
+        stops=random.choice([(), ("e", "th"), ("🙂",), tuple("abcdefghijklmnop")]),
+        ignore_eos=random.random() < 0.2,
+        stop_token_ids=ends,
     )
 
 

@@ -19,7 +19,7 @@ from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
 from service.engine.models import LoadedModel, load
 from service.engine.sampling import Sampling
-from service.http.openai.completions import completion_jobs
+from service.http.openai.prompts import completion_jobs
 from service.http.openai.schemas import CompletionRequest
 from service.settings import Settings
 from tests.conftest import tiny_model, write_artifact

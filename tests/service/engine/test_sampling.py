@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from compressor.runtime._decoder import INSTRUCTIONS, draw
 from service.engine import sampling
+from service.engine.adjustments import Adjustments, penalised
 from service.engine.sampling import Choice, Sampling
 from tests.compressor.runtime.replay import Draws
 
@@ -135,8 +143,13 @@ def test_typical_p_leaves_what_transformers_leaves(
     assert_drawn_from_one_of(logits[0].numpy(), how, typical_p, lambda limit: TypicalLogitsWarper(limit)(None, scores))
 
 
-@given(st.integers(0, 2**32), st.sampled_from([0.001, 0.3, 0.95, 0.9999]), st.sampled_from([0.1, 1.0, 5.0, 20.0]))
-def test_typical_tokens_of_a_whole_vocabulary(seed: int, mass: float, spread: float) -> None:
+MASSES = [(mass, spread) for mass in (0.001, 0.3, 0.95, 0.9999) for spread in (0.1, 1.0, 5.0, 20.0)]
+
+
+@given(st.integers(0, 2**32), st.sampled_from(MASSES[1:]))
+def test_typical_tokens_of_a_whole_vocabulary(seed: int, odds: tuple[float, float]) -> None:
+    """But the few most typical ones of nearly equal tokens, which differ by less than fp32 tells."""
+    mass, spread = odds
     logits = (spread * np.random.default_rng(seed).normal(size=5000)).astype(np.float32)
     scores = torch.from_numpy(logits).double().unsqueeze(0)
     how = Sampling(seed=0, typical_p=mass)
@@ -146,6 +159,46 @@ def test_typical_tokens_of_a_whole_vocabulary(seed: int, mass: float, spread: fl
 def test_as_typical_as_the_last_one_is_typical() -> None:
     for odds, mass, expected in (([0.125] * 8, 0.2, [0.125] * 8), ([0.9, 0.1], 0.5, [1, 0]), ([1.0], 0.99, [1])):
         assert_drawn_from(np.log(np.array(odds, np.float32)), Sampling(seed=0, typical_p=mass), np.array(expected))
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.001, 0.02, 0.1, 0.4, 0.9]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.sampled_from([None, 1, 10, 400]),
+    st.sampled_from([1.0, 0.95, 0.4]),
+    st.sampled_from([1.0, 0.6]),
+)
+def test_min_p_leaves_what_transformers_leaves(
+    seed: int, min_p: float, temperature: float, top_k: int | None, top_p: float, typical_p: float
+) -> None:
+    """After temperature and before the others, as in vLLM. Beside top-k alone the order makes no difference."""
+    random = np.random.default_rng(seed)
+    logits = torch.from_numpy(random.choice([0.3, 1, 5]) * random.normal(size=300)).float().unsqueeze(0)
+    how = Sampling(seed=0, temperature=temperature, top_k=top_k, top_p=top_p, typical_p=typical_p, min_p=min_p)
+
+    def left_by(limit: float, *, last: bool = False) -> torch.Tensor:
+        scores = TemperatureLogitsWarper(temperature)(None, logits.double())
+        likely: Any = MinPLogitsWarper(limit)
+        scores = scores if last else likely(None, scores)
+        scores = scores if top_k is None else TopKLogitsWarper(top_k)(None, scores)
+        scores = TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores
+        scores = TypicalLogitsWarper(typical_p)(None, scores) if typical_p < 1 else scores
+        found: torch.Tensor = likely(None, scores) if last else scores
+        return found
+
+    assert_drawn_from_one_of(logits[0].numpy(), how, min_p, left_by)
+    if top_p == typical_p == 1:
+        assert_drawn_from_one_of(logits[0].numpy(), how, min_p, lambda limit: left_by(limit, last=True))
+
+
+@given(LOGITS, st.floats(0, 1, exclude_max=True))
+def test_the_whole_share_of_the_best_leaves_the_best(logits: NDArray[np.float32], uniform: float) -> None:
+    chosen = sampling.choose(logits[np.newaxis], [Choice(Sampling(seed=0, min_p=1.0), uniform)])[0]
+    assert logits.max() - logits[chosen] <= 1e-6
+    assert sampling.choose(logits[np.newaxis], [Choice(Sampling(seed=0, min_p=1e-300), uniform)]) == sampling.choose(
+        logits[np.newaxis], [Choice(Sampling(seed=0), uniform)]
+    )
 
 
 def test_large_vocabularies_are_drawn_from_as_small_ones_are() -> None:
@@ -175,14 +228,14 @@ def test_a_cold_draw_is_the_best_token(
 @given(LOGITS, st.floats(1, 10), st.data())
 def test_penalty_only_lowers_what_was_seen(logits: NDArray[np.float32], penalty: float, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
-    penalised = logits.copy()
-    penalised[ids] = sampling.penalised(logits[ids], penalty)
+    lower = logits.copy()
+    lower[ids] = penalised(logits[ids], penalty)
     seen = np.isin(np.arange(len(logits)), ids)
-    assert np.array_equal(penalised[~seen], logits[~seen])
-    assert (penalised[seen] <= logits[seen]).all()
-    greedy = Sampling(repetition_penalty=penalty)
+    assert np.array_equal(lower[~seen], logits[~seen])
+    assert (lower[seen] <= logits[seen]).all()
+    greedy = Sampling(adjustments=Adjustments(repetition_penalty=penalty))
     before = logits.copy()
-    assert sampling.choose(logits[np.newaxis], [Choice(greedy, seen=ids)]) == [int(penalised.argmax())]
+    assert sampling.choose(logits[np.newaxis], [Choice(greedy, seen=ids)]) == [int(lower.argmax())]
     assert np.array_equal(logits, before)
 
 
@@ -192,11 +245,21 @@ def test_every_legal_penalty_leaves_something_to_draw_from(
 ) -> None:
     ids = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))
     p = data.draw(st.sampled_from([1.0, 5e-324, math.nextafter(1, 0)]))
-    how = Sampling(seed=0, top_p=5e-324, top_k=k, typical_p=p, repetition_penalty=penalty)
-    assert np.isfinite(sampling.penalised(logits, penalty)).all()
+    how = Sampling(seed=0, top_p=5e-324, top_k=k, typical_p=p, adjustments=Adjustments(repetition_penalty=penalty))
+    assert np.isfinite(penalised(logits, penalty)).all()
     assert 0 <= sampling.choose(logits[np.newaxis], [Choice(how, 0.5, ids)])[0] < len(logits)
 
 
+ADJUSTMENTS = st.builds(
+    Adjustments,
+    logit_bias=st.dictionaries(st.integers(0, 599), st.floats(-100, 100), max_size=5).map(lambda d: tuple(d.items())),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 2.0]),
+    presence_penalty=st.sampled_from([0.0, -2.0]),
+    share_penalty=st.sampled_from([0.0, 1.0]),
+    min_tokens=st.integers(0, 4),
+    ends=st.just((0, 7)),
+)
 SAMPLINGS = st.builds(
     Sampling,
     seed=st.sampled_from([None, 0]),
@@ -204,17 +267,24 @@ SAMPLINGS = st.builds(
     top_k=st.sampled_from([None, None, 1, 5, 5, 1000]),
     top_p=st.sampled_from([1.0, 1.0, 0.5, 0.9]),
     typical_p=st.sampled_from([1.0, 1.0, 0.2, 0.95]),
-    repetition_penalty=st.sampled_from([1.0, 1.0, 1.5]),
+    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0]),
+    adjustments=st.just(Adjustments()) | ADJUSTMENTS,
 )
 CHOICES = st.builds(
-    Choice, SAMPLINGS, st.floats(0, 1, exclude_max=True), st.lists(st.integers(0, 599), min_size=1, max_size=4)
+    Choice,
+    SAMPLINGS,
+    st.floats(0, 1, exclude_max=True),
+    st.lists(st.integers(0, 599), min_size=1, max_size=4),
+    st.integers(0, 2),
 )
 
 
 @given(st.lists(CHOICES, min_size=1, max_size=8), st.integers(0, 2**32))
 def test_rows_are_independent(choices: list[Choice], seed: int) -> None:
     logits = 3 * normal(seed, len(choices), 600)
+    before = logits.copy()
     together = sampling.choose(logits, choices)
+    assert np.array_equal(logits, before)
     assert together == [sampling.choose(logits[i : i + 1], [choice])[0] for i, choice in enumerate(choices)]
     found = sampling.likelihoods(logits, together, 3)
     for i, token in enumerate(together):
@@ -241,10 +311,19 @@ def test_likelihoods_are_those_of_torch(seed: int, spread: float, count: int) ->
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("typical_p", math.nan), ("uniform", 1.0)],
+    [
+        ("temperature", -1.0),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("typical_p", math.nan),
+        ("min_p", 1.01),
+        ("min_p", math.nan),
+        ("uniform", 1.0),
+    ],
 )
 def test_illegal_draws(argument: str, value: float) -> None:
-    legal = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "uniform": 0.5} | {argument: value}
+    legal = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0, "uniform": 0.5}
+    legal |= {argument: value}
     kinds = {"temperature": np.float32, "top_k": np.int64}
     given = {name: np.array([number], kinds.get(name, np.float64)) for name, number in legal.items()}
     with pytest.raises(ValueError, match="temperature and top_k must be at least 0, top_p and typical_p above 0"):

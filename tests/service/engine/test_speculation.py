@@ -12,6 +12,7 @@ import pytest
 
 from compressor.runtime.model import Cache, Ids, Model, Read
 from compressor.runtime.payoff import Payoff
+from service.engine.adjustments import Adjustments
 from service.engine.batch import draft_row_bytes, kv_row_bytes
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
@@ -97,11 +98,14 @@ def test_texts_are_the_same_with_a_draft(
     "how",
     [
         Sampling(),
-        Sampling(repetition_penalty=1.5),
+        Sampling(adjustments=Adjustments(repetition_penalty=1.5)),
         Sampling(seed=3),
         Sampling(seed=4, temperature=0.4, top_p=0.8),
-        Sampling(seed=5, top_k=40, repetition_penalty=1.3),
+        Sampling(seed=5, top_k=40, adjustments=Adjustments(repetition_penalty=1.3)),
         Sampling(seed=6, typical_p=0.6),
+        Sampling(seed=7, min_p=0.05),
+        Sampling(adjustments=Adjustments(logit_bias=((5, 9.0), (6, 8.5)), frequency_penalty=0.3, presence_penalty=0.3)),
+        Sampling(seed=8, adjustments=Adjustments(share_penalty=2, min_tokens=20, ends=(0, 1, 2, 3, 4))),
     ],
 )
 def test_its_own_copy_is_always_right(settings: Settings, tiny: LoadedModel, how: Sampling) -> None:

@@ -1,5 +1,7 @@
 """Laws of the incremental detokeniser."""
 
+from codecs import getincrementaldecoder
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +13,8 @@ PIECES = st.lists(st.one_of(st.binary(max_size=6), st.text(alphabet="ab🙂漢é
 STOPS = st.lists(st.text(alphabet="ab🙂�", min_size=1, max_size=3), max_size=4)
 
 
-def streamed(pieces: list[bytes], stops: list[str]) -> tuple[list[str], bool]:
-    stream = TextStream(stops)
+def streamed(pieces: list[bytes], stops: list[str], unstopped: int = 0) -> tuple[list[str], bool]:
+    stream = TextStream(stops, unstopped)
     shown = []
     for piece in pieces:
         shown.append(stream.push(piece))
@@ -21,9 +23,9 @@ def streamed(pieces: list[bytes], stops: list[str]) -> tuple[list[str], bool]:
     return [*shown, stream.finish()], stream.stopped
 
 
-def cut(text: str, stops: list[str]) -> str:
-    """The text before the first complete stop string, found one character at a time."""
-    for end in range(len(text) + 1):
+def cut(text: str, stops: list[str], past: int = 0) -> str:
+    """The text before the first stop string that is complete behind `past`, found one character at a time."""
+    for end in range(past + 1, len(text) + 1):
         if found := [stop for stop in stops if text[:end].endswith(stop)]:
             return text[: end - max(map(len, found))]
     return text
@@ -35,6 +37,25 @@ def test_pieces_make_up_the_text_before_the_first_stop(pieces: list[bytes], stop
     text = b"".join(pieces).decode(errors="replace")
     assert "".join(shown) == cut(text, stops)
     assert stopped == (cut(text, stops) != text)
+
+
+@given(PIECES, STOPS, st.integers(0, 9))
+def test_stops_count_behind_the_first_tokens_only(pieces: list[bytes], stops: list[str], unstopped: int) -> None:
+    """They may begin there, though; as in vLLM."""
+    shown, stopped = streamed(pieces, stops, unstopped)
+    text = b"".join(pieces).decode(errors="replace")
+    first = getincrementaldecoder("utf-8")(errors="replace").decode(b"".join(pieces[:unstopped]))
+    past = len(first) if unstopped <= len(pieces) else len(text)
+    assert "".join(shown) == cut(text, stops, past)
+    assert stopped == (cut(text, stops, past) != text)
+
+
+@given(st.lists(st.text(alphabet="ab", min_size=1, max_size=64), min_size=1, max_size=16), st.text(alphabet="ab"))
+def test_as_much_is_held_back_as_may_become_a_stop(stops: list[str], text: str) -> None:
+    stream = TextStream(stops)
+    shown = stream.push(text.encode())
+    ends = [text[at:] for at in range(len(text)) if any(stop.startswith(text[at:]) for stop in stops)]
+    assert stream.stopped or shown == text.removesuffix(max(ends, key=len, default=""))
 
 
 @given(st.text(), st.data())

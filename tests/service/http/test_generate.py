@@ -138,11 +138,6 @@ def test_compat_route_streams_if_asked(client: httpx.Client) -> None:
     assert last["generated_text"] == whole[0]["generated_text"]
 
 
-def test_neutral_values_of_what_is_not_supported(client: httpx.Client) -> None:
-    neutral = {"best_of": 1, "watermark": False, "typical_p": 1.0, "top_n_tokens": 0, "frequency_penalty": 0}
-    assert generate(client, max_new_tokens=1, decoder_input_details=False, **neutral)["details"]["seed"] is None
-
-
 def test_typical_p_turns_sampling_on(client: httpx.Client) -> None:
     """As in TGI; LangChain's HuggingFaceEndpoint sends this with every request."""
     asked: dict[str, Any] = {"top_k": None, "top_p": 0.95, "typical_p": 0.95, "temperature": 0.8, "stop": []}

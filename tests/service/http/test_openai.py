@@ -150,6 +150,11 @@ def test_the_official_client(ai: OpenAI, client: httpx.Client, tiny: LoadedModel
     streamed = list(ai.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.text for chunk in streamed for c in chunk.choices) == whole.choices[0].text
     assert streamed[-1].usage == whole.usage
+    several = ai.completions.create(
+        **asked, n=2, best_of=4, frequency_penalty=0.5, presence_penalty=-0.5, logit_bias={"464": -100, "5": 1},
+        stop=list("abcdefghijklmnop"), extra_body={"min_p": 0.01, "min_tokens": 3, "stop_token_ids": [5, 6]},
+    )  # fmt: skip
+    assert [choice.index for choice in several.choices] == [0, 1]
     ids = tiny.encode("The sea")
     mean = torch.nn.functional.normalize(torch.from_numpy(tiny.decoder.embed(np.array(ids))).mean(0), dim=0)
     for encoding in ("float", "base64", None):
@@ -172,6 +177,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "suffix": "", "truncate_prompt_tokens": None,
     },
     "vLLM, older": {"top_k": -1, "stop_token_ids": None, "min_p": 0},
+    "everything off": {
+        "typical_p": 1, "ignore_eos": False, "truncate_prompt_tokens": 64, "response_format": {"type": "text"},
+        "tools": [], "tool_choice": "none", "functions": [], "function_call": "none",
+    },
+    "no tools": dict.fromkeys(("response_format", "tools", "tool_choice", "functions", "function_call", "typical_p")),
 }  # fmt: skip
 
 
@@ -211,14 +221,33 @@ def test_base_models_do_not_chat(ai: OpenAI, client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "hint"),
     [
-        ({"n": 5}, "n", "4"), ({"n": 0}, "n", "1"), ({"stop": ["a"] * 5}, "stop", "4"),
-        ({"logprobs": 6}, "logprobs", "5"),
-        ({"stop": "a" * 65}, "stop.0", "64"), ({"best_of": 2}, "best_of", "leave it out"),
-        ({"user": 5}, "user", "string"), ({"min_p": 0.1}, "min_p", "0"), ({"min_tokens": 1}, "min_tokens", "0"),
-        ({"stop_token_ids": [5]}, "stop_token_ids", "empty"), ({"top_k": -2}, "top_k", "-1"),
-        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "leave it out"), ({"seed": -2}, "seed", "-1"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"), ({"suffix": "x"}, "suffix", "leave it out"),
-        ({"presence_penalty": 1}, "presence_penalty", "0"), ({"temperature": 2.1}, "temperature", "2"),
+        ({"n": 5}, "n", "4"), ({"n": 0}, "n", "1"), ({"stop": ["a"] * 17}, "stop", "16"),
+        ({"logprobs": 21}, "logprobs", "20"), ({"logprobs": -1}, "logprobs", "0"),
+        ({"stop": "a" * 65}, "stop.0", "64"), ({"user": 5}, "user", "string"),
+        ({"best_of": 5}, "best_of", "4"), ({"best_of": 0}, "best_of", "1"),
+        ({"best_of": 2, "n": 3}, "best_of", "at least n, 3, not 2"),
+        ({"best_of": 2, "stream": True}, "best_of", "must be n, 1, in a stream, not 2"),
+        ({"typical_p": 0}, "typical_p", "0"), ({"typical_p": 1.1}, "typical_p", "1"),
+        ({"min_p": -0.1}, "min_p", "0"), ({"min_p": 1.5}, "min_p", "1"),
+        ({"min_tokens": 17}, "min_tokens", "at most max_tokens, 16, not 17"), ({"min_tokens": -1}, "min_tokens", "0"),
+        ({"min_tokens": 1, "max_tokens": 0, "echo": True}, "min_tokens", "at most max_tokens, 0, not 1"),
+        ({"stop_token_ids": [5] * 129}, "stop_token_ids", "128"), ({"top_k": -2}, "top_k", "-1"),
+        ({"stop_token_ids": [16384]}, "stop_token_ids", "below the vocabulary of 16384"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1, or -1"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-1"), ({"seed": -2}, "seed", "-1"),
+        ({"prompt": "a sea " * 11_000, "truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "65536 bytes"),
+        ({"prompt": [5] * 80, "truncate_prompt_tokens": 70}, "prompt", "64"),
+        ({"logit_bias": {"5": -100.5}}, "logit_bias.5", "-100, not -100.5"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "ids"), ({"logit_bias": {"5": True}}, "logit_bias.5", "number"),
+        ({"logit_bias": {"16384": 1}}, "logit_bias", "vocabulary of 16384"),
+        ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", "300"),
+        ({"suffix": "x"}, "suffix", "fill nothing in"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not held to a format"),
+        ({"tools": [{"type": "function"}]}, "tools", "call nothing"), ({"functions": [{}]}, "functions", "nothing"),
+        ({"tool_choice": "auto"}, "tool_choice", 'leave it out or send "none"'),
+        ({"function_call": {"name": "f"}}, "function_call", "call nothing"),
+        ({"presence_penalty": 2.1}, "presence_penalty", "2"), ({"frequency_penalty": -3}, "frequency_penalty", "-2"),
+        ({"temperature": 2.1}, "temperature", "2"),
         ({"max_tokens": 0}, "max_tokens", "echo"), ({"max_tokens": 10**20}, "max_tokens", "65536"),
         ({"prompt": [16384]}, "prompt", "16384"), ({"prompt": [1] * 65}, "prompt", "64"),
         ({"prompt": []}, "prompt", "1"),
@@ -245,7 +274,6 @@ def test_other_failures_have_openais_shape_too(client: httpx.Client) -> None:
         (client.post("/v1/completions", content=b"{"), 400),
         (client.post("/v1/completions", content=b" " * ((1 << 20) + 1)), 413),
         (client.post("/v1/embeddings", json={"input": ""}), 400),
-        (client.post("/v1/embeddings", json={"input": "x", "dimensions": 5}), 400),
     ):
         assert answer.status_code == status
         assert answer.json()["error"].keys() == {"message", "type", "param", "code"}

@@ -21,19 +21,39 @@ BAD_PARAMETERS: list[tuple[str, Any, str]] = [
     ("max_new_tokens", True, "integer"),
     ("seed", -2, "-1, not -2"),
     ("seed", 2**63, str(2**63 - 1)),
-    ("stop", ["a"] * 5, "4"),
+    ("stop", ["a"] * 17, "16"),
     ("stop", [""], "1 character"),
     ("stop", ["a" * 65], "64 characters"),
-    ("best_of", 2, "leave it out or send 1"),
-    ("watermark", True, "leave it out or send false"),
-    ("grammar", {"type": "regex", "value": "a*"}, "leave it out"),
-    ("truncate", 5, "leave it out"),
+    ("best_of", 2, "must be 1 unless tokens are drawn"),
+    ("best_of", 5, "4, not 5"),
+    ("best_of", 0, "1, not 0"),
+    ("watermark", True, "texts are not watermarked; leave it out or send false"),
+    ("grammar", {"type": "regex", "value": "a*"}, "not held to a grammar; leave it out"),
+    ("truncate", 0, "1, not 0"),
+    ("truncate", 65537, "65536"),
+    ("min_p", -0.1, "0, not -0.1"),
+    ("min_p", 1.1, "1, not 1.1"),
+    ("min_tokens", -1, "0, not -1"),
+    ("min_tokens", 101, "at most max_new_tokens, 100, not 101"),
+    ("presence_penalty", -2.1, "-2, not -2.1"),
+    ("logit_bias", {"5": 101}, "100, not 101"),
+    ("logit_bias", {"x": 1}, "ids"),
+    ("logit_bias", {"05": 1}, "ids"),
+    ("logit_bias", {"-5": 1}, "ids"),
+    ("logit_bias", {"16384": 1}, "vocabulary of 16384, not 16384"),
+    ("logit_bias", {str(i): 1 for i in range(301)}, "300"),
+    ("logit_bias", [5], "dictionary"),
+    ("stop_token_ids", [16384], "vocabulary of 16384, not 16384"),
+    ("stop_token_ids", [-1], "0, not -1"),
+    ("stop_token_ids", [5] * 129, "128"),
+    ("ignore_eos", 1, "boolean"),
     ("typical_p", 0, "0"),
     ("typical_p", 1.01, "1"),
-    ("top_n_tokens", 3, "leave it out"),
-    ("frequency_penalty", 0.5, "leave it out"),
-    ("adapter_id", "x", "leave it out"),
-    ("decoder_input_details", True, "leave it out"),
+    ("top_n_tokens", 6, "5, not 6"),
+    ("top_n_tokens", -1, "0, not -1"),
+    ("frequency_penalty", 2.5, "2, not 2.5"),
+    ("frequency_penalty", -2.5, "-2, not -2.5"),
+    ("adapter_id", "x", "there are no adapters; leave it out"),
     ("temprature", 1, "not a known field"),
 ]
 
@@ -54,6 +74,25 @@ def test_bad_parameters(client: httpx.Client, field: str, value: Any, hint: str)
     assert text.startswith(f"parameters.{field}")
     assert hint in text
     assert sample(client, "ttgpt_requests_rejected_total", reason="invalid") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"best_of": 2, "do_sample": True}, "best_of: must be 1 in a stream, not 2"),
+        ({"decoder_input_details": True}, "decoder_input_details: must be false in a stream"),
+    ],
+)
+def test_what_a_stream_cannot_tell(client: httpx.Client, fields: dict[str, Any], hint: str) -> None:
+    for route, stream in (("/generate_stream", True), ("/", True)):
+        answer = client.post(route, json={"inputs": "x", "parameters": fields, "stream": stream})
+        assert refused(answer, 422, "validation") == f"parameters.{hint}"
+
+
+def test_long_texts_are_not_cut(client: httpx.Client) -> None:
+    body = {"inputs": "a sea " * 11_000, "parameters": {"truncate": 5}}
+    text = refused(client.post("/generate", json=body), 422, "validation")
+    assert text == "parameters.truncate: the text that is cut must be at most 65536 bytes long, not 66000"
 
 
 @pytest.mark.parametrize(

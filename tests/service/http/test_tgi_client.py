@@ -24,6 +24,12 @@ events = list(hub.text_generation(sys.argv[2], details=True, stream=True, **opti
 assert "".join(event.token.text for event in events) == whole.generated_text == events[-1].generated_text
 assert "".join(hub.text_generation(sys.argv[2], stream=True, **options)) == whole.generated_text
 hub.text_generation(sys.argv[2])  # all defaults
+best = hub.text_generation(
+    sys.argv[2], details=True, best_of=3, frequency_penalty=0.5, top_n_tokens=4, truncate=5, typical_p=0.9,
+    decoder_input_details=True, stop=list("abcdefghijklmnop"), **options,
+).details
+assert len(best.best_of_sequences) == 2 and len(best.prefill) == 5
+assert all(len(tops) == 4 for tops in best.top_tokens)
 endpoint = InferenceClient(sys.argv[1], provider="hf-inference")
 assert endpoint.get_endpoint_info()["model_id"] == "tiny-fp32"
 assert endpoint.health_check()
@@ -43,6 +49,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "top_p": 1.0, "truncate": None, "watermark": False,
     },
     "everything off": {"top_k": -1, "seed": -1, "stop": None, "temperature": None},
+    "what TGI lacks, off": {
+        "min_p": 0, "presence_penalty": 0, "logit_bias": {}, "min_tokens": 0, "ignore_eos": False, "stop_token_ids": [],
+        "truncate": 64, "best_of": 1,
+    },
 }  # fmt: skip
 
 
@@ -87,7 +97,7 @@ def test_refused_tokens(client: httpx.Client) -> None:
 
 def test_info_tells_the_limits_and_the_footprint(client: httpx.Client) -> None:
     info = client.get("/info").json()
-    assert (info["max_total_tokens"], info["max_input_tokens"], info["max_stop_sequences"]) == (64, 63, 4)
+    assert (info["max_total_tokens"], info["max_input_tokens"], info["max_stop_sequences"]) == (64, 63, 16)
     assert [model["model_id"] for model in info["models"]] == ["tiny-fp32", "tiny-int8"]
     for model in info["models"]:
         assert 0 < model["bytes_disk"] <= model["bytes_dense_fp32"]
