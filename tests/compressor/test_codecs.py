@@ -71,17 +71,18 @@ def test_a_rotated_row_has_no_outlier() -> None:
 
 @pytest.mark.parametrize("name", ["tr2", "tr3-h"])
 def test_a_trellis_can_be_trained_towards_other_values(name: str) -> None:
-    first, other = torch.randn(2, 48, 24, generator=torch.Generator().manual_seed(0))
-    trained = Coded.encode(codec_named(name), first).trainable()
+    first, change = torch.randn(2, 48, 24, generator=torch.Generator().manual_seed(0))
+    stored, other = Coded.encode(codec_named(name), first), first + change
+    trained = stored.trainable()
     optimizer = torch.optim.Adam(trained.parameters(), lr=0.02)
-    for _ in range(200):
+    for _ in range(100):
         optimizer.zero_grad()
         (trained.decode() - other).square().sum().backward()
         optimizer.step()
     with torch.no_grad():
         now = trained.decode()
     assert torch.equal(trained.quantized().decode(), now)
-    assert (now - other).norm() <= 1.1 * (Coded.encode(codec_named(name), other).decode() - other).norm()
+    assert (now - other).norm() <= 0.7 * (stored.decode() - other).norm()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
