@@ -56,7 +56,7 @@ typedef struct {
     int64_t row, rows;          /* of x */
     Ints results[BATCH * TILE]; /* of every segment two tiles: those of two panels, or of more rows */
 } Batch;
-_Static_assert(2 * sizeof(Batch) <= BATCH_BYTES, "what product_bytes counts");
+_Static_assert(2 * sizeof(Batch) == BATCH_BYTES, "what product_bytes counts");
 _Static_assert(BATCH / 2 >= CHUNK / VECTOR / TILE, "segments are tiles at least");
 
 /* Sums in registers: which ones, and where they belong, if there are any. */
@@ -65,7 +65,7 @@ typedef struct {
     Ints *to;
 } Pending;
 
-/* Whether rows of x, of which there are some, are multiplied in tiles, and so lie in them: every tile's 16 rows of 64
+/* Whether so many rows of x are multiplied in tiles, and so lie in them: every tile's 16 rows of 64
  * bytes are one behind another, and behind them the same rows' next ones. */
 static int in_tiles(const Leaf *leaf, int64_t rows)
 {
