@@ -140,25 +140,31 @@ INLINE void dot(const uint8_t *codes, const int16_t *x, int64_t from, int64_t st
 
 #endif
 
+/* Where the codes of a row of x go, what each 64 columns are further on, and the low bytes behind the high ones. */
+typedef struct {
+    int16_t *codes;
+    int64_t step, plane;
+} Place;
+
 #if defined(AVX512) || defined(NEON)
 #define IN_BYTES
-/* Codes of columns at .. at + count - 1 of row `row`: their high bytes apart from their low ones, both signed, or just bytes. */
-INLINE void arrange(Ints codes, int16_t *rows, int64_t row, int64_t stride, int64_t at, int64_t count, const int PLANES)
+/* Codes of columns at .. at + count - 1: their high bytes apart from their low ones, both signed, or just bytes. */
+INLINE void arrange(Ints codes, Place place, int64_t at, int64_t count, const int PLANES)
 {
-    int8_t *to = (int8_t *)rows + PLANES * row * stride + at;
+    int8_t *to = (int8_t *)place.codes + at / 64 * place.step + at % 64;
     const Ints high = PLANES == 2 ? (codes + 128) >> 8 : codes;
     const Quarters bytes[2] = { __builtin_convertvector(high, Quarters), __builtin_convertvector(codes - high * 256, Quarters) };
     const size_t size = (size_t)padded(count, VECTOR);
     memcpy(to, &bytes[0], count == LANES ? LANES : size);
     if (PLANES == 2)
-        memcpy(to + stride, &bytes[1], count == LANES ? LANES : size);
+        memcpy(to + place.plane, &bytes[1], count == LANES ? LANES : size);
 }
 #else
-INLINE void arrange(Ints codes, int16_t *rows, int64_t row, int64_t stride, int64_t at, int64_t count, const int PLANES)
+INLINE void arrange(Ints codes, Place place, int64_t at, int64_t count, const int PLANES)
 {
     const Halves halves = __builtin_convertvector(codes, Halves);
     (void)PLANES;
-    memcpy(rows + row * stride + at, &halves, (size_t)padded(count, VECTOR) * sizeof *rows);
+    memcpy(place.codes + at, &halves, (size_t)padded(count, VECTOR) * sizeof *place.codes);
 }
 #endif
 
@@ -302,42 +308,52 @@ APART const uint8_t *unpacked(const Leaf *leaf, int64_t panel, int64_t from, int
     return to - padded(count, UNIT) * 64;
 }
 
-/* Segments first .. last - 1 of a panel, whose codes are unpacked together from vector `from` on, where a unit begins. */
+/* Segments first .. last - 1 of a panel, whose codes are unpacked together: `count` vectors from `from` on, where a unit begins. */
 typedef struct {
-    int64_t panel, first, last, from;
+    int64_t panel, first, last, from, count;
     const uint8_t *codes;
 } Unpacked;
 
-INLINE Unpacked unpack_chunk(const Leaf *leaf, int64_t panel, int64_t first, uint8_t *scratch)
+INLINE Unpacked chunk_of(const Leaf *leaf, int64_t panel, int64_t first)
 {
     const Segment *s = leaf->segments;
     const int64_t from = s[first].vector / UNIT * UNIT;
     int64_t last = first + 1, end = s[first].vector + s[first].vectors;
     for (; last < leaf->segment_count && s[last].vector + s[last].vectors - from <= CHUNK / VECTOR; last++)
         end = s[last].vector + s[last].vectors;
-    return (Unpacked){ panel, first, last, from, unpacked(leaf, panel, from, end - from, scratch) };
+    return (Unpacked){ panel, first, last, from, end - from, NULL };
+}
+
+INLINE Unpacked unpack_chunk(const Leaf *leaf, int64_t panel, int64_t first, uint8_t *scratch)
+{
+    Unpacked u = chunk_of(leaf, panel, first);
+    u.codes = unpacked(leaf, panel, u.from, u.count, scratch);
+    return u;
 }
 
 INLINE const uint8_t *codes_of(const Unpacked *u, const Segment *s) { return u->codes + (s->vector - u->from) * 64; }
 
 /* acc + the products of segment s of a row of x, from its sum with the codes and with the codes' origin. */
 INLINE Floats scaled_sum(const Leaf *leaf, const Rounded *x, int64_t row, int64_t s, int64_t at, Ints products,
-                         const int PLANES, Floats acc)
+                         const int PLANES, const int ZERO, Floats acc)
 {
     const int64_t place = s * x->rows + row;
     if (PLANES == 1) {
-        const Floats from = leaf->zero ? zeros() : each(x->values[place]);
+        const Floats from = ZERO ? zeros() : each(x->values[place]);
         acc = fma_lanes(fma_lanes(floats_of(products), each(x->steps[place]), from), load_bf16(leaf->scale + at), acc);
-        return leaf->zero ? fma_lanes(each(x->values[place]), load_bf16(leaf->zero + at), acc) : acc;
+        return ZERO ? fma_lanes(each(x->values[place]), load_bf16(leaf->zero + at), acc) : acc;
     }
     const int32_t sum = x->sums[place];
-    const Ints origin = (Ints){ 0 } + (leaf->zero ? 0 : sum);
-    acc = fma_lanes(floats_of((Ints)((Words)products - (Words)origin)), load_bf16(leaf->scale + at), acc);
-    return leaf->zero ? fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc) : acc;
+    if (ZERO) {
+        acc = fma_lanes(floats_of(products), load_bf16(leaf->scale + at), acc);
+        return fma_lanes(each((float)sum), load_bf16(leaf->zero + at), acc);
+    }
+    const Words origin = (Words){ 0 } + (uint32_t)sum;
+    return fma_lanes(floats_of((Ints)((Words)products - origin)), load_bf16(leaf->scale + at), acc);
 }
 
 /* Where the codes of a row of x are. */
-INLINE const int16_t *row_of(const Leaf *leaf, const Rounded *x, int64_t row, const int PLANES)
+INLINE int16_t *row_of(const Leaf *leaf, const Rounded *x, int64_t row, const int PLANES)
 {
     const int64_t stride = leaf->vectors * VECTOR;
 #if defined(IN_BYTES)
@@ -356,7 +372,7 @@ INLINE void add_segment(const Leaf *leaf, const Rounded *x, int64_t row, int64_t
     const int64_t stride = leaf->vectors * VECTOR, at = (panel * leaf->groups + s->group) * LANES;
     dot(codes, row_of(leaf, x, row, PLANES), s->vector, stride, s->vectors, PLANES, R, sums);
     for (int r = 0; r < R; r++)
-        acc[r] = scaled_sum(leaf, x, row + r, index, at, sums[r], PLANES, acc[r]);
+        acc[r] = scaled_sum(leaf, x, row + r, index, at, sums[r], PLANES, leaf->zero != NULL, acc[r]);
 }
 
 INLINE void add_rows(const Leaf *leaf, const Rounded *x, int64_t row, const Unpacked *u, const int PLANES, const int R,
@@ -488,6 +504,39 @@ INLINE void finish_lanes(const Product *p, int64_t n_all, int64_t row, int64_t n
     store_some(out, v, count);
 }
 
+/* The same of some rows of a whole panel [rows][16], times `steps` of all rows if there are any. */
+INLINE void finish_rows(const Product *p, int64_t row, int64_t rows, int64_t n, const float *sums, const float *steps,
+                        const int BIAS, const Activation activation, const int RESIDUAL)
+{
+    const Floats bias = BIAS ? load(p->bias + n) : zeros();
+    for (const int64_t end = row + rows; row < end; row++, sums += LANES) {
+        Floats v = steps ? load(sums) * each(steps[row]) : load(sums);
+        v = activated(BIAS ? v + bias : v, activation);
+        if (RESIDUAL)
+            v += load(p->residual + row * p->out_stride + n);
+        store(p->out + row * p->out_stride + n, v);
+    }
+}
+
+/* What a decoder has most of is compiled for itself. */
+static void finish_panel(const Product *p, int64_t n_all, int64_t row, int64_t rows, int64_t n, const float *sums, const float *steps)
+{
+    const int whole = n + LANES <= n_all && !p->add, linear = p->activation == NO_ACTIVATION;
+    if (whole && !p->bias && linear && !p->residual)
+        finish_rows(p, row, rows, n, sums, steps, 0, NO_ACTIVATION, 0);
+    else if (whole && p->bias && linear && !p->residual)
+        finish_rows(p, row, rows, n, sums, steps, 1, NO_ACTIVATION, 0);
+    else if (whole && p->bias && linear)
+        finish_rows(p, row, rows, n, sums, steps, 1, NO_ACTIVATION, 1);
+    else if (whole && p->bias && p->activation == GELU_NEW && !p->residual)
+        finish_rows(p, row, rows, n, sums, steps, 1, GELU_NEW, 0);
+    else
+        for (int64_t r = 0; r < rows; r++) {
+            const Floats sum = load(sums + r * LANES);
+            finish_lanes(p, n_all, row + r, n, steps ? sum * each(steps[row + r]) : sum);
+        }
+}
+
 /* Bias, activation and residual of a row that is there already. */
 static void finish(const Product *p, int64_t row, int64_t n)
 {
@@ -500,7 +549,6 @@ static void finish(const Product *p, int64_t row, int64_t n)
 static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory)
 {
     const int integers = leaf->element >= CODES8;
-    const int plain = !p->add && !p->bias && p->activation == NO_ACTIVATION && !p->residual;
     float *sums = (float *)memory;
     void *scratch = memory + (size_t)least(p->rows, ROWS) * 2 * LANES * sizeof(float);
     for (int64_t start = 0; start < p->rows; start += ROWS) {
@@ -510,14 +558,7 @@ static void product(const Leaf *leaf, const Product *p, const Rounded *x, int64_
                 integer_panel(leaf, x, start, rows, panel, sums, scratch);
             else
                 float_panel(leaf, p->x + start * leaf->k, rows, panel, sums, scratch);
-            for (int64_t row = 0; row < rows; row++) {
-                const Floats sum = load(sums + row * LANES);
-                const Floats v = leaf->planes == 2 ? sum * each(x->steps[start + row]) : sum;
-                if (plain && (panel + 1) * LANES <= leaf->n)
-                    store(p->out + (start + row) * p->out_stride + panel * LANES, v);
-                else
-                    finish_lanes(p, leaf->n, start + row, panel * LANES, v);
-            }
+            finish_panel(p, leaf->n, start, rows, panel * LANES, sums, leaf->planes == 2 ? x->steps : NULL);
         }
     }
 }
@@ -557,25 +598,25 @@ static void normalise(const Norm *norm, const float *x, float *out, int64_t k)
 }
 
 /* Round columns at .. at + count - 1 of a segment to integers, which are added to `sum`. */
-INLINE Ints round_lanes(const Leaf *leaf, const Norm *norm, Moments m, const float *from, const Segment *s, int64_t at, int64_t count,
-                        Floats per_step, const int EVEN, const int PLANES, Ints sum, int64_t row, int16_t *codes)
+INLINE Ints round_lanes(const Norm *norm, Moments m, const float *from, const Segment *s, int64_t at, int64_t count, Floats per_step,
+                        const int EVEN, const int PLANES, Ints sum, Place place)
 {
     const Floats v = rounded(normalised(norm, m, from, s->column + at, count) * per_step);
     const Ints integers = __builtin_convertvector(EVEN ? v + v : v, Ints);
-    arrange(integers, codes, row, leaf->vectors * VECTOR, s->vector * VECTOR + at, count, PLANES);
+    arrange(integers, place, s->vector * VECTOR + at, count, PLANES);
     return sum + integers;
 }
 
 /* The same of a whole segment; returns the sum. */
-INLINE int32_t round_segment(const Leaf *leaf, const Norm *norm, Moments m, const float *from, const Segment *s, Floats per_step,
-                             const int EVEN, const int PLANES, int64_t row, int16_t *codes)
+INLINE int32_t round_segment(const Norm *norm, Moments m, const float *from, const Segment *s, Floats per_step,
+                             const int EVEN, const int PLANES, Place place)
 {
     Ints sum = { 0 };
     int64_t i = 0;
     for (; i + LANES <= s->columns; i += LANES)
-        sum = round_lanes(leaf, norm, m, from, s, i, LANES, per_step, EVEN, PLANES, sum, row, codes);
+        sum = round_lanes(norm, m, from, s, i, LANES, per_step, EVEN, PLANES, sum, place);
     if (i < s->columns)
-        sum = round_lanes(leaf, norm, m, from, s, i, s->columns - i, per_step, EVEN, PLANES, sum, row, codes);
+        sum = round_lanes(norm, m, from, s, i, s->columns - i, per_step, EVEN, PLANES, sum, place);
     return sum_of(sum);
 }
 
@@ -591,7 +632,8 @@ INLINE float largest_of(const Norm *norm, Moments m, const float *from, int64_t 
     return largest(most);
 }
 
-INLINE void round_row_as(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to, const int EVEN)
+INLINE void round_row_as(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to, Place place,
+                         const int EVEN)
 {
     const Moments m = norm ? moments(from, leaf->k, norm->epsilon) : (Moments){ zeros(), zeros() };
     const float step = largest_of(norm, m, from, 0, leaf->k) / (EVEN ? LARGEST / 2 : LARGEST);
@@ -599,19 +641,19 @@ INLINE void round_row_as(const Leaf *leaf, const Norm *norm, const float *from, 
     to->steps[row] = EVEN ? step / 2 : step;
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         /* What lies below the codes' origin is subtracted; where that is half a one, the sum is even. */
-        const int32_t all = round_segment(leaf, norm, m, from, &leaf->segments[s], per_step, EVEN, 2, row, to->codes);
+        const int32_t all = round_segment(norm, m, from, &leaf->segments[s], per_step, EVEN, 2, place);
         to->sums[s * to->rows + row] = leaf->zero ? all : EVEN ? all / 2 * leaf->centre : all * (leaf->centre / 2);
     }
 }
 
-INLINE void round_row_to_bytes(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to)
+INLINE void round_row_to_bytes(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to, Place place)
 {
     const Moments m = norm ? moments(from, leaf->k, norm->epsilon) : (Moments){ zeros(), zeros() };
     for (int64_t s = 0; s < leaf->segment_count; s++) {
         const Segment *segment = &leaf->segments[s];
         const float step = largest_of(norm, m, from, segment->column, segment->columns) / LARGEST_BYTE;
         const Floats per_step = each(step > 1e-37f ? 1 / step : 0);
-        const float sum = (float)round_segment(leaf, norm, m, from, segment, per_step, 0, 1, row, to->codes);
+        const float sum = (float)round_segment(norm, m, from, segment, per_step, 0, 1, place);
         to->steps[s * to->rows + row] = step;
         to->values[s * to->rows + row] = (leaf->zero ? sum : sum * ((float)leaf->centre / -2)) * step;
     }
@@ -619,15 +661,20 @@ INLINE void round_row_to_bytes(const Leaf *leaf, const Norm *norm, const float *
 
 /* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. Of 16 bits, codes around
  * half a one need even activations, so that the product is an integer. */
-static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+static void round_row_at(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to, Place place)
 {
     const float *from = x + row * leaf->k;
     if (leaf->planes == 1)
-        norm ? round_row_to_bytes(leaf, norm, from, row, to) : round_row_to_bytes(leaf, NULL, from, row, to);
+        norm ? round_row_to_bytes(leaf, norm, from, row, to, place) : round_row_to_bytes(leaf, NULL, from, row, to, place);
     else if (leaf->centre % 2)
-        norm ? round_row_as(leaf, norm, from, row, to, 1) : round_row_as(leaf, NULL, from, row, to, 1);
+        norm ? round_row_as(leaf, norm, from, row, to, place, 1) : round_row_as(leaf, NULL, from, row, to, place, 1);
     else
-        norm ? round_row_as(leaf, norm, from, row, to, 0) : round_row_as(leaf, NULL, from, row, to, 0);
+        norm ? round_row_as(leaf, norm, from, row, to, place, 0) : round_row_as(leaf, NULL, from, row, to, place, 0);
+}
+
+static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+{
+    round_row_at(leaf, norm, x, row, to, (Place){ row_of(leaf, to, row, leaf->planes), 64, leaf->vectors * VECTOR });
 }
 
 /* Rotations ------------------------------------------------------------------------------------------------------ */

@@ -9,7 +9,7 @@ enum { STATE_VALUES = 1 << 20 }; /* of the states of a tensor train that exist a
 size_t product_bytes(int64_t rows)
 {
     const size_t sums = (size_t)least(rows, ROWS) * 2 * LANES * sizeof(float);
-    const size_t codes = 2 * CHUNK_BYTES, floats = FLOAT_COLUMNS * LANES * sizeof(float);
+    const size_t codes = 4 * CHUNK_BYTES, floats = FLOAT_COLUMNS * LANES * sizeof(float);
     return BATCH_BYTES + sums + (codes > floats ? codes : floats);
 }
 
