@@ -2,15 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from compressor.artifact.layouts import Part, codec_layout
-
-if TYPE_CHECKING:
-    from compressor.codecs.trellis import TrellisCodec
 
 Parts = Mapping[str, Tensor]
 MOST_FP32, MOST_BF16 = torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max
@@ -26,14 +23,14 @@ class Codec(ABC):
         name: by which `codec_named` finds it.
         is_float: whether it is a floating-point dtype, which has no grid.
         row_by_row: whether every row is stored by itself.
-        searched: the codec of a trellis whose codes these are, if they are.
+        codes_stay: whether only scales are trained.
         is_rotated: whether columns are rotated before they are coded.
     """
 
     name: str
     is_float: ClassVar[bool] = False
     row_by_row: bool = True
-    searched: "TrellisCodec | None" = None
+    codes_stay: bool = False
     is_rotated: ClassVar[bool] = False
 
     def layout(self, shape: Sequence[int]) -> dict[str, Part]:

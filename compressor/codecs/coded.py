@@ -1,18 +1,12 @@
 """One stored tensor, and the same while it is trained."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from compressor.codecs.base import Codec, Parts, bf16
 from compressor.tensors import check_part
-
-if TYPE_CHECKING:
-    from compressor.codecs.trellis import TrellisCodec
-
-RENEWED = 8  # steps
 
 
 class Coded(nn.Module):
@@ -63,9 +57,8 @@ class Coded(nn.Module):
         return self.codec.take(self.parts(), ids, self.shape[-1], dtype)
 
     def trainable(self) -> "Coded":
-        """Return the same values as float parameters, see `Latent` and `Searched`."""
-        search = self.codec.searched
-        return Latent(self) if search is None else Searched(self, search)
+        """Return the same values as float parameters, see `Latent` and `Scaled`."""
+        return Scaled(self) if self.codec.codes_stay else Latent(self)
 
     def quantized(self) -> "Coded":
         """Return the values as they are stored."""
@@ -110,42 +103,38 @@ class Latent(Coded):
         return {name: part for name, part in self._parameters.items() if name != "values" and part is not None}
 
 
-class Searched(Latent):
-    """The same for codes that are searched for, see `TrellisCodec`: too slow for every step.
-
-    While it is trained, levels stay for RENEWED steps and gradients pass through them all the same; otherwise they are
-    those of the values as they are now.
+class Scaled(Coded):
+    """The same for codes that are searched for: they stay, and the rows' scales alone are trained.
 
     Attributes:
-        values: rows as their codes see them, see `Codec.rotated`.
+        levels: the values [n, k] for scales of 1.
         scale: of each row.
     """
 
-    scale: nn.Parameter
+    levels: Tensor
 
-    def __init__(self, coded: Coded, search: "TrellisCodec") -> None:
+    def __init__(self, coded: Coded) -> None:
         nn.Module.__init__(self)
         self.codec = coded.codec
         self.shape = coded.shape
-        self._search = search
         parts = coded.parts()
-        self.values = nn.Parameter(search.decode(parts, self.shape[-1], torch.float32))
+        ones = torch.ones_like(parts["scale"])
+        self.register_buffer("codes", parts["codes"])
+        self.register_buffer("levels", coded.codec.decode(parts | {"scale": ones}, self.shape[-1], torch.float32))
         self.scale = nn.Parameter(parts["scale"].float())
-        self._levels: Tensor | None = None
-        self._found_at = -1  # the version of the values
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"codes": self.get_buffer("codes"), "scale": self.scale.detach().bfloat16()}
+
+    def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._scaled(slice(None)).to(dtype)
+
+    def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._scaled(ids).to(dtype)
 
     def quantized(self) -> Coded:
-        return Coded(self.codec, self.shape, self._search.encode_scaled(self.values.detach(), self.scale.detach()))
+        return Coded(self.codec, self.shape, self.parts())
 
-    def _rounded(self, rows: Tensor | slice) -> Tensor:
-        patience = RENEWED if torch.is_grad_enabled() else 1
-        if self._levels is None or self.values._version - self._found_at >= patience:
-            self._found_at = self.values._version
-            self._levels = self._search.levels(self.values.detach(), self.scale.detach())
+    def _scaled(self, rows: Tensor | slice) -> Tensor:
         scale = self.scale[rows]
-        step = scale + (bf16(scale.detach()) - scale).detach()
-        levels = self._levels[rows]
-        if torch.is_grad_enabled():
-            position = self.values[rows] / torch.where(step.detach() != 0, step, 1)
-            levels = position + (levels - position).detach()
-        return self.codec.unrotated(levels * step)
+        return self.levels[rows] * (scale + (bf16(scale.detach()) - scale).detach())

@@ -19,7 +19,7 @@ class RotatedCodec(Codec):
     def __init__(self, inner: Codec) -> None:
         self.name = f"{inner.name}-h"
         self.inner = inner
-        self.searched = inner.searched
+        self.codes_stay = inner.codes_stay
         self.row_by_row = inner.row_by_row
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:

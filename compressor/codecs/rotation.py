@@ -58,8 +58,9 @@ def rotated_moment(moment: Tensor) -> Tensor:
 
 def _turned_while_trained(values: Tensor, matrices: Tensor) -> Tensor:
     """Return every block of columns times its matrix [blocks, block, block]: fewer operations to differentiate."""
-    parts = zip(values.chunk(len(matrices), -1), matrices, strict=True)
-    return torch.cat([part @ matrix for part, matrix in parts], -1)
+    parts = zip(values.chunk(len(matrices), -1), matrices.unbind(), strict=True)
+    found: Tensor = torch.cat([part @ matrix for part, matrix in parts], -1)
+    return found
 
 
 @cache

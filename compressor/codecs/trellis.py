@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.artifact.layouts import integers_named
 from compressor.codecs._trellis import search
-from compressor.codecs.base import MOST_BF16, Codec, Grid, Parts, bf16, finite
+from compressor.codecs.base import MOST_BF16, Codec, Grid, Parts, finite
 from compressor.codecs.groups import pack, unpack
 from compressor.runtime._decoder import LANES, TRELLIS_LEVELS
 
@@ -30,12 +30,12 @@ class TrellisCodec(Codec):
     """
 
     row_by_row = False
+    codes_stay = True
 
     def __init__(self, bits: int) -> None:
         self.name = f"tr{bits}"
         integers_named(self.name)  # refuses other bits
         self.bits = bits
-        self.searched = self
         self._levels = np.frombuffer(TRELLIS_LEVELS[bits - 1], np.uint8).astype(np.float32) - 128
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
@@ -54,19 +54,6 @@ class TrellisCodec(Codec):
         """Return the parts of codes [..., n] with a scale [..., 1]."""
         stored = scale.clamp(-MOST_BF16 / 128, MOST_BF16 / 128).bfloat16()
         return {"codes": pack(codes.to(torch.int64), self.bits), "scale": stored}
-
-    def levels(self, matrix: Tensor, scale: Tensor) -> Tensor:
-        """Return the levels, fp32, of a matrix [n, k] with given scales [n, 1]."""
-        return self._found(matrix, scale)[1]
-
-    def encode_scaled(self, matrix: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        """Return the parts of the same."""
-        return self.packed(self._found(matrix, scale)[0], scale)
-
-    def _found(self, matrix: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        scale = bf16(scale)
-        codes, levels = self.search((matrix / torch.where(scale != 0, scale, 1)).T.contiguous(), _weights(scale))
-        return codes.T, levels.T
 
     def first_scale(self, matrix: Tensor) -> Tensor:
         """Return scales [n, 1] for which rows [n, k] have the deviation that the levels are made for."""

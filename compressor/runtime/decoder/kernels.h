@@ -226,7 +226,7 @@ APART void unpack_paths(const uint8_t *packed, uint8_t *levels, int64_t vectors,
 }
 
 #if defined(AVX512)
-#define VBMI __attribute__((target("avx512vbmi")))
+#define VBMI __attribute__((target("avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 
 /* For the bytes of a vector in its order, [16 rows][4 columns]: 8 of them are the windows of 2 rows in 4 columns. Those of
  * one column are within 2 neighbouring bytes of its codes, which are brought there; of 3 bits those of the second row
