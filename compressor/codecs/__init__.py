@@ -5,7 +5,7 @@ So rows can be taken from the parts before anything is decoded.
 """
 
 from compressor.codecs.base import Codec, Grid, Parts, finite, power_of_2
-from compressor.codecs.coded import Coded, Latent
+from compressor.codecs.coded import Coded, Latent, Scaled
 from compressor.codecs.named import CODECS, codec_named, float_codec
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Grid",
     "Latent",
     "Parts",
+    "Scaled",
     "codec_named",
     "finite",
     "float_codec",

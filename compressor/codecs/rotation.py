@@ -68,7 +68,8 @@ def _matrix(columns: int) -> Tensor:
     """Return R, block by block [columns / block, block, block]."""
     block, _ = block_of(columns)
     units = torch.eye(block).repeat(1, columns // block)  # [block, columns]
-    return rotate(units).unflatten(-1, (-1, block)).permute(1, 2, 0).contiguous()
+    found: Tensor = rotate(units).unflatten(-1, (-1, block)).permute(1, 2, 0).contiguous()
+    return found
 
 
 def _butterflies(x: Tensor) -> Tensor:

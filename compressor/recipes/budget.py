@@ -40,13 +40,13 @@ CUT_ROWS = 4096  # a table with so many rows is cut into blocks
 TABLE_BLOCKS = 6  # each twice as long as the one before, the first two alike
 # Ranks, as shares of the smaller side, and codecs that `rotated_svd` is tried with.
 TABLE_RANKS = {
-    "tr1": (0.25, 0.375, 0.5, 0.75, 1.0),
+    "tr1": (0.25, 0.375, 0.5),
     "tr2": (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0),
-    "tr3": (0.25, 0.375, 0.5, 0.75, 1.0),
-    "tr4": (0.5, 0.75, 1.0),
+    "tr3": (0.375, 0.5, 0.75, 1.0),
+    "tr4": (1.0,),
 }
-LINEAR_RANKS = {"tr1": (0.25, 0.5), "tr2": (0.125, 0.25, 0.5), "tr3": (0.125, 0.25)}
-ROUNDED = ("int8", "tr4-h", "tr3-h", "tr2-h", "tr1-h")
+LINEAR_RANKS = {"tr2": (0.0625, 0.125, 0.25, 0.5), "tr3": (0.125, 0.25, 0.5)}
+ROUNDED = ("int8", "tr4-h", "tr3-h", "tr2-h")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +170,10 @@ def pieces(name: str, shape: tuple[int, int]) -> list[Piece]:
 def candidates(name: str, shape: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
     """Return the methods and options that are tried for a matrix, or for rows of it [out, in]."""
     if name == "wpe":
-        return [("quantize", {"codec": codec}) for codec in ("int8", "int4-row", "int3-row", "int2-row")]
+        return [("quantize", {"codec": codec}) for codec in ROUNDED]
     is_table = name in ("wte", "lm_head")
-    found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in ROUNDED]
+    rounded = ROUNDED if is_table else (*ROUNDED, "tr1-h")
+    found: list[tuple[str, dict[str, Any]]] = [("gptq", {"codec": codec}) for codec in rounded]
     shares = (TABLE_RANKS if is_table else LINEAR_RANKS).items()
     low_rank = {(max(1, round(min(shape) * share)), codec) for codec, of in shares for share in of}
     # By their ranks, since those of one rank share a right factor.

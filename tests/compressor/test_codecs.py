@@ -72,10 +72,10 @@ def test_a_rotated_row_has_no_outlier() -> None:
 @pytest.mark.parametrize("name", ["tr2", "tr3-h"])
 def test_training_a_trellis_moves_its_scales_alone(name: str) -> None:
     first = torch.randn(48, 24, generator=torch.Generator().manual_seed(0))
-    stored, other = Coded.encode(codec_named(name), first), 1.5 * first
+    stored, other = Coded.encode(codec_named(name), first), 2 * first
     trained = stored.trainable()
     assert [name for name, _ in trained.named_parameters()] == ["scale"]
-    optimizer = torch.optim.Adam(trained.parameters(), lr=float(trained.get_parameter("scale").mean()) / 100)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=float(trained.get_parameter("scale").detach().mean()) / 50)
     for _ in range(100):
         optimizer.zero_grad()
         (trained.decode() - other).square().sum().backward()
@@ -84,7 +84,7 @@ def test_training_a_trellis_moves_its_scales_alone(name: str) -> None:
         now = trained.decode()
     assert torch.equal(trained.quantized().parts()["codes"], stored.parts()["codes"])
     torch.testing.assert_close(trained.quantized().decode(), now)
-    assert (now - other).norm() <= 0.7 * (stored.decode() - other).norm()
+    assert (now - other).norm() <= 0.85 * (stored.decode() - other).norm()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
