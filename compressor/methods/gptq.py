@@ -27,7 +27,7 @@ class Config(CodecConfig):
     """Options of `gptq`.
 
     Attributes:
-        codec: int8, or one of groups such as int4, int3-g128 or int2-g32-zp.
+        codec: int8, one of groups such as int4, int3-g128 or int2-g32-zp, or of a trellis such as tr2; -h rotates.
         damping: added to the second moment's diagonal, as a share of its mean.
         act_order: round the columns with the largest inputs first; scales are then those of round-to-nearest.
     """
@@ -71,7 +71,7 @@ def compress(
 def _rounding_codec(name: str) -> Codec:
     codec = codec_named(name)
     if codec.is_float:
-        raise ValueError(f"codec must be int8, or int4, int3 or int2 with any groups, for gptq; not {name!r}")
+        raise ValueError(f"codec must be of integers, as int8, int4-g128 or tr2-h, for gptq; not {name!r}")
     return codec
 
 

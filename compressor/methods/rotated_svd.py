@@ -32,7 +32,7 @@ class Config(WhitenedConfig):
 
     Attributes:
         rank: how many singular values are kept.
-        codec: of the left factor [out, r]: int8, or one of groups such as int3-row.
+        codec: of the left factor [out, r]: int8, one of groups such as int3-row, or of a trellis.
         right_codec: of the right factor [r, in].
         damping: added to the second moments' diagonals, as a share of their mean.
         seed: of the rotation.
