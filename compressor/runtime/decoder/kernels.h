@@ -681,6 +681,15 @@ static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_
 
 INLINE Floats turned(Floats v, uint32_t sign) { return (Floats)((Words)v ^ sign); }
 
+/* `sign_of` for 16 columns. */
+INLINE Words signs_from(int64_t column)
+{
+    Words hash = (Words){ 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 } + (uint32_t)column;
+    hash = (hash ^ hash >> 16) * 0x7feb352du;
+    hash = (hash ^ hash >> 15) * 0x846ca68bu;
+    return (hash ^ hash >> 16) << 31;
+}
+
 /* x [base][size] = a Hadamard matrix [base][base] times it. */
 INLINE void rotate_base(float *x, int64_t size, const int BASE)
 {
@@ -717,11 +726,9 @@ INLINE Floats rotate_lanes(Floats v)
 static void rotate(const Leaf *leaf, float *x)
 {
     const int64_t block = leaf->rotation.block, base = leaf->rotation.base, size = block / base;
-    for (int64_t c = 0; c < leaf->k; c++) {
-        uint32_t bits;
-        memcpy(&bits, x + c, sizeof bits);
-        bits ^= sign_of(c);
-        memcpy(x + c, &bits, sizeof bits);
+    for (int64_t c = 0; c < leaf->k; c += LANES) {
+        const int64_t count = least(LANES, leaf->k - c);
+        store_some(x + c, (Floats)((Words)load_some(x + c, count) ^ signs_from(c)), count);
     }
     for (float *from = x; from < x + leaf->k; from += block) {
         if (base == 12)
