@@ -235,7 +235,7 @@ typedef struct {
     __m512i bytes[2], shifts[2]; /* where they are, and by how many bits a window begins behind them */
 } Windows;
 
-INLINE Windows windows_of(const int BITS)
+INLINE VBMI Windows windows_of(const int BITS)
 {
     uint8_t bytes[2][64], shifts[2][64];
     for (int apart = 0; apart < 2; apart++)
