@@ -180,11 +180,7 @@ static void one_tile(void *task, int64_t tile, int64_t thread)
 
 static void run(Search *task, int64_t threads)
 {
-    const int64_t tiles = (task->columns * task->paths + LANES - 1) / LANES;
-    const int taken = threads > 1 && tiles > 1 && take_team();
-    each_tile(taken ? prepare_team(threads) : 1, tiles, one_tile, task);
-    if (taken)
-        leave_team();
+    share_tiles(threads, (task->columns * task->paths + LANES - 1) / LANES, one_tile, task);
 }
 
 static PyObject *py_search(PyObject *self, PyObject *args, PyObject *keywords)

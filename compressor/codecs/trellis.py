@@ -47,7 +47,8 @@ class TrellisCodec(Codec):
         for matrix, code, scale in zip(matrices, codes, scales, strict=True):
             first = self.first_scale(matrix)
             found, rounded = self.search((matrix / _divisor(first)).T.contiguous(), _weights(first))
-            code[:], scale[:] = found.T, best_scale(matrix, rounded.T)
+            largest = _divisor(matrix.abs().amax(-1, keepdim=True)).double()
+            code[:], scale[:] = found.T, _best_scale(matrix / largest, rounded.T, rounded.T) * largest
         return self.packed(codes.view(values.shape), scales.view(*values.shape[:-1], 1))
 
     def packed(self, codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
@@ -94,10 +95,7 @@ class TrellisCodec(Codec):
 
     def _levels_of(self, codes: Tensor) -> Tensor:
         """Return the levels of closed paths [..., 16, columns]."""
-        window = torch.zeros_like(codes)
-        for step in range(-(-8 // self.bits)):
-            window |= codes.roll(-step, -2) << step * self.bits
-        return torch.from_numpy(self._levels)[window & 255]
+        return torch.from_numpy(self._levels)[windows(codes, self.bits)]
 
     def grid(self, weight: Tensor, row_weights: Tensor | None = None) -> Grid:
         return _TrellisGrid(self, weight, row_weights)
@@ -122,9 +120,7 @@ class _TrellisGrid(Grid):
     def refit(self, weight: Tensor, rounded: Tensor, moment: Tensor) -> Tensor:
         seen = rounded.double() @ moment.double()
         silent = ~((seen * rounded.double()).sum(1, keepdim=True) > 0)  # rows whose products are all zeros
-        seen = torch.where(silent, rounded.double(), seen)
-        fitted, own = (seen * weight.double()).sum(1, keepdim=True), (seen * rounded.double()).sum(1, keepdim=True)
-        factor = (fitted / torch.where(own > 0, own, 1)).float()
+        factor = _best_scale(weight, rounded, torch.where(silent, rounded.double(), seen)).float()
         self.scale = self.scale * factor
         return rounded * factor
 
@@ -132,11 +128,19 @@ class _TrellisGrid(Grid):
         return self._codec.packed(self._codes.T, self.scale * unit)
 
 
-def best_scale(matrix: Tensor, levels: Tensor) -> Tensor:
-    """Return the scales [n, 1] of levels [n, k] with the least squared error to a matrix [n, k]."""
-    largest = _divisor(matrix.abs().amax(-1, keepdim=True)).double()
-    fitted = (matrix.double() / largest * levels.double()).sum(-1, keepdim=True)
-    return (fitted / levels.double().square().sum(-1, keepdim=True).clamp_min(1) * largest).float()
+def windows(codes: Tensor, bits: int) -> Tensor:
+    """Return the windows of closed paths of codes [..., 16, columns]."""
+    found = torch.zeros_like(codes)
+    for step in range(-(-8 // bits)):
+        found |= codes.roll(-step, -2) << step * bits
+    return found & 255
+
+
+def _best_scale(matrix: Tensor, levels: Tensor, seen: Tensor) -> Tensor:
+    """Return the scales [n, 1], fp64, of levels [n, k] with the least error to a matrix, of which `seen` = levels M."""
+    fitted, own = (seen.double() * side.double() for side in (matrix, levels))
+    total = own.sum(-1, keepdim=True)
+    return fitted.sum(-1, keepdim=True) / torch.where(total > 0, total, 1)
 
 
 def _weights(scale: Tensor, row_weights: Tensor | None = None) -> Tensor:

@@ -8,9 +8,11 @@ run's random numbers give other levels that are as good.
 from statistics import NormalDist
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from compressor.codecs._trellis import search
+from compressor.codecs.trellis import windows
 from compressor.runtime._decoder import LANES
 
 HALF = 128  # windows; the others have the same levels with the other sign
@@ -27,11 +29,11 @@ def refined(levels: Levels, bits: int, seed: int, rounds: int, count: int) -> tu
     error = np.inf
     for _ in range(rounds + 1):
         values = random.standard_normal((count // ROWS, ROWS)).astype(np.float32)
-        windows, rounded = _windows(values, levels, bits)
+        taken, rounded = _search(values, levels, bits)
         error = float(np.square(rounded - values).mean())
-        turned = np.where(windows < HALF, values, -values).ravel()
-        found = np.bincount(windows.ravel() % HALF, minlength=HALF)
-        sums = np.bincount(windows.ravel() % HALF, turned, minlength=HALF)
+        turned = np.where(taken < HALF, values, -values).ravel()
+        found = np.bincount(taken.ravel() % HALF, minlength=HALF)
+        sums = np.bincount(taken.ravel() % HALF, turned, minlength=HALF)
         levels, before = np.where(found > 0, sums / np.maximum(found, 1), levels).astype(np.float32), levels
     return before, error
 
@@ -42,16 +44,13 @@ def beginning(seed: int) -> Levels:
     return np.random.default_rng(seed).permutation(np.array(shares, np.float32))
 
 
-def _windows(values: Levels, levels: Levels, bits: int) -> tuple[NDArray[np.uint32], Levels]:
+def _search(values: Levels, levels: Levels, bits: int) -> tuple[NDArray[np.int64], Levels]:
     """Return the windows and the levels of the paths nearest to values [columns, rows]."""
     codes, rounded = np.empty(values.shape, np.uint8), np.empty_like(values)
     both = np.concatenate([levels, -levels])
     search(values, np.ones(ROWS, np.float32), levels=both, codes=codes, rounded=rounded, bits=bits, threads=1)
-    paths = codes.reshape(-1, LANES).astype(np.uint32)
-    window = np.zeros_like(paths)
-    for step in range(-(-8 // bits)):
-        window |= np.roll(paths, -step, 1) << np.uint32(step * bits)
-    return (window & np.uint32(255)).reshape(values.shape), rounded
+    paths = torch.from_numpy(codes.reshape(-1, LANES, 1).astype(np.int64))
+    return windows(paths, bits).numpy().reshape(values.shape), rounded
 
 
 def main() -> None:

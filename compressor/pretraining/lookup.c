@@ -40,11 +40,7 @@ static void look(void *task, int64_t tile, int64_t thread)
 
 static void run(Lookup *task, int64_t threads)
 {
-    const int64_t tiles = (task->count + TILE - 1) / TILE;
-    const int taken = threads > 1 && tiles > 1 && take_team();
-    each_tile(taken ? prepare_team(threads) : 1, tiles, look, task);
-    if (taken)
-        leave_team();
+    share_tiles(threads, (task->count + TILE - 1) / TILE, look, task);
 }
 
 static PyObject *py_lookup(PyObject *self, PyObject *args, PyObject *keywords)

@@ -132,52 +132,6 @@ static int make_segments(Leaf *leaf, int64_t group)
     return 1;
 }
 
-static inline uint32_t *word_at(uint8_t *block, int64_t lane) { return (uint32_t *)(void *)(block + lane * VECTOR); }
-
-/* Put one lane of a vector, 4 codes, into its panel, or take it from there. */
-static inline __attribute__((always_inline)) void put_vector(Element element, uint8_t *panel, int64_t vector, int64_t lane, uint32_t codes)
-{
-    const int64_t v = vector % UNIT;
-    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(element);
-    if (element == CODES8)
-        *word_at(panel + vector * 64, lane) = codes;
-    else if (element == CODES4)
-        *word_at(unit + v % 4 * 64, lane) |= codes << (v / 4 * 4);
-    else
-        *word_at(unit + v / 4 * 64, lane) |= (codes & 0x03030303) << (v % 4 * 2);
-    if (element == CODES3)
-        *word_at(unit + 128, lane) |= (codes >> 2 & 0x01010101) << v;
-}
-
-static inline __attribute__((always_inline)) uint32_t vector_at(Element element, uint8_t *panel, int64_t vector, int64_t lane)
-{
-    const int64_t v = vector % UNIT;
-    uint8_t *unit = panel + vector / UNIT * 64 * bits_of(element);
-    if (element == CODES8)
-        return *word_at(panel + vector * 64, lane);
-    if (element == CODES4)
-        return *word_at(unit + v % 4 * 64, lane) >> (v / 4 * 4) & 0x0f0f0f0f;
-    const uint32_t low = *word_at(unit + v / 4 * 64, lane) >> (v % 4 * 2) & 0x03030303;
-    return element == CODES3 ? low | (*word_at(unit + 128, lane) >> v & 0x01010101) << 2 : low;
-}
-
-/* 4 codes from column c of a row on, as the artefact stores them: int8, or one behind another, lowest bits first. */
-static inline __attribute__((always_inline)) uint32_t stored_codes(Element element, const uint8_t *row, int64_t row_bytes, int64_t c)
-{
-    const int bits = bits_of(element);
-    const int64_t at = c * bits / 8;
-    const uint32_t mask = (1u << bits) - 1;
-    uint32_t word = 0;
-    if (at + 4 <= row_bytes)
-        memcpy(&word, row + at, 4);
-    else
-        memcpy(&word, row + at, (size_t)(row_bytes - at));
-    if (element == CODES8)
-        return word ^ 0x80808080; /* from signed to unsigned, 128 being 0 */
-    word >>= c * bits % 8;
-    return (word & mask) | (word >> bits & mask) << 8 | (word >> (2 * bits) & mask) << 16 | (word >> (3 * bits) & mask) << 24;
-}
-
 static uint8_t levels[MOST_TRELLIS_BITS][2 * HALF_WINDOWS];
 
 void make_levels(void)
@@ -204,14 +158,63 @@ static uint8_t level_at(int bits, const uint8_t *path, int64_t lane)
     return trellis_levels(bits)[(path[at] | path[(at + 1) % (2 * bits)] << 8) >> lane * bits % 8 & 255];
 }
 
-static void pack_path_row(const Leaf *leaf, uint8_t *panel, int64_t lane, const uint8_t *codes)
+static inline uint32_t *word_at(uint8_t *block, int64_t lane) { return (uint32_t *)(void *)(block + lane * VECTOR); }
+
+/* Put one lane of a vector, 4 codes, into its panel, or take it from there; of a trellis, levels are taken. */
+static inline __attribute__((always_inline)) void put_vector(Element element, uint8_t *panel, int64_t vector, int64_t lane, uint32_t codes)
 {
-    const int bits = bits_of(leaf->element);
-    for (int64_t c = 0; c < leaf->k; c++) {
-        const int64_t at = c * bits / 8;
-        const uint32_t word = codes[at] | (c * bits % 8 + bits > 8 ? (uint32_t)codes[at + 1] << 8 : 0);
-        put_path(bits, panel + c * 2 * bits, lane, word >> c * bits % 8 & ((1u << bits) - 1));
+    const int bits = bits_of(element);
+    const int64_t v = vector % UNIT;
+    uint8_t *unit = panel + vector / UNIT * 64 * bits;
+    if (element >= PATHS4) {
+        for (int c = 0; c < VECTOR; c++)
+            put_path(bits, panel + (vector * VECTOR + c) * 2 * bits, lane, codes >> 8 * c & 255);
+        return;
     }
+    if (element == CODES8)
+        *word_at(panel + vector * 64, lane) = codes;
+    else if (element == CODES4)
+        *word_at(unit + v % 4 * 64, lane) |= codes << (v / 4 * 4);
+    else
+        *word_at(unit + v / 4 * 64, lane) |= (codes & 0x03030303) << (v % 4 * 2);
+    if (element == CODES3)
+        *word_at(unit + 128, lane) |= (codes >> 2 & 0x01010101) << v;
+}
+
+static inline __attribute__((always_inline)) uint32_t vector_at(Element element, uint8_t *panel, int64_t vector, int64_t lane)
+{
+    const int bits = bits_of(element);
+    const int64_t v = vector % UNIT;
+    uint8_t *unit = panel + vector / UNIT * 64 * bits;
+    if (element >= PATHS4) {
+        uint32_t found = 0;
+        for (int c = 0; c < VECTOR; c++)
+            found |= (uint32_t)level_at(bits, panel + (vector * VECTOR + c) * 2 * bits, lane) << 8 * c;
+        return found;
+    }
+    if (element == CODES8)
+        return *word_at(panel + vector * 64, lane);
+    if (element == CODES4)
+        return *word_at(unit + v % 4 * 64, lane) >> (v / 4 * 4) & 0x0f0f0f0f;
+    const uint32_t low = *word_at(unit + v / 4 * 64, lane) >> (v % 4 * 2) & 0x03030303;
+    return element == CODES3 ? low | (*word_at(unit + 128, lane) >> v & 0x01010101) << 2 : low;
+}
+
+/* 4 codes from column c of a row on, as the artefact stores them: int8, or one behind another, lowest bits first. */
+static inline __attribute__((always_inline)) uint32_t stored_codes(Element element, const uint8_t *row, int64_t row_bytes, int64_t c)
+{
+    const int bits = bits_of(element);
+    const int64_t at = c * bits / 8;
+    const uint32_t mask = (1u << bits) - 1;
+    uint32_t word = 0;
+    if (at + 4 <= row_bytes)
+        memcpy(&word, row + at, 4);
+    else
+        memcpy(&word, row + at, (size_t)(row_bytes - at));
+    if (element == CODES8)
+        return word ^ 0x80808080; /* from signed to unsigned, 128 being 0 */
+    word >>= c * bits % 8;
+    return (word & mask) | (word >> bits & mask) << 8 | (word >> (2 * bits) & mask) << 16 | (word >> (3 * bits) & mask) << 24;
 }
 
 /* Put the codes of a row into its panel; compiled for each element. */
@@ -259,7 +262,7 @@ int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t gro
         case CODES4: pack_row(leaf, CODES4, panel, row % LANES, own, row_bytes); break;
         case CODES3: pack_row(leaf, CODES3, panel, row % LANES, own, row_bytes); break;
         case CODES2: pack_row(leaf, CODES2, panel, row % LANES, own, row_bytes); break;
-        default: pack_path_row(leaf, panel, row % LANES, own);
+        default: pack_row(leaf, element, panel, row % LANES, own, row_bytes);
         }
         for (int64_t g = 0; g < leaf->groups; g++) {
             const int64_t at = (row / LANES * leaf->groups + g) * LANES + row % LANES;
@@ -287,14 +290,6 @@ static inline __attribute__((always_inline)) void unpack_row(const Leaf *leaf, E
     }
 }
 
-static void unpack_path_row(const Leaf *leaf, const uint8_t *panel, int64_t row, float *out)
-{
-    const int bits = bits_of(leaf->element);
-    const float scale = bf16_to_float(leaf->scale[row]);
-    for (int64_t c = 0; c < leaf->k; c++)
-        out[c] = ((float)level_at(bits, panel + c * 2 * bits, row % LANES) - 128) * scale;
-}
-
 void leaf_row(const Leaf *leaf, int64_t row, float *out)
 {
     uint8_t *panel = leaf->codes + row / LANES * leaf->panel_bytes;
@@ -316,7 +311,7 @@ void leaf_row(const Leaf *leaf, int64_t row, float *out)
     case CODES4: unpack_row(leaf, CODES4, panel, row, out); break;
     case CODES3: unpack_row(leaf, CODES3, panel, row, out); break;
     case CODES2: unpack_row(leaf, CODES2, panel, row, out); break;
-    default: unpack_path_row(leaf, panel, row, out);
+    default: unpack_row(leaf, leaf->element, panel, row, out);
     }
     unrotate(leaf, out);
 }

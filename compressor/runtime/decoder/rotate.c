@@ -45,15 +45,6 @@ Rotation rotation_of(int64_t columns)
     return best;
 }
 
-/* Bits of a hash, which are as good as random. */
-uint32_t sign_of(int64_t column)
-{
-    uint32_t hash = (uint32_t)column + 1;
-    hash = (hash ^ hash >> 16) * 0x7feb352du;
-    hash = (hash ^ hash >> 15) * 0x846ca68bu;
-    return (hash ^ hash >> 16) << 31;
-}
-
 static float turned(float value, uint32_t sign)
 {
     union { float value; uint32_t bits; } number = { value };

@@ -167,6 +167,7 @@ void each_tile(int64_t threads, int64_t tiles, Work work, void *task);
 int64_t prepare_team(int64_t threads); /* returns how many there are, the caller included */
 int take_team(void);
 void leave_team(void);
+void share_tiles(int64_t threads, int64_t tiles, Work work, void *task); /* the same for a caller that has not taken it */
 
 /* Memory of one call, given back as a whole, or what was taken since a mark. */
 typedef struct Chunk Chunk;
@@ -256,7 +257,14 @@ void make_levels(void);
 
 /* The rotation of `columns`, its signs, and the entries of Hadamard matrices. */
 Rotation rotation_of(int64_t columns);
-uint32_t sign_of(int64_t column);     /* its highest bit */
+/* The sign of a column, the highest bit: of a hash, as good as random. */
+static inline uint32_t sign_of(int64_t column)
+{
+    uint32_t hash = (uint32_t)column + 1;
+    hash = (hash ^ hash >> 16) * 0x7feb352du;
+    hash = (hash ^ hash >> 15) * 0x846ca68bu;
+    return (hash ^ hash >> 16) << 31;
+}
 const uint32_t *hadamard(int64_t base); /* [base, base], the highest bits of the entries; `make_hadamards` comes first */
 void make_hadamards(void);
 void unrotate(const Leaf *leaf, float *row);

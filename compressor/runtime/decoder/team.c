@@ -147,3 +147,11 @@ void each_tile(int64_t threads, int64_t tiles, Work work, void *task)
             sched_yield();
     atomic_store(&team.state, phase << 32 | UINT32_MAX); /* nobody claims a tile while the next phase is described */
 }
+
+void share_tiles(int64_t threads, int64_t tiles, Work work, void *task)
+{
+    const int taken = threads > 1 && tiles > 1 && take_team();
+    each_tile(taken ? prepare_team(threads) : 1, tiles, work, task);
+    if (taken)
+        leave_team();
+}
