@@ -83,12 +83,12 @@ INLINE int8_t *tiles_of(const Leaf *leaf, const Rounded *x, int64_t row)
     return (int8_t *)x->codes + row / TILE * TILE * leaf->vectors * VECTOR + row % TILE * 64;
 }
 
-static void round_row_in_tiles(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+static void round_row_in_tiles(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to)
 {
     if (in_tiles(leaf, to->rows))
-        round_row_at(leaf, norm, x, row, to, (Place){ (int16_t *)tiles_of(leaf, to, row), TILE * 64, 64 });
+        round_row_at(leaf, norm, from, row, to, (Place){ (int16_t *)tiles_of(leaf, to, row), TILE * 64, 64 });
     else
-        round_row(leaf, norm, x, row, to);
+        round_row(leaf, norm, from, row, to);
 }
 
 enum { FETCHED = 4096 }; /* bytes before few rows meet them */

@@ -659,11 +659,10 @@ INLINE void round_row_to_bytes(const Leaf *leaf, const Norm *norm, const float *
     }
 }
 
-/* Round one row of x, normalised before that if there is a norm, in the order of a leaf's vectors. Of 16 bits, codes around
- * half a one need even activations, so that the product is an integer. */
-static void round_row_at(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to, Place place)
+/* Round row `row` of x, which is `from`, normalised before that if there is a norm, in the order of a leaf's vectors. Of 16
+ * bits, codes around half a one need even activations, so that the product is an integer. */
+static void round_row_at(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to, Place place)
 {
-    const float *from = x + row * leaf->k;
     if (leaf->planes == 1)
         norm ? round_row_to_bytes(leaf, norm, from, row, to, place) : round_row_to_bytes(leaf, NULL, from, row, to, place);
     else if (leaf->centre % 2)
@@ -672,48 +671,41 @@ static void round_row_at(const Leaf *leaf, const Norm *norm, const float *x, int
         norm ? round_row_as(leaf, norm, from, row, to, place, 0) : round_row_as(leaf, NULL, from, row, to, place, 0);
 }
 
-static void round_row(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to)
+static void round_row(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to)
 {
-    round_row_at(leaf, norm, x, row, to, (Place){ row_of(leaf, to, row, leaf->planes), 64, leaf->vectors * VECTOR });
+    round_row_at(leaf, norm, from, row, to, (Place){ row_of(leaf, to, row, leaf->planes), 64, leaf->vectors * VECTOR });
 }
 
 /* Rotations ------------------------------------------------------------------------------------------------------ */
 
-INLINE Floats turned(Floats v, uint32_t sign) { return (Floats)((Words)v ^ sign); }
-
-/* `sign_of` for 16 columns; compilers make less of a loop over it. */
-INLINE Words signs_from(int64_t column)
-{
-    Words hash = (Words){ 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 } + (uint32_t)column;
-    hash = (hash ^ hash >> 16) * 0x7feb352du;
-    hash = (hash ^ hash >> 15) * 0x846ca68bu;
-    return (hash ^ hash >> 16) << 31;
-}
-
 /* x [base][size] = a Hadamard matrix [base][base] times it. */
 INLINE void rotate_base(float *x, int64_t size, const int BASE)
 {
-    const uint32_t *signs = hadamard(BASE);
+    const float *entries = hadamard(BASE);
     for (int64_t c = 0; c < size; c += LANES) {
         const int64_t count = least(LANES, size - c);
         Floats old[20];
         for (int i = 0; i < BASE; i++)
             old[i] = load_some(x + i * size + c, count);
         for (int i = 0; i < BASE; i++) {
-            Floats sum = turned(old[0], signs[i * BASE]);
+            Floats sum = old[0] * each(entries[i * BASE]);
             for (int j = 1; j < BASE; j++)
-                sum += turned(old[j], signs[i * BASE + j]);
+                sum = fma_lanes(old[j], each(entries[i * BASE + j]), sum);
             store_some(x + i * size + c, sum, count);
         }
     }
 }
 
 /* a + b and a - b of neighbours in blocks of 2 * HALF lanes. */
-#define BUTTERFLY(HALF, ...)                                                                            do {                                                                                                    const Floats other = __builtin_shufflevector(v, v, __VA_ARGS__);                                    v = other + (Floats)((Words)v ^ ((Words)((lane & HALF) != 0) & 0x80000000u));                   } while (0)
+#define SIGN(LANE, HALF) ((LANE) & (HALF) ? -1.0f : 1.0f)
+#define SIGNS(HALF)                                                                                                       \
+    (Floats) { SIGN(0, HALF), SIGN(1, HALF), SIGN(2, HALF), SIGN(3, HALF), SIGN(4, HALF), SIGN(5, HALF), SIGN(6, HALF),    \
+               SIGN(7, HALF), SIGN(8, HALF), SIGN(9, HALF), SIGN(10, HALF), SIGN(11, HALF), SIGN(12, HALF), SIGN(13, HALF), \
+               SIGN(14, HALF), SIGN(15, HALF) }
+#define BUTTERFLY(HALF, ...) v = fma_lanes(v, SIGNS(HALF), __builtin_shufflevector(v, v, __VA_ARGS__))
 
 INLINE Floats rotate_lanes(Floats v)
 {
-    const Words lane = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
     BUTTERFLY(8, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
     BUTTERFLY(4, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
     BUTTERFLY(2, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
@@ -721,35 +713,67 @@ INLINE Floats rotate_lanes(Floats v)
     return v;
 }
 #undef BUTTERFLY
+#undef SIGNS
+#undef SIGN
+
+/* a + b and a - b of values `half` apart, in blocks of twice as many. */
+INLINE void butterflies(float *x, int64_t block, int64_t half)
+{
+    for (int64_t i = 0; i < block; i += 2 * half)
+        for (int64_t j = i; j < i + half; j += LANES) {
+            const int64_t count = least(LANES, half);
+            const Floats a = load_some(x + j, count), b = load_some(x + j + half, count);
+            store_some(x + j, a + b, count);
+            store_some(x + j + half, a - b, count);
+        }
+}
+
+/* x [blocks][16 VECTORS], every block times a Hadamard matrix, in registers. */
+INLINE void rotate_vectors(float *x, int64_t count, const int VECTORS)
+{
+    for (const float *end = x + count; x < end; x += VECTORS * LANES) {
+        Floats v[16];
+        for (int i = 0; i < VECTORS; i++)
+            v[i] = load(x + i * LANES);
+        for (int half = VECTORS / 2; half; half /= 2)
+            for (int i = 0; i < VECTORS; i++)
+                if (!(i & half)) {
+                    const Floats a = v[i], b = v[i + half];
+                    v[i] = a + b;
+                    v[i + half] = a - b;
+                }
+        for (int i = 0; i < VECTORS; i++)
+            store(x + i * LANES, rotate_lanes(v[i]));
+    }
+}
 
 /* Turn the signs of x [k], and multiply each block by its Hadamard matrix; sums are not divided by anything. */
 static void rotate(const Leaf *leaf, float *x)
 {
     const int64_t block = leaf->rotation.block, base = leaf->rotation.base, size = block / base;
+    const Ints lane = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
     for (int64_t c = 0; c < leaf->k; c += LANES) {
         const int64_t count = least(LANES, leaf->k - c);
-        store_some(x + c, (Floats)((Words)load_some(x + c, count) ^ signs_from(c)), count);
+        const Words signs = (Words)(((Ints){ 0 } + leaf->signs[c / LANES]) >> lane << 31);
+        store_some(x + c, (Floats)((Words)load_some(x + c, count) ^ signs), count);
     }
     for (float *from = x; from < x + leaf->k; from += block) {
+        int64_t half = size / 2;
         if (base == 12)
             rotate_base(from, size, 12);
         else if (base == 20)
             rotate_base(from, size, 20);
-        int64_t half = size / 2;
-        for (; half >= LANES || (half && size < LANES); half /= 2)
-            for (int64_t i = 0; i < block; i += 2 * half)
-                for (int64_t j = i; j < i + half; j += LANES) {
-                    const int64_t count = least(LANES, half);
-                    const Floats a = load_some(from + j, count), b = load_some(from + j + half, count);
-                    store_some(from + j, a + b, count);
-                    store_some(from + j + half, a - b, count);
-                }
-        for (int64_t i = 0; half && i < block; i += LANES)
-            store(from + i, rotate_lanes(load(from + i)));
+        for (; half >= 16 * LANES || (half && size < LANES); half /= 2)
+            butterflies(from, block, half);
+        switch (2 * half / LANES) {
+        case 16: rotate_vectors(from, block, 16); break;
+        case 8: rotate_vectors(from, block, 8); break;
+        case 4: rotate_vectors(from, block, 4); break;
+        case 2: rotate_vectors(from, block, 2); break;
+        case 1: rotate_vectors(from, block, 1); break;
+        }
     }
 }
-
-/* Formats -------------------------------------------------------------------------------------------------------- */
 
 /* `unrotate` for 16 rows in a panel's order [k][16]. */
 static void unrotate_panel(const Leaf *leaf, float *panel)
@@ -769,16 +793,18 @@ static void unrotate_panel(const Leaf *leaf, float *panel)
             for (int64_t i = 0; i < base; i++)
                 old[i] = load(x + (i * size + c) * LANES);
             for (int64_t i = 0; i < base; i++) {
-                Floats sum = turned(old[0], hadamard(base)[i]);
+                Floats sum = old[0] * each(hadamard(base)[i]);
                 for (int64_t j = 1; j < base; j++)
-                    sum += turned(old[j], hadamard(base)[j * base + i]);
+                    sum = fma_lanes(old[j], each(hadamard(base)[j * base + i]), sum);
                 store(x + (i * size + c) * LANES, sum);
             }
         }
         for (int64_t c = 0; c < block; c++)
-            store(x + c * LANES, turned(load(x + c * LANES), sign_of(start + c)));
+            store(x + c * LANES, load(x + c * LANES) * each(sign_of(leaf, start + c)));
     }
 }
+
+/* Formats -------------------------------------------------------------------------------------------------------- */
 
 /* A panel in fp32 [k][16] as its codes say. */
 INLINE void decode_codes(const Leaf *leaf, int64_t panel, float *out, uint8_t *scratch)

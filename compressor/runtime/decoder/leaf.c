@@ -83,6 +83,7 @@ void free_leaf(Leaf *leaf)
 {
     free_zeroed(leaf->codes);
     free(leaf->segments);
+    free(leaf->signs);
     free_zeroed(leaf->scale);
     free_zeroed(leaf->zero);
     memset(leaf, 0, sizeof *leaf);
@@ -242,10 +243,12 @@ int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t gro
     const int64_t panels = padded(n, LANES) / LANES, row_bytes = bits == 8 ? k : padded(k, 8) / 8 * bits;
     *leaf = (Leaf){ .n = n, .k = k, .panels = panels, .groups = padded(k, group) / group, .element = element,
                     .planes = planes, .centre = zero ? 0 : bits == 8 || element >= PATHS4 ? 256 : (1 << bits) - 1 };
-    if (rotated)
-        leaf->rotation = rotation_of(k);
-    if (!make_segments(leaf, group))
+    if (rotated && !rotate_leaf(leaf))
         return 0;
+    if (!make_segments(leaf, group)) {
+        free_leaf(leaf);
+        return 0;
+    }
     leaf->panel_bytes = bits == 8 ? leaf->vectors * 64 : padded(leaf->vectors, UNIT) / UNIT * 64 * bits;
     leaf->codes = zeroed(panels * leaf->panel_bytes, &leaf->bytes);
     leaf->scale = zeroed(panels * leaf->groups * LANES * 2, &leaf->bytes);

@@ -57,7 +57,7 @@ static void round_tile(void *task, int64_t row, int64_t thread)
 {
     const Task *t = task;
     (void)thread;
-    t->engine->instructions->round_row(t->leaf, t->norm, t->p->x, row, &t->rounded);
+    t->engine->instructions->round_row(t->leaf, t->norm, t->p->x + row * t->leaf->k, row, &t->rounded);
 }
 
 static void normalise_tile(void *task, int64_t row, int64_t thread)
@@ -70,12 +70,15 @@ static void normalise_tile(void *task, int64_t row, int64_t thread)
 static void rotate_tile(void *task, int64_t row, int64_t thread)
 {
     const Task *t = task;
-    float *to = t->to + row * t->leaf->k;
+    const Instructions *with = t->engine->instructions;
+    const int64_t k = t->leaf->k;
+    float *own = t->to + thread * k; /* of the thread, which stays near it */
     if (t->norm)
-        normalise_tile(task, row, thread);
+        with->normalise(t->norm, t->p->x + row * k, own, k);
     else
-        memcpy(to, t->p->x + row * t->leaf->k, (size_t)t->leaf->k * sizeof *to);
-    t->engine->instructions->rotate(t->leaf, to);
+        memcpy(own, t->p->x + row * k, (size_t)k * sizeof *own);
+    with->rotate(t->leaf, own);
+    with->round_row(t->leaf, NULL, own, row, &t->rounded);
 }
 
 static void panel_tile(void *task, int64_t tile, int64_t thread)
@@ -123,15 +126,8 @@ static void multiply_coded(Engine *engine, const Matrix *m, const Product *p)
 {
     const Leaf *leaf = &m->leaf;
     Task t = { .engine = engine, .m = m, .p = p, .norm = p->norm, .leaf = leaf, .panels = leaf->panels };
-    Product rotated = *p;
-    if (leaf->rotation.block) {
-        rotated.x = t.to = allocate(&engine->arena, (size_t)(p->rows * m->k) * sizeof(float));
-        if (!t.to)
-            return;
-        each_tile(threads_for(engine, (double)p->rows * leaf->k * 16), p->rows, rotate_tile, &t);
-        t.p = p = &rotated;
-        t.norm = NULL;
-    }
+    if (leaf->rotation.block)
+        t.to = allocate(&engine->arena, (size_t)(engine->threads * m->k) * sizeof(float));
     t.rounded.codes = allocate(&engine->arena, (size_t)((p->rows + SPARE_ROWS) * leaf->vectors * VECTOR) * sizeof(int16_t));
     t.rounded.sums = allocate(&engine->arena, (size_t)(p->rows * leaf->segment_count) * sizeof(int32_t));
     t.rounded.values = (float *)t.rounded.sums;
@@ -139,7 +135,7 @@ static void multiply_coded(Engine *engine, const Matrix *m, const Product *p)
     t.rounded.steps = allocate(&engine->arena, (size_t)(p->rows * leaf->segment_count) * sizeof(float));
     if (engine->arena.failed)
         return;
-    each_tile(threads_for(engine, (double)p->rows * leaf->k * 8), p->rows, round_tile, &t);
+    each_tile(threads_for(engine, (double)p->rows * leaf->k * 8), p->rows, t.to ? rotate_tile : round_tile, &t);
     run_panels(engine, &t, product_bytes(p->rows));
 }
 

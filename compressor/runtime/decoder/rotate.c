@@ -1,14 +1,14 @@
 /* Rotations of columns by Hadamard matrices: their parts, and the way back for single rows. */
 #include "runtime.h"
 
-#include <string.h>
+#include <stdlib.h>
 
 enum { SMALL = 12, LARGE = 20 };
 
-static uint32_t small[SMALL * SMALL], large[LARGE * LARGE];
+static float small[SMALL * SMALL], large[LARGE * LARGE];
 
 /* Paley's first construction: from which numbers are squares modulo the prime order - 1. */
-static void make_hadamard(uint32_t *signs, int order)
+static void make_hadamard(float *entries, int order)
 {
     int squares[LARGE] = { 0 };
     const int prime = order - 1;
@@ -17,7 +17,7 @@ static void make_hadamard(uint32_t *signs, int order)
     for (int i = 0; i < order; i++)
         for (int j = 0; j < order; j++) {
             const int positive = !i || (j && (i == j || squares[(i - j + prime) % prime]));
-            signs[i * order + j] = positive ? 0 : 1u << 31;
+            entries[i * order + j] = positive ? 1 : -1;
         }
 }
 
@@ -27,9 +27,9 @@ void make_hadamards(void)
     make_hadamard(large, LARGE);
 }
 
-const uint32_t *hadamard(int64_t base) { return base == SMALL ? small : large; }
+const float *hadamard(int64_t base) { return base == SMALL ? small : large; }
 
-Rotation rotation_of(int64_t columns)
+static Rotation rotation_of(int64_t columns)
 {
     static const int64_t bases[] = { 1, SMALL, LARGE };
     Rotation best = { 1, 1 };
@@ -45,11 +45,21 @@ Rotation rotation_of(int64_t columns)
     return best;
 }
 
-static float turned(float value, uint32_t sign)
+/* Signs are bits of a hash, as good as random. */
+int rotate_leaf(Leaf *leaf)
 {
-    union { float value; uint32_t bits; } number = { value };
-    number.bits ^= sign;
-    return number.value;
+    const int64_t words = padded(leaf->k, LANES) / LANES;
+    if (!(leaf->signs = calloc((size_t)words, sizeof *leaf->signs)))
+        return 0;
+    leaf->bytes += words * (int64_t)sizeof *leaf->signs;
+    leaf->rotation = rotation_of(leaf->k);
+    for (int64_t c = 0; c < leaf->k; c++) {
+        uint32_t hash = (uint32_t)c + 1;
+        hash = (hash ^ hash >> 16) * 0x7feb352du;
+        hash = (hash ^ hash >> 15) * 0x846ca68bu;
+        leaf->signs[c / LANES] |= (uint16_t)(((hash ^ hash >> 16) & 1) << c % LANES);
+    }
+    return 1;
 }
 
 /* The transpose of `rotate` in kernels.h. */
@@ -70,13 +80,13 @@ void unrotate(const Leaf *leaf, float *row)
             for (int64_t i = 0; i < base; i++)
                 old[i] = x[i * size + c];
             for (int64_t i = 0; i < base; i++) {
-                float sum = turned(old[0], hadamard(base)[i]);
+                float sum = old[0] * hadamard(base)[i];
                 for (int64_t j = 1; j < base; j++)
-                    sum += turned(old[j], hadamard(base)[j * base + i]);
+                    sum += old[j] * hadamard(base)[j * base + i];
                 x[i * size + c] = sum;
             }
         }
         for (int64_t c = 0; c < block; c++)
-            x[c] = turned(x[c], sign_of(start + c));
+            x[c] *= sign_of(leaf, start + c);
     }
 }

@@ -62,6 +62,7 @@ typedef struct {
     int centre;                /* twice the code that is 0; 0 where there are zero points */
     int planes;                /* bytes of a rounded activation, 2 or 1 */
     Rotation rotation;
+    uint16_t *signs;           /* that a rotation turns, a bit for a column; or NULL */
     uint8_t *codes;
     Segment *segments;
     uint16_t *scale, *zero;    /* bf16 [panels][groups][16]; zero is NULL without zero points */
@@ -136,7 +137,7 @@ typedef struct {
     int (*supported)(void);
     void (*normalise)(const Norm *norm, const float *x, float *out, int64_t k);
     void (*rotate)(const Leaf *leaf, float *x);
-    void (*round_row)(const Leaf *leaf, const Norm *norm, const float *x, int64_t row, const Rounded *to);
+    void (*round_row)(const Leaf *leaf, const Norm *norm, const float *from, int64_t row, const Rounded *to);
     /* Panels from .. to - 1; memory of `product_bytes` is the caller's own. */
     void (*product)(const Leaf *leaf, const Product *p, const Rounded *x, int64_t from, int64_t to, char *memory);
     void (*sparse)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
@@ -255,17 +256,13 @@ int bits_of(Element element);
 const uint8_t *trellis_levels(int bits); /* of 256 windows, plus 128; `make_levels` comes first */
 void make_levels(void);
 
-/* The rotation of `columns`, its signs, and the entries of Hadamard matrices. */
-Rotation rotation_of(int64_t columns);
-/* The sign of a column, the highest bit: of a hash, as good as random. */
-static inline uint32_t sign_of(int64_t column)
+/* Fill in `rotation` and `signs`; 0 when there is no memory. */
+int rotate_leaf(Leaf *leaf);
+static inline float sign_of(const Leaf *leaf, int64_t column)
 {
-    uint32_t hash = (uint32_t)column + 1;
-    hash = (hash ^ hash >> 16) * 0x7feb352du;
-    hash = (hash ^ hash >> 15) * 0x846ca68bu;
-    return (hash ^ hash >> 16) << 31;
+    return leaf->signs[column / LANES] >> column % LANES & 1 ? -1 : 1;
 }
-const uint32_t *hadamard(int64_t base); /* [base, base], the highest bits of the entries; `make_hadamards` comes first */
+const float *hadamard(int64_t base); /* [base, base]; `make_hadamards` comes first */
 void make_hadamards(void);
 void unrotate(const Leaf *leaf, float *row);
 int plan_train(Matrix *m);            /* fill `steps` and `most_state`; weights are made by the caller */
