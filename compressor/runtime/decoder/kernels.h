@@ -249,13 +249,23 @@ INLINE VBMI Windows windows_of(const int BITS)
                       { _mm512_loadu_si512(shifts[0]), _mm512_loadu_si512(shifts[1]) } };
 }
 
+/* The bytes of a vector and what follows, once or more: no other way to load them takes nothing but a load. */
+INLINE VBMI __m512i path_bytes(const uint8_t *packed, const int BITS)
+{
+    switch (BITS) {
+    case 1: return _mm512_broadcastq_epi64(_mm_loadl_epi64((const void *)packed));
+    case 2: return _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)packed));
+    default: return _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)packed));
+    }
+}
+
 INLINE VBMI void unpack_with_vbmi(const uint8_t *packed, uint8_t *levels, int64_t vectors, const int BITS)
 {
     const uint8_t *table = trellis_levels(BITS);
     const __m512i low = _mm512_loadu_si512(table), high = _mm512_loadu_si512(table + 64);
     const Windows w = windows_of(BITS);
     for (int64_t v = 0; v < vectors; v++, packed += 8 * BITS) {
-        const __m512i stored = _mm512_maskz_loadu_epi8(((uint64_t)1 << 8 * BITS) - 1, packed);
+        const __m512i stored = path_bytes(packed, BITS);
         __m512i windows = _mm512_multishift_epi64_epi8(w.shifts[0], _mm512_permutexvar_epi8(w.bytes[0], stored));
         if (BITS == 3)
             windows = _mm512_mask_multishift_epi64_epi8(windows, 0xf0f0f0f0f0f0f0f0, w.shifts[1],

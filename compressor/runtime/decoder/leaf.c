@@ -250,7 +250,7 @@ int pack_integers(Leaf *leaf, Element element, int64_t n, int64_t k, int64_t gro
         return 0;
     }
     leaf->panel_bytes = bits == 8 ? leaf->vectors * 64 : padded(leaf->vectors, UNIT) / UNIT * 64 * bits;
-    leaf->codes = zeroed(panels * leaf->panel_bytes, &leaf->bytes);
+    leaf->codes = zeroed(panels * leaf->panel_bytes + (element == PATHS3 ? 8 : 0), &leaf->bytes); /* see `path_bytes` */
     leaf->scale = zeroed(panels * leaf->groups * LANES * 2, &leaf->bytes);
     leaf->zero = zero ? zeroed(panels * leaf->groups * LANES * 2, &leaf->bytes) : NULL;
     if (!leaf->codes || !leaf->scale || (zero && !leaf->zero)) {
