@@ -21,7 +21,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from compressor.artifact import folder as artifact
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.runtime.load import load
-from compressor.runtime.model import Cache, Model
+from compressor.runtime.kv import Cache, pages_for
+from compressor.runtime.model import Model
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 FILES = [*artifact.CHECKED, artifact.TOKENIZER_CONFIG, artifact.MANIFEST]
@@ -81,10 +82,11 @@ class TTGPTCache(transformers.Cache):
         self.batch_select_indices(torch.arange(self.kv.slots).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        old, used = self.kv, int(self.kv.lengths.max())
+        old, used = self.kv, pages_for(int(self.kv.lengths.max()))
         self.kv = Cache(self.config, len(indices), old.capacity)
-        self.kv.keys[:, :, :, :used] = old.keys[:, indices.numpy(), :, :used]
-        self.kv.values[:, :, :, :used] = old.values[:, indices.numpy(), :, :used]
+        new, chosen = self.kv.table[:, :used], old.table[indices.numpy(), :used]
+        self.kv.keys[new] = old.keys[chosen]
+        self.kv.values[new] = old.values[chosen]
         self._keep(self.real[indices])
 
     def _keep(self, real: Tensor) -> None:

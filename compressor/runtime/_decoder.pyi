@@ -19,7 +19,7 @@ Norm: TypeAlias = tuple[Array, Array]  # weight and bias, fp32 [D]
 
 ACTIVATIONS: tuple[str, ...]
 INSTRUCTIONS: tuple[str, ...]  # that this CPU has, the best last
-LANES: int  # tokens of a block of a KV cache, in which heads are padded to a multiple of it
+LANES: int  # tokens of a page of a KV cache, in which heads are padded to a multiple of it
 MAX_THREADS: int
 TRELLIS_LEVELS: tuple[bytes, ...]  # of 1 to 4 bits: the level of each of 256 windows, plus 128
 
@@ -147,6 +147,7 @@ class Decoder:
         tokens: Array,
         slots: Array,
         positions: Array,
+        table: Array,
         keys: Array,
         values: Array,
         *,
@@ -163,9 +164,10 @@ class Decoder:
             tokens: int64 [N].
             slots: of each token, int64 [N].
             positions: of each token in its slot, int64 [N]; those of one slot ascend by one, from its length on.
-            keys: [layers, slots, heads, blocks, D / heads, LANES], fp32, fp16 or bf16; changed.
-            values: [layers, slots, heads, blocks, LANES, D / heads padded to LANES], of the same dtype; changed, the
-                padding being 0.
+            table: pages of each slot, int64 [slots, blocks]; those of a slot's tokens, old and new, are looked at.
+            keys: of LANES tokens per page, [pages, layers, heads, D / heads, LANES], fp32, fp16 or bf16; changed.
+            values: [pages, layers, heads, LANES, D / heads padded to LANES], of the same dtype; changed, the padding
+                being 0.
             embedded: the tokens' rows of wte, fp32 [N, D]; looked up otherwise.
             wanted: tokens behind which logits are wanted, int64 [M].
             logits: fp32 [M, V], written.

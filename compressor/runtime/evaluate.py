@@ -15,7 +15,8 @@ from compressor.artifact.manifest import Golden, Quality
 from compressor.progress import Progress, silent
 from compressor.runtime._decoder import judge
 from compressor.runtime.generate import generate
-from compressor.runtime.model import Cache, Floats, Ids, Model
+from compressor.runtime.kv import Cache
+from compressor.runtime.model import Floats, Ids, Model
 
 HEAD_ROWS = 64  # positions whose logits exist at a time: 13 MB at V = 50257
 XZ_MAGIC = b"\xfd7zXZ\x00"

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import check_range
 from compressor.progress import Progress, silent
-from compressor.runtime.model import Cache, Floats, Ids, Model
+from compressor.runtime.kv import Cache
+from compressor.runtime.model import Floats, Ids, Model
 from compressor.runtime.payoff import NEAR, Outcome, Payoff
 
 MOST_PROPOSED = 5  # tokens at a time

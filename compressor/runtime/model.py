@@ -1,6 +1,5 @@
-"""The decoder as it runs: GPT-2 made of stored matrices, and the keys and values of the texts it has read. No torch."""
+"""The decoder as it runs: GPT-2 made of stored matrices. No torch."""
 
-import mmap
 import os
 from collections.abc import Callable, Mapping
 from math import prod
@@ -10,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.runtime import matrices as of_matrices
-from compressor.runtime._decoder import LANES, MAX_THREADS, Decoder, Matrix
+from compressor.runtime._decoder import MAX_THREADS, Decoder, Matrix
+from compressor.runtime.kv import PAGE_TOKENS, Cache
 
 if TYPE_CHECKING:
     from compressor.artifact.gpt2_config import GPT2Config
@@ -18,63 +18,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 RowLookup = Callable[[Ids], Floats]  # ids to the token table's rows [*ids, D]
-KV_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # bf16 are their bits
 LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-
-
-class Cache:
-    """Keys and values of `slots` texts of up to `capacity` tokens.
-
-    Attributes:
-        keys, values: in blocks of LANES tokens, [layers, slots, heads, blocks, D / heads, LANES] and
-            [layers, slots, heads, blocks, LANES, D / heads padded to a multiple of LANES].
-        capacity: tokens that a text can have.
-        lengths: tokens of each text, int64 [slots].
-    """
-
-    def __init__(self, config: "GPT2Config", slots: int, capacity: int, dtype: str = "fp32") -> None:
-        """Hold nothing yet.
-
-        Raises:
-            ValueError: if a number is out of range.
-        """
-        if dtype not in KV_DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(KV_DTYPES)}, not {dtype!r}")
-        if slots < 1:
-            raise ValueError(f"slots must be at least 1, not {slots}")
-        if not 1 <= capacity <= config.n_positions:
-            raise ValueError(f"capacity must be between 1 and n_positions = {config.n_positions}, not {capacity}")
-        size = config.n_embd // config.n_head
-        shape = (config.n_layer, slots, config.n_head, -(-capacity // LANES))
-        self.keys = _zeros((*shape, size, LANES), KV_DTYPES[dtype])
-        self.values = _zeros((*shape, LANES, -(-size // LANES) * LANES), KV_DTYPES[dtype])
-        self.capacity = capacity
-        self.lengths = np.zeros(slots, np.int64)
-
-    @property
-    def slots(self) -> int:
-        """Texts that it can hold."""
-        return int(self.keys.shape[1])
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that full slots occupy."""
-        return self.keys.nbytes + self.values.nbytes
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of the keys and values held now."""
-        room = self.slots * int(self.keys.shape[3]) * LANES
-        return int(self.lengths.sum()) * self.num_bytes // room
-
-    def reset(self, slot: int) -> None:
-        """Empty a slot."""
-        self.lengths[slot] = 0
-
-
-def _zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Return zeros, which take memory page by page as they are written; numpy's own would take it by 2 MB."""
-    return np.frombuffer(mmap.mmap(-1, prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
 
 class Read(NamedTuple):
@@ -161,7 +105,7 @@ class Model:
 
         Raises:
             ValueError: if a text would outgrow the cache, or the arguments do not fit each other.
-            IndexError: if a token or a slot does not exist.
+            IndexError: if a token, a slot or a page does not exist.
         """
         if len(np.unique(slots)) < len(slots):
             raise ValueError(f"slots must be different, not {slots.tolist()}")
@@ -177,6 +121,7 @@ class Model:
             tokens,
             slots.repeat(counts),
             positions,
+            cache.table,
             cache.keys,
             cache.values,
             embedded=None if self.row_lookup is None else self.row_lookup(tokens),
@@ -198,7 +143,7 @@ class Model:
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Return the bytes of one token's keys and values in a cache of `dtype`."""
-        return Cache(self.config, 1, 1, dtype).num_bytes // LANES
+        return Cache(self.config, 1, 1, dtype).num_bytes // PAGE_TOKENS
 
     @property
     def num_bytes(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.runtime.model import Cache
+from compressor.runtime.kv import Cache
 from service.engine.generation import Generation, Top
 from service.engine.lanes import Lane
 from service.engine.models import LoadedModel

@@ -11,7 +11,8 @@ from itertools import chain
 
 import numpy as np
 
-from compressor.runtime.model import Cache, Floats
+from compressor.runtime.kv import Cache
+from compressor.runtime.model import Floats
 from compressor.runtime.payoff import MOST_TEXTS, NEAR, Outcome, Payoff
 from service.engine.generation import Generation
 from service.engine.models import LoadedModel

@@ -13,7 +13,8 @@ import uvicorn
 
 from compressor.formats import Dense
 from compressor.gpt2 import GPT2
-from compressor.runtime.model import Cache, Floats, Model
+from compressor.runtime.kv import Cache
+from compressor.runtime.model import Floats, Model
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt
 from service.engine.models import LoadedModel, load

@@ -170,19 +170,18 @@ static float *embedded(Engine *engine, const Decoder *d, const Step *s)
 /* x [rows, width] after the last block. */
 static float *blocks(Engine *engine, Engine *engines, const Decoder *d, const Step *s)
 {
-    const int64_t rows = s->rows, size = d->width / d->heads;
-    const int64_t tokens = s->slot_count * d->heads * s->blocks * LANES, bytes = s->element == FP32 ? 4 : 2;
+    const int64_t rows = s->rows;
     Layer l = { .d = d, .x = embedded(engine, d, s), .half = floats(engine, rows, d->width) };
     l.in_parts = rows >= 2 * PART_ROWS && engine->threads > 1;
     l.inner = floats(engine, rows, d->inner);
     l.attention = (Attention){ .qkv = floats(engine, rows, 3 * d->width), .out = floats(engine, rows, d->width),
-                               .slots = s->slots, .positions = s->positions, .rows = rows, .heads = d->heads, .size = size,
-                               .blocks = s->blocks, .element = s->element };
+                               .keys = s->keys, .values = s->values, .table = s->table, .slots = s->slots,
+                               .positions = s->positions, .rows = rows, .layers = d->layers, .heads = d->heads,
+                               .size = d->width / d->heads, .blocks = s->blocks, .element = s->element };
     for (int64_t layer = 0; layer < d->layers && !engine->arena.failed; layer++) {
         l.block = &d->blocks[layer];
+        l.attention.layer = layer;
         l.attention.scale = l.block->scale;
-        l.attention.keys = (char *)s->keys + layer * tokens * size * bytes;
-        l.attention.values = (char *)s->values + layer * tokens * padded(size, LANES) * bytes;
         run_half_block(engine, engines, &l, read_rows);
         if (!engine->arena.failed)
             run_half_block(engine, engines, &l, answer_rows);

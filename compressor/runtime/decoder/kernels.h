@@ -999,16 +999,16 @@ enum { QUERIES_AT_ONCE = 8 };
 enum { QUERIES_AT_ONCE = 2 };
 #endif
 
-/* The first of the blocks of keys or values of a row's slot and head. */
-INLINE int64_t first_block(const Attention *a, int64_t row, int64_t head)
+/* Where the keys or values of one head begin that 16 tokens of a row's slot have, counted in as many. */
+INLINE int64_t place_of(const Attention *a, int64_t row, int64_t block, int64_t head)
 {
-    return (a->slots[row] * a->heads + head) * a->blocks;
+    return (a->table[a->slots[row] * a->blocks + block] * a->layers + a->layer) * a->heads + head;
 }
 
 INLINE void append_as(const Attention *a, int64_t row, int64_t head, const Element element)
 {
     const int64_t width = a->heads * a->size, size = padded(a->size, LANES);
-    const int64_t block = first_block(a, row, head) + a->positions[row] / LANES, lane = a->positions[row] % LANES;
+    const int64_t block = place_of(a, row, a->positions[row] / LANES, head), lane = a->positions[row] % LANES;
     const float *key = a->qkv + row * 3 * width + width + head * a->size, *value = key + width;
     for (int64_t i = 0; i < a->size; i += LANES) {
         const int64_t count = least(LANES, a->size - i);
@@ -1034,22 +1034,31 @@ static void append(const Attention *a, int64_t row, int64_t head)
     }
 }
 
-/* scores[r][16 * block ..] = q . k of R rows and of B blocks of keys. */
-INLINE void score_blocks(const Attention *a, const float *q, int64_t at, int64_t block, const int R, const int B,
+/* scores[r][16 * block ..] = q . k of R rows and of B blocks of keys; of one row what follows is fetched: the next keys, as far
+ * as they are wanted, and these values. */
+INLINE void score_blocks(const Attention *a, int64_t row, int64_t head, int64_t block, int64_t blocks, const int R, const int B,
                          const Element element, float *scores, int64_t room)
 {
     const int64_t width = 3 * a->heads * a->size, step = a->size * LANES, bytes = element == FP32 ? 4 : 2;
-    const char *keys = (const char *)a->keys + (at + block) * step * bytes;
-    const char *values = (const char *)a->values + (at + block) * LANES * padded(a->size, LANES) * bytes;
+    const float *q = a->qkv + row * width + head * a->size;
+    int64_t at[4];
+    const char *next[4], *values[4];
     Floats sum[32];
+    for (int b = 0; b < B; b++) {
+        at[b] = place_of(a, row, block + b, head) * step;
+        if (R == 1) {
+            next[b] = (const char *)a->keys + place_of(a, row, least(block + B + b, blocks - 1), head) * step * bytes;
+            values[b] = (const char *)a->values + at[b] / a->size * padded(a->size, LANES) * bytes;
+        }
+    }
     for (int i = 0; i < R * B; i++)
         sum[i] = zeros();
     for (int64_t i = 0; i < a->size; i++)
         for (int b = 0; b < B; b++) {
-            const Floats key = load_element(keys, b * step + i * LANES, element);
-            if (R == 1 && (element == FP32 || b % 2 == 0)) { /* a line of what is wanted soon: the next keys, these values */
-                __builtin_prefetch(keys + (B * step + (i * B + b) * LANES) * bytes);
-                __builtin_prefetch(values + (i * B + b) * LANES * bytes);
+            const Floats key = load_element(a->keys, at[b] + i * LANES, element);
+            if (R == 1 && (element == FP32 || i % 2 == 0)) { /* which are as many lines */
+                __builtin_prefetch(next[b] + i * LANES * bytes);
+                __builtin_prefetch(values[b] + i * LANES * bytes);
             }
             for (int r = 0; r < R; r++)
                 sum[r * B + b] = fma_lanes(each(q[r * width + i]), key, sum[r * B + b]);
@@ -1078,58 +1087,63 @@ INLINE float soften(float *scores, int64_t used)
 }
 
 /* out[r][i ..] = the values' mean, weighed by scores, of R rows and V vectors of 16; even and odd tokens apart. */
-INLINE void mix_values(const Attention *a, int64_t at, const float *scores, int64_t room, const float *share, int64_t used,
-                       int64_t i, const int R, const int V, const Element element, float *out)
+INLINE void mix_values(const Attention *a, int64_t row, int64_t head, const float *scores, int64_t room, const float *share,
+                       int64_t i, const int R, const int V, const Element element)
 {
-    const int64_t width = a->heads * a->size, size = padded(a->size, LANES);
-    const int64_t values = at * LANES * size + i;
+    const int64_t width = a->heads * a->size, size = padded(a->size, LANES), used = a->positions[row] + 1;
+    float *out = a->out + row * width + head * a->size + i;
     Floats sum[32];
     int64_t t = 0;
     for (int j = 0; j < 2 * R * V; j++)
         sum[j] = zeros();
-    for (; t + 2 <= used; t += 2)
+    for (int64_t values = 0; t + 2 <= used; t += 2) {
+        values = t % LANES ? values + 2 * size : place_of(a, row, t / LANES, head) * LANES * size + i;
         for (int odd = 0; odd < 2; odd++)
             for (int v = 0; v < V; v++) {
-                const Floats value = load_element(a->values, values + (t + odd) * size + v * LANES, element);
+                const Floats value = load_element(a->values, values + odd * size + v * LANES, element);
                 for (int r = 0; r < R; r++) {
                     Floats *to = &sum[(r * V + v) * 2 + odd];
                     *to = fma_lanes(each(scores[r * room + t + odd]), value, *to);
                 }
             }
-    for (int r = 0; r < R; r++) /* what only the later rows see */
-        for (int v = 0; v < V; v++) {
-            for (int64_t own = t; own < used + r; own++) {
+    }
+    for (int r = 0; r < R; r++) { /* what only the later rows see */
+        for (int64_t own = t; own < used + r; own++) {
+            const int64_t values = (place_of(a, row, own / LANES, head) * LANES + own % LANES) * size + i;
+            for (int v = 0; v < V; v++) {
                 Floats *to = &sum[(r * V + v) * 2 + own % 2];
-                *to = fma_lanes(each(scores[r * room + own]), load_element(a->values, values + own * size + v * LANES, element), *to);
+                *to = fma_lanes(each(scores[r * room + own]), load_element(a->values, values + v * LANES, element), *to);
             }
-            const Floats all = (sum[(r * V + v) * 2] + sum[(r * V + v) * 2 + 1]) * each(share[r]);
-            store_some(out + r * width + i + v * LANES, all, least(LANES, a->size - i - v * LANES));
         }
+        for (int v = 0; v < V; v++) {
+            const Floats all = (sum[(r * V + v) * 2] + sum[(r * V + v) * 2 + 1]) * each(share[r]);
+            store_some(out + r * width + v * LANES, all, least(LANES, a->size - i - v * LANES));
+        }
+    }
 }
 
 /* R rows that stand one behind another; memory: their scores. */
 INLINE void attend_rows(const Attention *a, int64_t row, int64_t head, float *scores, const int R, const Element element)
 {
-    const int64_t width = a->heads * a->size, used = a->positions[row] + 1, room = a->blocks * LANES;
-    const int64_t at = first_block(a, row, head), blocks = padded(used + R - 1, LANES) / LANES;
-    const float *q = a->qkv + row * 3 * width + head * a->size;
-    float *out = a->out + row * width + head * a->size, share[8];
+    const int64_t used = a->positions[row] + 1, room = a->blocks * LANES, size = padded(a->size, LANES);
+    const int64_t blocks = padded(used + R - 1, LANES) / LANES;
+    float share[8];
     int64_t block = 0, i = 0;
     enum { B = KEYS_AT_ONCE };
     for (; R * B <= 16 && block + B <= blocks; block += B)
-        score_blocks(a, q, at, block, R, B, element, scores, room);
+        score_blocks(a, row, head, block, blocks, R, B, element, scores, room);
     for (; R * 2 <= 16 && block + 2 <= blocks; block += 2)
-        score_blocks(a, q, at, block, R, 2, element, scores, room);
+        score_blocks(a, row, head, block, blocks, R, 2, element, scores, room);
     for (; block < blocks; block++)
-        score_blocks(a, q, at, block, R, 1, element, scores, room);
+        score_blocks(a, row, head, block, blocks, R, 1, element, scores, room);
     for (int r = 0; r < R; r++)
         share[r] = soften(scores + r * room, used + r);
-    for (; R * 4 <= 8 && i + 4 * LANES <= padded(a->size, LANES); i += 4 * LANES)
-        mix_values(a, at, scores, room, share, used, i, R, 4, element, out);
-    for (; R * 2 <= 8 && i + 2 * LANES <= padded(a->size, LANES); i += 2 * LANES)
-        mix_values(a, at, scores, room, share, used, i, R, 2, element, out);
+    for (; R * 4 <= 8 && i + 4 * LANES <= size; i += 4 * LANES)
+        mix_values(a, row, head, scores, room, share, i, R, 4, element);
+    for (; R * 2 <= 8 && i + 2 * LANES <= size; i += 2 * LANES)
+        mix_values(a, row, head, scores, room, share, i, R, 2, element);
     for (; i < a->size; i += LANES)
-        mix_values(a, at, scores, room, share, used, i, R, 1, element, out);
+        mix_values(a, row, head, scores, room, share, i, R, 1, element);
 }
 
 INLINE void attend_as(const Attention *a, int64_t row, int64_t rows, int64_t head, float *scores, const Element element)

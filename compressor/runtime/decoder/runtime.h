@@ -123,10 +123,11 @@ typedef struct {
 
 typedef struct {
     float *qkv;                       /* [rows, 3, heads, size] */
-    void *keys, *values;              /* of one layer [slots, heads, blocks]: [size, 16] and [16, padded size] */
+    void *keys, *values;              /* [pages, layers, heads]: [size, 16] and [16, padded size] */
+    const int64_t *table;             /* the pages of each slot [slots, blocks] */
     const int64_t *slots, *positions; /* [rows]; those of one slot are consecutive */
     float *out;                       /* [rows, heads, size] */
-    int64_t rows, heads, size, blocks;
+    int64_t rows, layer, layers, heads, size, blocks;
     Element element;
     float scale;
 } Attention;
@@ -217,8 +218,9 @@ typedef struct {
     const int64_t *tokens, *slots, *positions; /* [rows] */
     const float *embedded;            /* rows of wte [rows, width], or NULL: look them up */
     int64_t rows;
-    void *keys, *values;              /* [layers, slots, heads, blocks]: [size, 16] and [16, padded size] */
-    int64_t slot_count, blocks;
+    void *keys, *values;              /* [pages, layers, heads]: [size, 16] and [16, padded size] */
+    const int64_t *table;             /* the pages of each slot, as far as it has tokens [slots, blocks] */
+    int64_t page_count, slot_count, blocks;
     Element element;
     float *hidden;                    /* after the last norm [rows, width], or NULL */
     const int64_t *wanted;            /* rows whose logits are wanted [wanted_count] */

@@ -148,31 +148,50 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     return NULL;
 }
 
-enum { TOKENS, SLOTS, POSITIONS, KEYS, VALUES, EMBEDDED, WANTED, LOGITS, HIDDEN, ARGUMENTS };
+enum { TOKENS, SLOTS, POSITIONS, TABLE, KEYS, VALUES, EMBEDDED, WANTED, LOGITS, HIDDEN, ARGUMENTS };
+
+/* Slots have pages wherever their rows stand, and before that. */
+static int check_pages(const Py_buffer *views, const Step *s)
+{
+    const int64_t *slots = views[SLOTS].buf, *positions = views[POSITIONS].buf;
+    for (Py_ssize_t row = 0; row < views[SLOTS].shape[0]; row++)
+        for (int64_t block = 0; block <= positions[row] / LANES; block++) {
+            const int64_t page = s->table[slots[row] * s->blocks + block];
+            if (page < 0 || page >= s->page_count) {
+                PyErr_Format(PyExc_IndexError, "table must lie in [0, %lld) where slot %lld has tokens, not %lld",
+                             (long long)s->page_count, (long long)slots[row], (long long)page);
+                return 0;
+            }
+        }
+    return 1;
+}
 
 static int open_cache(const Decoder *d, Py_buffer *views, PyObject **from, Step *s)
 {
     const Py_ssize_t size = (Py_ssize_t)(d->width / d->heads), wide = (Py_ssize_t)padded(size, LANES);
-    const Py_ssize_t shape[] = { (Py_ssize_t)d->layers, ANY, (Py_ssize_t)d->heads, ANY, size, LANES };
-    if (!open_shaped(&views[KEYS], from[KEYS], "keys", FLOAT32 | FLOAT16 | BFLOAT16, WRITE, 6, shape))
+    const Py_ssize_t shape[] = { ANY, (Py_ssize_t)d->layers, (Py_ssize_t)d->heads, size, LANES };
+    if (!open_shaped(&views[KEYS], from[KEYS], "keys", FLOAT32 | FLOAT16 | BFLOAT16, WRITE, 5, shape))
         return 0;
-    const Py_ssize_t *found = views[KEYS].shape, same[] = { found[0], found[1], found[2], found[3], LANES, wide };
-    if (!open_shaped(&views[VALUES], from[VALUES], "values", dtype_of(&views[KEYS]), WRITE, 6, same) ||
-        !check_apart(&views[VALUES], &views[KEYS], "keys"))
+    const Py_ssize_t *found = views[KEYS].shape, same[] = { found[0], found[1], found[2], LANES, wide };
+    if (!open_shaped(&views[VALUES], from[VALUES], "values", dtype_of(&views[KEYS]), WRITE, 5, same) ||
+        !check_apart(&views[VALUES], &views[KEYS], "keys") ||
+        !open_shaped(&views[TABLE], from[TABLE], "table", INT64, READ, 2, (Py_ssize_t[]){ ANY, ANY }))
         return 0;
     const int dtype = dtype_of(&views[KEYS]);
     s->element = dtype == FLOAT32 ? FP32 : dtype == FLOAT16 ? FP16 : BF16;
     s->keys = views[KEYS].buf;
     s->values = views[VALUES].buf;
-    s->slot_count = found[1];
-    s->blocks = found[3];
+    s->page_count = found[0];
+    s->table = views[TABLE].buf;
+    s->slot_count = views[TABLE].shape[0];
+    s->blocks = views[TABLE].shape[1];
     return check_ids(&views[SLOTS], "slots", s->slot_count) &&
-           check_ids(&views[POSITIONS], "positions", least(s->blocks * LANES, d->positions));
+           check_ids(&views[POSITIONS], "positions", least(s->blocks * LANES, d->positions)) && check_pages(views, s);
 }
 
 static int open_step(const Decoder *d, Py_buffer *views, PyObject **from, Step *s)
 {
-    static const char *const names[] = { "tokens", "slots", "positions", "keys", "values", "embedded", "wanted", "logits", "hidden" };
+    static const char *const names[] = { "tokens", "slots", "positions", "table", "keys", "values", "embedded", "wanted", "logits", "hidden" };
     for (int i = TOKENS; i <= POSITIONS; i++) {
         const Py_ssize_t rows[] = { i ? views[0].shape[0] : ANY };
         if (!open_shaped(&views[i], from[i], names[i], INT64, READ, 1, rows))
@@ -202,12 +221,12 @@ static int open_step(const Decoder *d, Py_buffer *views, PyObject **from, Step *
 
 static PyObject *decoder_step(DecoderObject *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "tokens", "slots", "positions", "keys", "values", "embedded", "wanted", "logits", "hidden",
+    static char *names[] = { "tokens", "slots", "positions", "table", "keys", "values", "embedded", "wanted", "logits", "hidden",
                              "threads", "instructions", NULL };
     PyObject *from[ARGUMENTS] = { NULL }, *instructions = NULL;
     Py_ssize_t threads = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOO|$OOOOnO:step", names, &from[TOKENS], &from[SLOTS], &from[POSITIONS],
-                                     &from[KEYS], &from[VALUES], &from[EMBEDDED], &from[WANTED], &from[LOGITS], &from[HIDDEN],
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOO|$OOOOnO:step", names, &from[TOKENS], &from[SLOTS], &from[POSITIONS],
+                                     &from[TABLE], &from[KEYS], &from[VALUES], &from[EMBEDDED], &from[WANTED], &from[LOGITS], &from[HIDDEN],
                                      &threads, &instructions))
         return NULL;
     Py_buffer views[ARGUMENTS];

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from compressor.runtime import load as artifact
-from compressor.runtime.model import Cache, Model
+from compressor.runtime.kv import Cache
+from compressor.runtime.model import Model
 
 KV_DTYPE = "fp16"  # the service's default
 

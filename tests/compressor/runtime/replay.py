@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from compressor.runtime._decoder import INSTRUCTIONS, Matrix, draw, judge
 from compressor.runtime.matrices import matmul, matrix_of, rows
-from compressor.runtime.model import KV_DTYPES, Cache, Model
+from compressor.runtime.kv import KV_DTYPES, Cache
+from compressor.runtime.model import Model
 
 Array = NDArray[Any]
 Stored = tuple[dict[str, Array], Any]  # tensors and what has the attributes of a Spec
@@ -62,6 +63,7 @@ class Steps(NamedTuple):
                     self.tokens[slots, positions],
                     slots,
                     positions,
+                    cache.table,
                     cache.keys,
                     cache.values,
                     wanted=np.array([len(slots) - 1, 0]),

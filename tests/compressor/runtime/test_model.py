@@ -20,7 +20,8 @@ from compressor.artifact.gpt2_config import GPT2Config
 from compressor.formats import Dense
 from compressor.runtime._decoder import ACTIVATIONS, LANES
 from compressor.runtime.generate import Draft, generate
-from compressor.runtime.model import KV_DTYPES, Cache, Floats, Ids, Model, Read
+from compressor.runtime.kv import KV_DTYPES, Cache, pages_for
+from compressor.runtime.model import Floats, Ids, Model, Read
 from compressor.runtime.payoff import Payoff
 from tests.conftest import tiny_model
 from tests.proposing import Always, shortened
@@ -82,11 +83,13 @@ def model(request: pytest.FixtureRequest) -> Model:
 @settings(deadline=None)
 @given(data=st.data())
 def test_a_text_is_its_own(model: Model, dtype: str, data: st.DataObject) -> None:
-    """Bit for bit: read in any pieces, beside any others, into any slot, with any threads."""
+    """Bit for bit: read in any pieces, beside any others, into any slot and pages, with any threads."""
     config, texts = model.config, data.draw(st.integers(1, 4))
     lengths = [data.draw(st.integers(1, config.n_positions)) for _ in range(texts)]
     ids = [ids_of(config, length) for length in lengths]
-    cache, read = Cache(config, texts + 1, config.n_positions, dtype), [0] * texts
+    pages = (texts + 1) * pages_for(config.n_positions)
+    cache, read = Cache(config, texts + 1, config.n_positions, dtype, pages), [0] * texts
+    cache.table[:] = np.array(data.draw(st.permutations(range(pages)))).reshape(cache.table.shape)
     slots = data.draw(st.permutations(range(texts + 1)))[:texts]
     found: list[list[Floats]] = [[] for _ in range(texts)]
     model.threads = data.draw(st.integers(1, 3))
@@ -158,8 +161,18 @@ def test_the_bytes_of_a_token_are_known_before_the_cache_is_made(model: Model) -
     for dtype in KV_DTYPES:
         cache = Cache(model.config, 3, 10, dtype)
         assert cache.num_bytes == 3 * LANES * model.kv_bytes_per_token(dtype)
-        cache.lengths += np.array([1, 0, 4])
-        assert cache.used_bytes == 5 * model.kv_bytes_per_token(dtype)
+        assert cache.num_bytes == cache.pages * cache.page_bytes
+
+
+def test_pages_that_are_given_back_hold_nothing(model: Model) -> None:
+    """No other page is touched, whatever the system's pages are."""
+    cache = Cache(model.config, 1, 1, pages=9)
+    cache.keys[:] = cache.values[:] = 1
+    cache.discard(4)
+    others = [page for page in range(9) if page != 4]
+    assert (cache.keys[others] == 1).all()
+    assert (cache.values[others] == 1).all()
+    assert (cache.keys[4] == 0).any()
 
 
 @pytest.mark.parametrize("temperature", [0, 0.3, 1])
@@ -222,6 +235,8 @@ def test_what_does_not_fit_is_refused(model: Model) -> None:
         model.read(ids_of(config, 2), cache, np.array([1, 1]), np.array([1, 1]))
     with pytest.raises(IndexError):
         model.read(ids_of(config, 1), cache, np.array([2]), np.array([1]))
+    with pytest.raises(IndexError, match=r"table must lie in \[0, 3\) where slot 1 has tokens, not -1"):
+        model.read(ids_of(config, 1), Cache(config, 2, 4, pages=3), np.array([1]), ONE + 1)
     with pytest.raises(IndexError, match="tokens must lie in"):
         model.read(np.array([config.vocab_size]), cache, ONE, np.array([1]))
     with pytest.raises(IndexError, match="wanted must lie in"):

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from compressor.runtime.model import Cache, Ids, Model, Read
+from compressor.runtime.kv import Cache
+from compressor.runtime.model import Ids, Model, Read
 from service.engine.adjustments import Adjustments
 from service.engine.batch import kv_row_bytes
 from service.engine.engine import Engine

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from compressor.runtime.model import Cache, Ids, Model, Read
+from compressor.runtime.kv import Cache
+from compressor.runtime.model import Ids, Model, Read
 from compressor.runtime.payoff import Payoff
 from service.engine.adjustments import Adjustments
 from service.engine.batch import draft_row_bytes, kv_row_bytes
