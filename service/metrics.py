@@ -85,8 +85,19 @@ class Metrics:
         self.decode_steps = self._counter(
             "decode_steps", "Steps that gave a token to every running request.", per_model
         )
-        self.kv_cache_bytes = self._gauge("kv_cache_bytes", "Bytes of the KV cache with every slot full.", per_model)
-        self.kv_cache_usage_ratio = self._gauge("kv_cache_usage_ratio", "Share of the KV cache in use.", per_model)
+        self.kv_cache_bytes = self._gauge("kv_cache_bytes", "Bytes that keys and values may occupy together.", [])
+        self.kv_cache_usage_ratio = self._gauge(
+            "kv_cache_usage_ratio", "Share of these that running requests hold.", per_model
+        )
+        self.num_preemptions = self._counter(
+            "num_preemptions", "Requests that were sent back to wait, for lack of room in the KV cache.", per_model
+        )
+        self.prefix_cache_queries = self._counter(
+            "prefix_cache_queries", "Tokens of prompts that were looked for in the KV cache.", per_model
+        )
+        self.prefix_cache_hits = self._counter(
+            "prefix_cache_hits", "Tokens that were found there, and so not read again.", per_model
+        )
         self.compute_threads = self._gauge("compute_threads", "Threads of one matrix product.", [])
 
     def _add_speculation_metrics(self) -> None:
@@ -150,7 +161,8 @@ class Metrics:
         """Start all counters of a model at 0."""
         for gauge in (self.num_requests_running, self.num_requests_waiting):
             gauge.labels(name)
-        for counter in (self.prompt_tokens, self.generation_tokens, self.decode_steps):
+        tokens = (self.prompt_tokens, self.generation_tokens, self.prefix_cache_queries, self.prefix_cache_hits)
+        for counter in (*tokens, self.decode_steps, self.num_preemptions):
             counter.labels(name)
         for reason in FINISHED:
             self.request_success.labels(name, reason)
@@ -196,7 +208,9 @@ class RequestClock:
         self._tokens = 0
 
     def started(self) -> None:
-        """It got a slot."""
+        """It got a slot, perhaps not for the first time."""
+        if self._admitted != self._arrived:
+            return
         self._admitted = time.monotonic()
         self._observe(self._metrics.request_queue_time, self._admitted - self._arrived)
 

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
         uds: path of a unix socket to listen on instead.
         root_path: prefix under which a proxy shows the service, whether or not the proxy cuts it off.
         threads: of one matrix product; by default the cores of the cgroup's quota and cpuset.
-        max_batch: requests of one model that are worked on at the same time, each with a slot of its KV cache.
+        max_batch: requests of one model that are worked on at the same time, if the KV cache has room for their texts.
         max_waiting: requests that may wait for that; more are refused with 429.
         max_tokens: of the prompts and longest answers of all accepted requests; more are refused with 429.
         request_seconds: how long a request may take before it is given up with 504.
@@ -40,7 +40,9 @@ class Settings(BaseSettings):
         cors_origins: web pages that may call the service, in the environment separated by commas; "*" for all.
         prefill_chunk: tokens of prompts that are read, or scored, in one step, which all running requests wait for.
         kv_dtype: of the KV cache.
-        kv_bytes: the most that all KV caches may occupy; half the memory limit by default.
+        kv_bytes: what the KV caches of all models share; by default room for eight texts of each model as long as its
+            context, or half the memory limit if that is less.
+        prefix_cache: keep what was read, and do not read it again for a text that begins the same.
         max_body_bytes: longest request body.
         bodies_bytes: of all request bodies that are received or worked on, the first 8 KiB of each not counted; more
             are refused with 503, except one that is alone.
@@ -70,7 +72,7 @@ class Settings(BaseSettings):
     uds: Path | None = None
     root_path: Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")] = ""
     threads: int = Field(default_factory=compute_threads, ge=1, le=1024)
-    max_batch: int = Field(8, ge=1, le=1024)
+    max_batch: int = Field(64, ge=1, le=1024)
     max_waiting: int = Field(128, ge=0, le=65536)
     max_tokens: int = Field(131072, ge=1, le=1 << 30)
     request_seconds: float = Field(600, gt=0, le=86400)
@@ -80,6 +82,7 @@ class Settings(BaseSettings):
     prefill_chunk: int = Field(128, ge=1, le=65536)
     kv_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     kv_bytes: int | None = Field(None, ge=1)
+    prefix_cache: bool = True
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
     bodies_bytes: int = Field(16 << 20, ge=0, le=1 << 40)
     max_connections: int = Field(1024, ge=1, le=1 << 20)

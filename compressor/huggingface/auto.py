@@ -20,8 +20,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from compressor.artifact import folder as artifact
 from compressor.artifact.gpt2_config import GPT2Config
-from compressor.runtime.load import load
 from compressor.runtime.kv import Cache, pages_for
+from compressor.runtime.load import load
 from compressor.runtime.model import Model
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")

@@ -102,4 +102,3 @@ class Cache:
 def pages_for(tokens: int) -> int:
     """Return how many pages so many tokens of one text need."""
     return -(-tokens // PAGE_TOKENS)
-

@@ -5,11 +5,14 @@ next token of all that write and the next tokens of those that read, up to a chu
 
 A prompt that is scored is read in the same chunks. The logits behind its tokens take as long as reading them, or
 longer: they are computed in tiles of a few rows, each of which counts against the chunk as if it were tokens.
+
+A request has as many pages of the KV cache as it has tokens. When there are none left for the next one, the youngest
+request is sent back to wait, and reads again what it knows.
 """
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain, islice
 from math import nan
 from typing import NamedTuple
@@ -17,12 +20,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.runtime.kv import Cache
+from compressor.runtime.kv import PAGE_TOKENS
 from service.engine.generation import Generation, Top
 from service.engine.lanes import Lane
 from service.engine.models import LoadedModel
+from service.engine.pages import Pool, pages_of
 from service.engine.sampling import choose, likelihoods
-from service.engine.speculation import Speculation, draft_context
+from service.engine.speculation import Speculation
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -49,7 +53,13 @@ class Batch(Lane[Generation]):
     """The generations of one model. A step writes one token of each, or several, and reads a chunk of prompts."""
 
     def __init__(
-        self, model: LoadedModel, settings: Settings, metrics: Metrics, speculation: Speculation | None = None
+        self,
+        model: LoadedModel,
+        settings: Settings,
+        metrics: Metrics,
+        pool: Pool,
+        send_back: Callable[[], Generation],
+        speculation: Speculation | None = None,
     ) -> None:
         """Hold no generation.
 
@@ -57,12 +67,16 @@ class Batch(Lane[Generation]):
             model: that writes them.
             settings: all of them.
             metrics: where it reports.
+            pool: where pages of the KV cache are from.
+            send_back: takes the youngest generation of all models out of its batch, to wait; returns it.
             speculation: proposes tokens to the model, if there is a draft.
         """
         super().__init__(settings.max_batch)
         self._decoder = model.decoder
         self._chunk = settings.prefill_chunk
-        self._cache = Cache(model.decoder.config, self.slots, model.context, settings.kv_dtype)
+        self._pages = pages_of(model.decoder, model.context, settings, pool)
+        self._cache = self._pages.cache
+        self._send_back = send_back
         self._free = list(range(self.slots))  # a heap: the lowest slots are used again first, so memory stays small
         row = model.decoder.head_cost
         self._tile = max(1, min(TILE, self._chunk // row))
@@ -71,31 +85,46 @@ class Batch(Lane[Generation]):
         self._rows = metrics.batch_size.labels(model.name)
         self._head_seconds = metrics.head_seconds(model.name, contracted=model.decoder.head.is_contracted)
         self._speculation = speculation
-        self._caches = [self._cache] if speculation is None else [self._cache, speculation.cache]
-        num_bytes = sum(cache.num_bytes for cache in self._caches)
-        metrics.kv_cache_bytes.labels(model.name).set(num_bytes)
+        self._queries = metrics.prefix_cache_queries.labels(model.name)
+        self._hits = metrics.prefix_cache_hits.labels(model.name)
+        held = [self._pages] if speculation is None else [self._pages, speculation.pages]
         usage = metrics.kv_cache_usage_ratio.labels(model.name)
-        usage.set_function(lambda: sum(cache.used_bytes for cache in self._caches) / num_bytes)
+        usage.set_function(lambda: sum(pages.held_bytes for pages in held) / pool.size_bytes)
 
-    def join(self, request: Generation) -> None:
-        request.slot = heapq.heappop(self._free)
-        self._reset(request.slot)
-        request.started()
-        super().join(request)
+    def join(self, request: Generation) -> bool:
+        """Give a request a slot, and pages for what it knows; its neighbours keep one each for what they write next."""
+        slot = self._free[0]
+        found = self._find(request, slot)
+        if not self._pages.extend(slot, request.known, spare=len(self.members)):
+            self._pages.release(slot)
+            request.read = 0
+            return False
+        heapq.heappop(self._free)
+        request.started(slot)
+        if not request.scores:
+            self._queries.inc(request.known)
+            self._hits.inc(found)
+        return super().join(request)
 
     def leave(self, request: Generation) -> None:
         super().leave(request)
-        self._reset(request.slot)
+        self._pages.release(request.slot)
+        if self._speculation is not None:
+            self._speculation.pages.release(request.slot)
         heapq.heappush(self._free, request.slot)
         if not self.members:
             self._rows.set(0)
 
-    def _reset(self, slot: int) -> None:
-        for cache in self._caches:
-            cache.reset(slot)
+    def _find(self, request: Generation, slot: int) -> int:
+        """Take over what others have read of the same text, unless its prompt is to be scored; return how much."""
+        if request.scores is not None and not request.scores.complete:
+            return 0
+        found = self._pages.match(slot, request.ids[: request.known])
+        request.read += found
+        return found
 
     def advance(self) -> None:
-        writers = [member for member in self.members if not member.reading]
+        writers = self._with_pages([member for member in self.members if not member.reading])
         left = self._score_prompts()
         readers = [member for member in self.members if self._reads(member)]
         if writers:
@@ -106,6 +135,13 @@ class Batch(Lane[Generation]):
             self._advance([*map(Share, writers), *shares])
         else:
             self._speculate(self._speculation, writers, shares, alone=not readers and left == self._chunk)
+
+    def _with_pages(self, writers: list[Generation]) -> list[Generation]:
+        """Give each a page for the token that it reads next; return those that were not sent back meanwhile."""
+        for writer in sorted(writers, key=lambda writer: writer.number):
+            while writer.slot >= 0 and not self._pages.extend(writer.slot, writer.read + 1):
+                self._send_back()
+        return [writer for writer in writers if writer.slot >= 0]
 
     def _speculate(
         self, speculation: Speculation, writers: list[Generation], shares: list[Share], *, alone: bool
@@ -119,7 +155,7 @@ class Batch(Lane[Generation]):
 
     def _reads(self, member: Generation) -> bool:
         """Return whether the next thing to do is to read more of the prompt."""
-        return member.read < len(member.prompt.ids) and not (member.scores and member.scores.ready(self._tile))
+        return member.read < member.known and not (member.scores and member.scores.ready(self._tile))
 
     def _score_prompts(self) -> int:
         """Score what has been read of prompts, in the order of arrival; return what it left of the chunk."""
@@ -149,7 +185,10 @@ class Batch(Lane[Generation]):
         """Return how much of what is `left` of a chunk each reader gets, in the order of arrival."""
         shares = []
         for reader in readers:
-            count = min(left, len(reader.prompt.ids) - reader.read)
+            if not left:
+                break
+            self._hits.inc(self._find(reader, reader.slot))  # what another has read since
+            count = min(left, reader.known - reader.read)
             if count:
                 shares.append(Share(reader, count))
             left -= count
@@ -171,6 +210,8 @@ class Batch(Lane[Generation]):
             share.member.read += len(ids)
             if share.proposed:
                 self._judge(share, len(tokens) - 1)
+            if len(ids) > 1 or not share.member.read % PAGE_TOKENS:
+                self._pages.remember(share.member.slot, [*share.member.ids, *(token for token, *_ in tokens)])
             if tokens:
                 self._take(share.member, tokens)
 
@@ -203,8 +244,12 @@ class Batch(Lane[Generation]):
     def _compute(self, group: list[Share], unread: list[list[int]]) -> list[list[Found]]:
         """Return what comes next in each: nothing in the middle of a prompt, and behind one that is to be scored."""
         hidden = self._read(unread, [share.member.slot for share in group])
-        scored = {i: member.scores for i, (member, *_) in enumerate(group) if member.reading and member.scores}
-        ends = [share.member.read + len(unread[i]) >= len(share.member.prompt.ids) for i, share in enumerate(group)]
+        scored = {
+            i: member.scores
+            for i, (member, *_) in enumerate(group)
+            if member.scores is not None and not member.scores.complete
+        }
+        ends = [share.member.read + len(unread[i]) >= share.member.known for i, share in enumerate(group)]
         through = [i for i, end in enumerate(ends) if end and i not in scored]
         found: list[list[Found]] = [[] for _ in group]
         if through:
@@ -268,13 +313,3 @@ class Batch(Lane[Generation]):
         hidden = self._decoder.read(ids, self._cache, np.array(slots), counts, hidden=True).hidden  # [N, D]
         assert hidden is not None  # noqa: S101 - it is asked for
         return [hidden[end - len(ids) : end] for ids, end in zip(unread, accumulate(map(len, unread)), strict=True)]
-
-
-def kv_row_bytes(model: LoadedModel, settings: Settings) -> int:
-    """Return the bytes of one full slot of a model's KV cache."""
-    return model.context * model.decoder.kv_bytes_per_token(settings.kv_dtype)
-
-
-def draft_row_bytes(draft: LoadedModel, target: LoadedModel, settings: Settings) -> int:
-    """Return the bytes of one full slot of the cache that a draft has beside a model's."""
-    return draft_context(draft, target) * draft.decoder.kv_bytes_per_token(settings.kv_dtype)

@@ -4,14 +4,17 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import count
 from math import inf
 from typing import Any
 
 from service.engine.batch import Batch
 from service.engine.generation import Generation
 from service.engine.jobs import Job, Request, deliver
+from service.engine.kv_budget import kv_budget_bytes
 from service.engine.lanes import JobLane, Lane
 from service.engine.models import LoadedModel
+from service.engine.pages import Pool
 from service.engine.speculation import Speculation
 from service.engine.throughput import ThroughputEstimate
 from service.errors import DrainingError, InvalidRequestError, OverloadedError, TokensOverloadedError
@@ -26,7 +29,8 @@ JOBS = ""  # the lane of everything but generations; models have names
 class Engine:
     """Works on up to `max_batch` generations of each model, and as many lookups; `max_waiting` more wait.
 
-    All of them together may need up to `max_tokens` tokens, except that one alone is never refused for that.
+    All of them together may need up to `max_tokens` tokens, except that one alone is never refused for that. Those that
+    run share the KV cache: when there is no room for what they write, the youngest waits again.
 
     Attributes:
         metrics: where it reports.
@@ -36,12 +40,14 @@ class Engine:
         self.metrics = metrics
         self._settings = settings
         self._lanes: dict[str, Lane[Any]] = {}
+        self._pool: Pool | None = None
         self._waiting: deque[Request[Any]] = deque()
+        self._numbers = count()
         self._accepted: Counter[str] = Counter()  # waiting or running, by lane
         self._tokens = 0  # of all that are accepted
         self._closing = False
         self._throughput = ThroughputEstimate()
-        self._changed = threading.Condition()  # guards the six above
+        self._changed = threading.Condition()  # guards the eight above
         self._round_began: float | None = None  # None while there is nothing to do
         self._thread = background.thread("engine", self._run, _tell_death)
 
@@ -49,9 +55,15 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
+    def make_room(self, kv_bytes: int) -> Pool:
+        """Let all KV caches together have so many bytes, before the first request comes; return these."""
+        self.metrics.kv_cache_bytes.set(kv_bytes)
+        self._pool = Pool(kv_bytes)
+        return self._pool
+
     def prepare(self, model: LoadedModel, speculation: Speculation | None = None) -> None:
-        """Make room for a model's KV cache, and have a draft propose to it, before its first request comes."""
-        batch = Batch(model, self._settings, self.metrics, speculation)
+        """Make ready for a model's requests, and have a draft propose to it, before the first one comes."""
+        batch = self._batch(model, speculation)
         with self._changed:
             self._lanes.setdefault(model.name, batch)
 
@@ -72,6 +84,7 @@ class Engine:
             for request in requests:
                 self._accepted[_lane_name(request)] += 1
                 self._tokens += request.tokens
+                request.number = next(self._numbers)
                 self._waiting.append(request)
                 self.metrics.num_requests_waiting.labels(request.model_name).inc()
             self._changed.notify()
@@ -132,8 +145,8 @@ class Engine:
     def _after(self, lane: Lane[Any], before: tuple[Request[Any], ...]) -> None:
         """Deliver what a step has brought to those who were `before` it, and release those that have left."""
         deliver(request.mailbox for request in before)
-        for request in before:
-            if request not in lane.members:
+        for request in set(before).difference(lane.members):
+            if not request.waits:
                 self.metrics.num_requests_running.labels(request.model_name).dec()
                 with self._changed:
                     self._forget(request)
@@ -143,28 +156,51 @@ class Engine:
         """Give waiting requests their slots; return the lanes with work, none if all is done and no more comes."""
         with self._changed:
             while True:
+                short = False  # of memory: who comes later does not take it from who came before
                 for request in tuple(self._waiting):
-                    self._admit_one(request)
+                    short = not self._admit_one(request, short=short) or short
                 lanes = [lane for lane in self._lanes.values() if lane.members]
                 if lanes or self._closing:
                     return lanes
                 self._round_began = None
                 self._changed.wait()
 
-    def _admit_one(self, request: Request[Any]) -> None:
-        """Let a request go, if its client has gone, or join its lane, if there is a slot."""
-        lane = self._lane_of(request)
-        if lane.full and not request.mailbox.cancelled:
-            return
+    def _admit_one(self, request: Request[Any], *, short: bool) -> bool:
+        """Let a request go, if its client has gone, or join its lane, if it has a slot; return whether memory was left.
+
+        Args:
+            request: that waits.
+            short: whether there is no memory for another one that came earlier.
+        """
+        lane, gone = self._lane_of(request), request.mailbox.cancelled
+        if not gone and (lane.full or (short and isinstance(lane, Batch))):
+            return True
+        if not gone and not lane.join(request):
+            return False
         self._waiting.remove(request)
         self.metrics.num_requests_waiting.labels(request.model_name).dec()
-        if request.mailbox.cancelled:
+        if gone:
             self._forget(request)
             request.abort()
             deliver([request.mailbox])
         else:
-            lane.join(request)
             self.metrics.num_requests_running.labels(request.model_name).inc()
+        return True
+
+    def _send_back(self) -> Generation:
+        """Take the youngest generation out of its batch, to wait where it stood in the order of arrival; return it."""
+        batches = [lane for lane in self._lanes.values() if isinstance(lane, Batch)]
+        youngest, batch = max(
+            ((member, batch) for batch in batches for member in batch.members), key=lambda found: found[0].number
+        )
+        batch.leave(youngest)
+        youngest.sent_back()
+        with self._changed:
+            self._waiting.insert(sum(other.number < youngest.number for other in self._waiting), youngest)
+        self.metrics.num_requests_running.labels(youngest.model_name).dec()
+        self.metrics.num_requests_waiting.labels(youngest.model_name).inc()
+        self.metrics.num_preemptions.labels(youngest.model_name).inc()
+        return youngest
 
     def _lane_of(self, request: Request[Any]) -> Lane[Any]:
         name = _lane_name(request)
@@ -174,8 +210,12 @@ class Engine:
 
     def _new_lane(self, request: Request[Any]) -> Lane[Any]:
         if isinstance(request, Generation):
-            return Batch(request.prompt.model, self._settings, self.metrics)
+            return self._batch(request.prompt.model)
         return JobLane(self._settings.max_batch)
+
+    def _batch(self, model: LoadedModel, speculation: Speculation | None = None) -> Batch:
+        pool = self._pool or self.make_room(kv_budget_bytes([model], self._settings))
+        return Batch(model, self._settings, self.metrics, pool, self._send_back, speculation)
 
 
 def _tell_death(error: BaseException) -> None:

@@ -107,6 +107,7 @@ class Generation(Request[Token]):
         clock: when what happened.
         slot: its place in the KV cache, given by the engine.
         read: how many of its tokens are in the KV cache.
+        known: tokens that are to be read before it writes: the prompt, and what it had written when it was sent back.
         scores: of the prompt's own tokens, complete before the first new token or the end; None if not wanted.
         on_end: called with all tokens, and the scores of the prompt, at the end, if it comes to one.
 
@@ -139,6 +140,7 @@ class Generation(Request[Token]):
         self.scored = scored
         self.slot = -1
         self.read = 0
+        self.known = len(prompt.ids)
         self.top = top
         self.scores = PromptScores(prompt.ids, top) if prompt_scored else None
         self.on_end: Callable[[Sequence[Token], Scores | None], None] | None = None
@@ -169,24 +171,35 @@ class Generation(Request[Token]):
 
     @property
     def reading(self) -> bool:
-        """Whether some of the prompt is still unread or unscored."""
-        return self.read < len(self.prompt.ids) or (self.scores is not None and self.scores.hidden is not None)
+        """Whether some of what is known is still unread, or some of the prompt unscored."""
+        return self.read < self.known or (self.scores is not None and self.scores.hidden is not None)
 
     @property
     def scored_through(self) -> bool:
         """Whether all of a prompt that is scored has been, and nothing was made of it yet."""
         scores = self.scores
-        return (
-            self.read >= len(self.prompt.ids) and scores is not None and scores.hidden is not None and not scores.left
-        )
+        return self.read >= self.known and scores is not None and scores.hidden is not None and not scores.left
 
     def unread(self, at_most: int) -> list[int]:
-        """Return the next tokens for the model: up to `at_most` of the prompt, then one by one."""
+        """Return the next tokens for the model: up to `at_most` of those that are known, then one by one."""
         return self._ids[self.read : self.read + at_most]
 
-    def started(self) -> None:
+    @property
+    def waits(self) -> bool:
+        return self.slot < 0
+
+    def started(self, slot: int) -> None:
         """It got a slot."""
+        self.slot = slot
         self.clock.started()
+
+    def sent_back(self) -> None:
+        """It lost its slot, and has to read anew what it has read, before it goes on as if it had not."""
+        self.slot = -1
+        self.read = 0
+        self.known = len(self._ids)
+        if self.scores is not None:
+            self.scores.restart()
 
     def choice(self, proposed: Sequence[int] = ()) -> Choice:
         """Return how the token behind some `proposed` ones is to be chosen, were they written.

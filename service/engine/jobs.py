@@ -128,14 +128,21 @@ class Request(ABC, Generic[Event]):
         model_name: label of the metrics.
         mailbox: where the events go.
         tokens: that it may need at most, of the prompt and new ones; what admission counts.
+        number: its place in the order of arrival, given by the engine.
         request_id: of the HTTP request, for the log.
     """
 
     def __init__(self, model_name: str, *, eager: bool = True, tokens: int = 1) -> None:
         self.model_name = model_name
         self.tokens = tokens
+        self.number = -1
         self.request_id: str | None = CURRENT_REQUEST.get()
         self.mailbox: Mailbox[Event] = Mailbox(eager=eager)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no slot yet, or none any more."""
+        return False
 
     def abort(self) -> None:
         """Leave the slot or the queue, because the client has gone."""

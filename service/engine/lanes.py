@@ -27,9 +27,10 @@ class Lane(ABC, Generic[Work]):
         """Whether no slot is free."""
         return len(self.members) >= self.slots
 
-    def join(self, request: Work) -> None:
-        """Give a request a slot."""
+    def join(self, request: Work) -> bool:
+        """Give a request a slot; return whether there was memory for it."""
         self.members.append(request)
+        return True
 
     def leave(self, request: Work) -> None:
         """Take the slot back."""

@@ -34,6 +34,7 @@ class PromptScores:
             large as those.
         hidden: hidden states [n, D] of tokens that were read, from the first on whose successor is not scored yet;
             at the end that of the last token; None before anything was read and after it was taken.
+        complete: whether it was taken, so that nothing is left to do.
     """
 
     def __init__(self, ids: Sequence[int], top: int) -> None:
@@ -46,8 +47,14 @@ class PromptScores:
         n = len(ids) - 1
         self.found = Scores(np.zeros(n, np.float32), np.zeros((n, top), np.int32), np.zeros((n, top), np.float32))
         self.hidden: Hidden | None = None
+        self.complete = False
         self._ids = ids
         self._scored = 0
+
+    def restart(self) -> None:
+        """The prompt is read from the beginning again; what is not complete is found again."""
+        if not self.complete:
+            self.hidden, self._scored = None, 0
 
     @property
     def left(self) -> int:
@@ -78,5 +85,5 @@ class PromptScores:
     def last(self) -> Hidden:
         """Return the hidden state [1, D] after the prompt, when all is read and scored, and forget it."""
         assert self.hidden is not None  # noqa: S101 - all is read
-        hidden, self.hidden = self.hidden, None
+        hidden, self.hidden, self.complete = self.hidden, None, True
         return hidden

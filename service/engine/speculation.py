@@ -11,11 +11,11 @@ from itertools import chain
 
 import numpy as np
 
-from compressor.runtime.kv import Cache
 from compressor.runtime.model import Floats
 from compressor.runtime.payoff import MOST_TEXTS, NEAR, Outcome, Payoff
 from service.engine.generation import Generation
 from service.engine.models import LoadedModel
+from service.engine.pages import Pool, pages_of
 from service.engine.sampling import choose
 from service.metrics import Metrics
 from service.process.logs import LOG
@@ -28,7 +28,7 @@ class Speculation:
     """What a draft proposes to one model.
 
     Attributes:
-        cache: keys and values of what the draft has read. Only as far as a slot's generation was read by the model,
+        pages: of keys and values of what the draft has read. Only as far as a slot's generation was read by the model,
             too, are these tokens surely its own.
     """
 
@@ -38,6 +38,7 @@ class Speculation:
         target: LoadedModel,
         settings: Settings,
         metrics: Metrics,
+        pool: Pool,
         payoff: Payoff | None = None,
     ) -> None:
         """Have proposed nothing yet.
@@ -47,9 +48,11 @@ class Speculation:
             target: that writes.
             settings: all of them.
             metrics: that hear of it.
+            pool: where its pages of the KV cache are from.
             payoff: chooses how many tokens to propose; by default from what it measures.
         """
-        self.cache = Cache(draft.decoder.config, settings.max_batch, draft_context(draft, target), settings.kv_dtype)
+        self.pages = pages_of(draft.decoder, draft_context(draft, target), settings, pool)
+        self._cache = self.pages.cache
         self._decoder = draft.decoder
         self._name = target.name
         self._chunk = settings.prefill_chunk
@@ -71,11 +74,15 @@ class Speculation:
         if not writers or members > MOST_TEXTS or self._broken:
             return {}
         for writer in writers:  # what was proposed and not accepted is forgotten
-            self.cache.lengths[writer.slot] = min(self._read(writer), writer.read)
+            self._cache.lengths[writer.slot] = min(self._read(writer), writer.read)
         count = self._payoff.count(len(writers), sum(map(self._behind, writers)))
         if not count:
             return {}
-        wanted = {writer: room for writer in writers if (room := min(count, self._room(writer))) > 0}
+        wanted = {
+            writer: room
+            for writer in writers
+            if (room := min(count, self._room(writer))) > 0 and self.pages.extend(writer.slot, len(writer.ids) + room)
+        }
         try:
             self._catch_up([writer for writer in wanted if self._catches_up(writer, len(writers))])
             return self._proposals({writer: n for writer, n in wanted.items() if self._behind(writer) <= NEAR})
@@ -110,7 +117,7 @@ class Speculation:
             self._payoff.stepped(writers, seconds)
 
     def _read(self, writer: Generation) -> int:
-        return int(self.cache.lengths[writer.slot])
+        return int(self._cache.lengths[writer.slot])
 
     def _behind(self, writer: Generation) -> int:
         """Return how many tokens of a generation the draft has not read; at least 1."""
@@ -118,7 +125,7 @@ class Speculation:
 
     def _room(self, writer: Generation) -> int:
         """Return how many tokens may be proposed: one more is written, and the draft does not read the last one."""
-        return min(writer.left - 1, self.cache.capacity - len(writer.ids) + 1)
+        return min(writer.left - 1, self._cache.capacity - len(writer.ids) + 1)
 
     def _catches_up(self, writer: Generation, writers: int) -> bool:
         behind = self._behind(writer)
@@ -133,7 +140,7 @@ class Speculation:
             left -= len(ids)
             if ids:
                 began = time.perf_counter()
-                self._decoder.read(np.array(ids), self.cache, np.array([writer.slot]), np.array([len(ids)]))
+                self._decoder.read(np.array(ids), self._cache, np.array([writer.slot]), np.array([len(ids)]))
                 self._payoff.caught_up(len(ids), time.perf_counter() - began)
 
     def _proposals(self, wanted: Mapping[Generation, int]) -> Proposals:
@@ -158,7 +165,7 @@ class Speculation:
         counts = np.array([len(ids) for ids in unread])
         slots = np.array([writer.slot for writer in group])
         ids = np.array(list(chain(*unread)))
-        logits = self._decoder.read(ids, self.cache, slots, counts, wanted=counts.cumsum() - 1).logits
+        logits = self._decoder.read(ids, self._cache, slots, counts, wanted=counts.cumsum() - 1).logits
         assert logits is not None  # noqa: S101 - they are asked for
         return logits
 

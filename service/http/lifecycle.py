@@ -7,8 +7,9 @@ from typing import Literal
 from compressor.process.memory import give_back
 from service.cache.contractions import ContractionCache
 from service.engine.engine import Engine
-from service.engine.kv_budget import check_kv_budget
+from service.engine.kv_budget import kv_budget_bytes
 from service.engine.models import LoadedModel, Models, load_all, report
+from service.engine.pages import Pool
 from service.engine.speculation import Speculation
 from service.errors import DrainingError, NotReadyError
 from service.process import background
@@ -82,17 +83,17 @@ class Lifecycle:
         models = load_all(
             settings.models, settings.default_model, tell, self._cache, settings.threads, settings.draft_model
         )
-        check_kv_budget(tuple(models), settings, models.drafts)
+        pool = engine.make_room(kv_budget_bytes(tuple(models), settings, models.drafts))
         for model in models:
-            engine.prepare(model, self._speculation(models, model))
+            engine.prepare(model, self._speculation(models, model, pool))
         give_back()
         self._models = models
         LOG.info("ready", extra={"models": [model.name for model in models]})
 
-    def _speculation(self, models: Models, model: LoadedModel) -> Speculation | None:
+    def _speculation(self, models: Models, model: LoadedModel, pool: Pool) -> Speculation | None:
         """Return what proposes tokens to a model, if it has a draft."""
         draft = models.drafts.get(model.name)
-        return None if draft is None else Speculation(draft, model, self._settings, self._engine.metrics)
+        return None if draft is None else Speculation(draft, model, self._settings, self._engine.metrics, pool)
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error

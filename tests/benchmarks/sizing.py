@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.pages import Block, refresh, table
-from service.engine.batch import kv_row_bytes
+from service.engine.kv_budget import kv_budget_bytes
 from service.engine.models import load
 from service.settings import Settings
 from tests.benchmarks import children, machine, serving
@@ -118,7 +118,7 @@ def measure(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "weights_bytes": manifest.weight_bytes,
         "resident_bytes": sum(size.resident for size in manifest.bytes.values()),
-        "kv_bytes": kv_row_bytes(model, DEFAULTS) * DEFAULTS.max_batch,
+        "kv_bytes": kv_budget_bytes([model], DEFAULTS),
         "cache_bytes": DEFAULTS.cache_bytes if model.decoder.matrices["wte"].is_contracted else 0,
     }
     half = context // 2

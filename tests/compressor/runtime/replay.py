@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.runtime._decoder import INSTRUCTIONS, Matrix, draw, judge
-from compressor.runtime.matrices import matmul, matrix_of, rows
 from compressor.runtime.kv import KV_DTYPES, Cache
+from compressor.runtime.matrices import matmul, matrix_of, rows
 from compressor.runtime.model import Model
 
 Array = NDArray[Any]

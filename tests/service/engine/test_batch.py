@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from compressor.runtime.kv import Cache
+from compressor.runtime.kv import Cache, pages_for
 from compressor.runtime.model import Ids, Model, Read
 from service.engine.adjustments import Adjustments
-from service.engine.batch import kv_row_bytes
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
 from service.engine.jobs import Job
-from service.engine.kv_budget import check_kv_budget, kv_budget_bytes
+from service.engine.kv_budget import LONG_TEXTS, kv_budget_bytes
 from service.engine.models import LoadedModel, load
 from service.engine.sampling import Sampling
 from service.errors import ClientGoneError, RequestFailedError
@@ -291,11 +290,12 @@ def test_metrics_of_a_batch(settings: Settings, tiny: LoadedModel) -> None:
             for job in jobs:
                 engine.submit(job)
             await rounds.let(5)
-            held = sum(job.read for job in jobs)
+            pages = sum(pages_for(job.read) for job in jobs)
             assert value(engine, "batch_size") == 3
             assert value(engine, "num_requests_running") == 3 + 1
-            assert value(engine, "kv_cache_usage_ratio") == held / (4 * tiny.context)
-            assert value(engine, "kv_cache_bytes") == 4 * kv_row_bytes(tiny, settings)
+            assert value(engine, "kv_cache_usage_ratio") == pages / (LONG_TEXTS * pages_for(tiny.context))
+            room = LONG_TEXTS * tiny.context * tiny.decoder.kv_bytes_per_token("fp16")
+            assert engine.metrics.registry.get_sample_value("ttgpt_kv_cache_bytes") == room
             rounds.end()
             for job in jobs:
                 assert [token async for token in job.mailbox.events()]
@@ -306,15 +306,10 @@ def test_metrics_of_a_batch(settings: Settings, tiny: LoadedModel) -> None:
     run(test)
 
 
-def test_kv_caches_beyond_the_budget_are_refused_with_the_numbers(settings: Settings, tiny: LoadedModel) -> None:
-    row = tiny.context * tiny.decoder.kv_bytes_per_token("fp32")
-    fitting = settings.model_copy(update={"max_batch": 3, "kv_bytes": 3 * row, "kv_dtype": "fp32"})
-    check_kv_budget([tiny], fitting)
-    check_kv_budget([tiny, tiny], fitting.model_copy(update={"kv_dtype": "fp16"}))
-    with pytest.raises(
-        ValueError, match=f"max_batch: .*{8 * row:,} bytes.*{3 * row:,}; lower TTGPT_MAX_BATCH to 3.*fp16 or"
-    ):
-        check_kv_budget([tiny], fitting.model_copy(update={"max_batch": 8}))
-    with pytest.raises(ValueError, match="serve fewer models"):
-        check_kv_budget([tiny], fitting.model_copy(update={"kv_bytes": 1}))
-    assert kv_budget_bytes(settings) > 0
+def test_too_little_for_one_text_is_refused_with_the_numbers(settings: Settings, tiny: LoadedModel) -> None:
+    text = tiny.context * tiny.decoder.kv_bytes_per_token("fp32")
+    fitting = settings.model_copy(update={"kv_bytes": text, "kv_dtype": "fp32"})
+    assert kv_budget_bytes([tiny, tiny], fitting) == text
+    with pytest.raises(ValueError, match=f"{text:,} bytes.* {text - 1:,} .*fp16, do not.*TTGPT_KV_BYTES to {text} or"):
+        kv_budget_bytes([tiny], fitting.model_copy(update={"kv_bytes": text - 1}))
+    assert kv_budget_bytes([tiny], settings) == LONG_TEXTS * text / 2

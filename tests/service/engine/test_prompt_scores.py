@@ -163,7 +163,7 @@ def test_a_step_reads_and_scores_no_more_than_a_chunk(
 
 
 def test_a_client_that_hangs_up_in_the_middle_frees_its_slots(settings: Settings) -> None:
-    engine = Remembering(settings.model_copy(update={"prefill_chunk": 4}))
+    engine = Remembering(settings.model_copy(update={"prefill_chunk": 4, "max_batch": 8}))
     name = {"model_name": "tiny-fp32"}
 
     async def hold() -> Rounds:

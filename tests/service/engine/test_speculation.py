@@ -14,10 +14,9 @@ from compressor.runtime.kv import Cache
 from compressor.runtime.model import Ids, Model, Read
 from compressor.runtime.payoff import Payoff
 from service.engine.adjustments import Adjustments
-from service.engine.batch import draft_row_bytes, kv_row_bytes
 from service.engine.engine import Engine
 from service.engine.generation import Generation, Prompt, Token
-from service.engine.kv_budget import check_kv_budget
+from service.engine.kv_budget import LONG_TEXTS, kv_budget_bytes
 from service.engine.models import LoadedModel, load
 from service.engine.sampling import Sampling
 from service.engine.speculation import Speculation
@@ -56,7 +55,8 @@ async def speculating(
     """Run an engine whose `model` has a draft."""
     async with running(settings, **update) as engine:
         changed = settings.model_copy(update=update)
-        engine.prepare(model, Speculation(draft, model, changed, engine.metrics, payoff(MOST)))
+        pool = engine.make_room(kv_budget_bytes([model], changed, {model.name: draft}))
+        engine.prepare(model, Speculation(draft, model, changed, engine.metrics, pool, payoff(MOST)))
         yield engine
 
 
@@ -284,16 +284,10 @@ def test_the_measured_payoff_changes_no_text(
 def test_the_budget_counts_the_cache_of_the_draft(
     settings: Settings, tiny: LoadedModel, drafts: dict[str, LoadedModel]
 ) -> None:
-    row = kv_row_bytes(tiny, settings)
-    short = draft_row_bytes(drafts["short"], tiny, settings)
-    assert short == row // 2
-    fitting = settings.model_copy(update={"max_batch": 3, "kv_bytes": 3 * (row + short)})
-    check_kv_budget([tiny], fitting, {tiny.name: drafts["short"]})
-    with pytest.raises(ValueError, match=r"draft of tiny-fp32 .*TTGPT_DRAFT_MODEL"):
-        check_kv_budget([tiny], fitting, {tiny.name: drafts["near"]})
-
-    async def test() -> None:
-        async with speculating(settings, tiny, drafts["short"], max_batch=3) as engine:
-            assert value(engine, "kv_cache_bytes") == 3 * (row + short)
-
-    run(test)
+    text = tiny.context * tiny.decoder.kv_bytes_per_token("fp16")
+    short = {tiny.name: drafts["short"]}
+    assert kv_budget_bytes([tiny], settings, short) == LONG_TEXTS * (text + text // 2)
+    fitting = settings.model_copy(update={"kv_bytes": text + text // 2})
+    assert kv_budget_bytes([tiny], fitting, short) == fitting.kv_bytes
+    with pytest.raises(ValueError, match=r"one text of tiny-fp32 take .*TTGPT_DRAFT_MODEL"):
+        kv_budget_bytes([tiny], fitting, {tiny.name: drafts["near"]})
