@@ -150,8 +150,14 @@ class Batch(Lane[Generation]):
         members = len(self.members)
         proposals = speculation.propose(writers, members)
         began = time.perf_counter()
-        self._advance([*(Share(writer, 1, proposals.get(writer, ())) for writer in writers), *shares])
+        group = [Share(writer, 1, proposals.get(writer, ())) for writer in writers]
+        self._advance([*map(self._with_room, group), *shares])
         speculation.stepped(len(writers), members, time.perf_counter() - began, alone=alone)
+
+    def _with_room(self, share: Share) -> Share:
+        """Return a share without what was proposed, if there are no pages for it."""
+        tokens = share.member.read + 1 + len(share.proposed)
+        return share if self._pages.extend(share.member.slot, tokens) else share._replace(proposed=())
 
     def _reads(self, member: Generation) -> bool:
         """Return whether the next thing to do is to read more of the prompt."""

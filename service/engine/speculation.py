@@ -81,7 +81,8 @@ class Speculation:
         wanted = {
             writer: room
             for writer in writers
-            if (room := min(count, self._room(writer))) > 0 and self.pages.extend(writer.slot, len(writer.ids) + room)
+            if (room := min(count, self._room(writer))) > 0
+            and self.pages.extend(writer.slot, len(writer.ids) + room - 1)  # it does not read the last one
         }
         try:
             self._catch_up([writer for writer in wanted if self._catches_up(writer, len(writers))])

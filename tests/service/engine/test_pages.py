@@ -114,8 +114,7 @@ def beginnings(random: Random, model: LoadedModel) -> list[Prompt]:
     for _ in range(14):
         prompt = random_prompt(random, model)
         ids = (random.choice([*shared, ()]) + prompt.ids)[:50]
-        new = min(prompt.max_new_tokens, model.context - len(ids))
-        prompts.append(replace(prompt, ids=ids, max_new_tokens=new))
+        prompts.append(replace(prompt, ids=ids, max_new_tokens=model.context - len(ids)))
     return prompts
 
 
