@@ -24,6 +24,7 @@ from compressor.runtime.kv import PAGE_TOKENS
 from service.engine.generation import Generation, Top
 from service.engine.lanes import Lane
 from service.engine.models import LoadedModel
+from service.engine.pace import Pace
 from service.engine.pages import Pool, pages_of
 from service.engine.sampling import choose, likelihoods
 from service.engine.speculation import Speculation
@@ -74,6 +75,7 @@ class Batch(Lane[Generation]):
         super().__init__(settings.max_batch)
         self._decoder = model.decoder
         self._chunk = settings.prefill_chunk
+        self._pace = Pace(self._chunk)
         self._pages = pages_of(model.decoder, model.context, settings, pool)
         self._cache = self._pages.cache
         self._send_back = send_back
@@ -114,6 +116,7 @@ class Batch(Lane[Generation]):
         heapq.heappush(self._free, request.slot)
         if not self.members:
             self._rows.set(0)
+            self._pace.pause()
 
     def _find(self, request: Generation, slot: int) -> int:
         """Take over what others have read of the same text, unless its prompt is to be scored; return how much."""
@@ -130,7 +133,8 @@ class Batch(Lane[Generation]):
         if writers:
             self._steps.inc()
             self._rows.set(len(writers))
-        shares = self._shares(readers, left)
+        shares = self._shares(readers, min(left, self._pace.tokens) if writers else left)
+        self._pace.stepping(writing=bool(writers), tokens=sum(share.at_most for share in shares))
         if self._speculation is None:
             self._advance([*map(Share, writers), *shares])
         else:
