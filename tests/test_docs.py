@@ -27,7 +27,7 @@ from tests.pages import BLOCKS
 SCREEN = 120  # characters of a table's row
 FIRST_PAGE_LINES = 150
 FOUND_AT_START = {"models": "", "default_model": "the first", "threads": "the cgroup's cores"}
-FOUND_AT_START |= {"kv_bytes": "half the memory limit"}
+FOUND_AT_START |= {"kv_bytes": "for eight long texts"}
 
 
 def _pages() -> dict[str, str]:

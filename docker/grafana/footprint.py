@@ -148,7 +148,7 @@ def _memory(made: Dashboard) -> None:
     queries = {
         "resident_memory__instance": "sum by (instance) (ttgpt_memory_rss_bytes)",
         "weights__instance": 'sum by (instance) (ttgpt_model_weight_bytes{form="resident"})',
-        "KV_cache_when_full__instance": "sum by (instance) (ttgpt_kv_cache_bytes)",
+        "KV_cache_at_most__instance": "sum by (instance) (ttgpt_kv_cache_bytes)",
         "cache_of_contractions__instance": "sum by (instance) (ttgpt_core_cache_bytes)",
     }
     made.with_panel(lines(text, 12, **queries))

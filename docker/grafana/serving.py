@@ -105,7 +105,7 @@ def _queue(made: Dashboard) -> None:
         description="Being worked on, and waiting for a slot; waiting for five minutes fires an alert. Yellow is "
         "TTGPT_MAX_BATCH, red TTGPT_MAX_WAITING, at their defaults.",
         unit="short",
-        steps=((None, "green"), (8, "yellow"), (128, "red")),
+        steps=((None, "green"), (64, "yellow"), (128, "red")),
     )
     made.with_panel(
         lines(
@@ -117,10 +117,10 @@ def _queue(made: Dashboard) -> None:
     )
     text = Text(
         title="Tokens per step",
-        description="Requests that share a step, on average: near TTGPT_MAX_BATCH (8 by default) the batch is full. "
+        description="Requests that share a step, on average: near TTGPT_MAX_BATCH (64 by default) the batch is full. "
         "More than the latest batch where a draft is right.",
         unit="short",
-        steps=((None, "green"), (8, "yellow")),
+        steps=((None, "green"), (64, "yellow")),
     )
     steps = _per_model("decode_steps_total")
     mean = f"{_per_model('generation_tokens_total')} / ({steps} > 0)"
@@ -138,11 +138,21 @@ def _queue(made: Dashboard) -> None:
     made.with_panel(lines(text, 8, __reason=refused))
     text = Text(
         title="KV cache in use",
-        description="Share of the cache with every slot full; it bounds memory, not admission.",
+        description="Share that running requests hold. When it is full, the youngest are sent back to wait.",
         unit="percentunit",
         steps=((None, "green"), (0.95, "yellow")),
     )
     made.with_panel(lines(text, 8, __model_name=f"max by (model_name) (ttgpt_kv_cache_usage_ratio{{{M}}})"))
+    text = Text(
+        title="Prompts found in the KV cache",
+        description="Share of the tokens of prompts that were not read again, since a text with the same beginning had "
+        "been read; and requests per second that were sent back to wait for room.",
+        unit="percentunit",
+        steps=SOME_IS_GOOD,
+    )
+    found = f"{_per_model('prefix_cache_hits_total')} / ({_per_model('prefix_cache_queries_total')} > 0)"
+    sent_back = _per_model("num_preemptions_total")
+    made.with_panel(lines(text, 8, found__model_name=found, sent_back__model_name=sent_back))
     text = Text(
         title="Proposed by a draft",
         description="Tokens per second that a draft proposed, and those of them that were the model's own. None "

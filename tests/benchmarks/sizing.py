@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.pages import Block, refresh, table
-from service.engine.kv_budget import kv_budget_bytes
+from service.engine.kv_budget import LONG_TEXTS, kv_budget_bytes
 from service.engine.models import load
 from service.settings import Settings
 from tests.benchmarks import children, machine, serving
@@ -122,7 +122,8 @@ def measure(folder: Path) -> dict[str, Any]:
         "cache_bytes": DEFAULTS.cache_bytes if model.decoder.matrices["wte"].is_contracted else 0,
     }
     half = context // 2
-    full = _body(serving.text_of(model.tokenizer, half), context - half)
+    text = serving.text_of(model.tokenizer, half - 2)
+    full = [_body(f"{i} {text}", context - half) for i in range(LONG_TEXTS)]  # of which no two begin alike
     with serving.served(folder, LIMIT_SECONDS) as (process, url):
         found["start_seconds"] = time.monotonic() - process.started
         found["start_cpu_seconds"] = cpu_seconds(process.pid)
@@ -153,13 +154,14 @@ def _written(answer: "Future[dict[str, Any]]") -> int:
         return 0
 
 
-def _fill(clients: ThreadPoolExecutor, url: str, full: str) -> list["Future[dict[str, Any]]"]:
-    """Take every slot with `full`, then every place in the queue with short requests."""
-    answers = [clients.submit(serving.ask, url, full, LIMIT_SECONDS) for _ in range(DEFAULTS.max_batch)]
-    _wait(url, "running", DEFAULTS.max_batch)
+def _fill(clients: ThreadPoolExecutor, url: str, full: list[str]) -> list["Future[dict[str, Any]]"]:
+    """Take the KV cache with `full`, then every other slot and every place in the queue with short requests."""
+    answers = [clients.submit(serving.ask, url, text, LIMIT_SECONDS) for text in full]
+    _wait(url, "running", len(full))
     short = _body(PROMPT, QUEUED_TOKENS)
-    answers += [clients.submit(serving.ask, url, short, LIMIT_SECONDS) for _ in range(DEFAULTS.max_waiting)]
-    _wait(url, "waiting", DEFAULTS.max_waiting - DEFAULTS.max_batch)  # some may have got a slot by now
+    others = DEFAULTS.max_batch + DEFAULTS.max_waiting - len(full)
+    answers += [clients.submit(serving.ask, url, short, LIMIT_SECONDS) for _ in range(others)]
+    _wait(url, "waiting", DEFAULTS.max_waiting // 2)  # some may have been answered by now
     return answers
 
 

@@ -16,6 +16,7 @@ from compressor.pages import read, refresh
 from tests.benchmarks.machine import describe
 from tests.e2e import hostile, pressure, report
 from tests.e2e.redis_faults import redis_faults
+from tests.e2e.scarcity import scarcity
 from tests.e2e.soak import soak
 
 SETTLE_SECONDS = 120.0
@@ -25,6 +26,7 @@ LARGEST_SLOPE = 1.0  # 10^6 bytes a minute
 SCENARIOS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "overload": lambda options, folder: pressure.overload(options.model, folder, seconds=30.0),
     "hang_ups": lambda options, folder: pressure.hang_ups(options.model, folder, seconds=20.0),
+    "scarcity": lambda options, folder: scarcity(options.model, folder, seconds=20.0),
     "killed": lambda options, folder: pressure.kill_and_restart(options.model, folder),
     "drain": lambda options, folder: pressure.drain(options.model, folder),
     "invalid": lambda options, folder: hostile.invalid(options.model, folder),

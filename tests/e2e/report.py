@@ -22,6 +22,7 @@ def _all(figures: Figures) -> str:
     told = [
         _overload(figures["overload"]),
         _hang_ups(figures["hang_ups"]),
+        _scarcity(figures["scarcity"]),
         _killed(figures["killed"]),
         _drain(figures["drain"]),
         _invalid(figures["invalid"]),
@@ -51,6 +52,14 @@ def _hang_ups(f: Figures) -> tuple[str, str]:
     stay, leave = f["all_stay"]["tokens_per_second"], f["half_leave"]["tokens_per_second"]
     return f"half of {f['clients']} clients hang up", (
         f"the others get {leave:g} tokens/s together, {stay:g} where all stay ({f['ratio']:g} times as many)"
+    )
+
+
+def _scarcity(f: Figures) -> tuple[str, str]:
+    return f"{f['clients']} clients, a KV cache for {f['texts']} long texts", (
+        f"{f['answered']:,} answers, all as without neighbours, {f['left']:,} clients that left; requests were sent "
+        f"back {f['sent_back']:,.0f} times, {f['found']:.0%} of the tokens of prompts were there; latency "
+        f"{f['latency_p50_ms']:g} ms (median), {f['latency_p99_ms']:g} ms (99th percentile)"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY, tiny_model, write_artifact
-from tests.e2e import hostile, pressure, redis_faults, soak
+from tests.e2e import hostile, pressure, redis_faults, scarcity, soak
 from tests.service.compressed import compressed_models
 
 
@@ -51,6 +51,10 @@ def test_overload(plain: Path, tmp_path: Path) -> None:
 
 def test_half_the_clients_hang_up(roomy: Path, tmp_path: Path) -> None:
     tell("hang-ups", pressure.hang_ups(roomy, tmp_path, seconds=2.0))
+
+
+def test_a_kv_cache_that_is_too_small(roomy: Path, tmp_path: Path) -> None:
+    tell("scarcity", scarcity.scarcity(roomy, tmp_path, seconds=4.0, clients=80))
 
 
 def test_killed_and_started_again(plain: Path, tmp_path: Path) -> None:
