@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.http.openai.chat_template import ChatTemplate
 from service.process.threads import compute_threads
 from service.redis_url import client_of
 
@@ -26,6 +27,7 @@ class Settings(BaseSettings):
         draft_model: name of a served model, or folder of another artefact, that proposes tokens to the served models of
             its tokenizer, see `service.engine.speculation`; none by default.
         draft_tokens: the most that it proposes at a time.
+        chat_template: file with one turn of a transcript, as which the models read chats; none by default.
         host, port: where to listen; port 0 takes any free one, "::" both families of addresses.
         uds: path of a unix socket to listen on instead.
         root_path: prefix under which a proxy shows the service, whether or not the proxy cuts it off.
@@ -67,6 +69,7 @@ class Settings(BaseSettings):
     default_model: str | None = None
     draft_model: Path | None = None
     draft_tokens: int = Field(5, ge=1, le=8)
+    chat_template: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     uds: Path | None = None
@@ -110,6 +113,13 @@ class Settings(BaseSettings):
     def _is_usable(cls, value: str | None) -> str | None:
         if value is not None:
             client_of(value, 1)
+        return value
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_template(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            ChatTemplate.read(value)
         return value
 
     @field_validator("root_path")

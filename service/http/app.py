@@ -22,6 +22,8 @@ from service.http.failures import as_service_error
 from service.http.lifecycle import Lifecycle
 from service.http.middleware import CountRequests, EndInTime, Identify, error_response, request_id
 from service.http.openai import routes as openai_routes
+from service.http.openai.chat import chat_routes
+from service.http.openai.chat_template import ChatTemplate
 from service.http.openapi import described
 from service.http.paths import HeadAsGet, Paths
 from service.http.security import RequireKey
@@ -72,7 +74,8 @@ def create_app(
     app.add_middleware(EndInTime)
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
-    for router in (routes.text, openai_routes.v1, routes.probes):
+    template = None if settings.chat_template is None else ChatTemplate.read(settings.chat_template)
+    for router in (routes.text, openai_routes.v1, chat_routes(template), routes.probes):
         app.include_router(router)
     return app
 

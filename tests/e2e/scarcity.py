@@ -1,4 +1,4 @@
-"""A KV cache that is too small: texts that begin alike share it, the youngest wait, and clients leave in every state."""
+"""A KV cache that is too small: texts that begin alike share it, the youngest wait, and clients leave at any time."""
 
 import time
 from contextlib import suppress

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.errors import InvalidRequestError, NoChatError
+from service.errors import InvalidRequestError
 from service.http.body_route import BodyRoute
 from service.http.failures import STREAM_DOCS, failures
 from service.http.intake import ids_of
@@ -58,12 +58,6 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     answer = Response(await whole_completion(wanted, request), media_type="application/json")
     tell_times(answer, request, wanted.jobs)
     return answer
-
-
-@v1.post("/chat/completions", status_code=404, response_model=OpenAIErrorBody)
-async def chat_completions() -> Response:
-    """Tell that these are base models; whatever the body is."""
-    raise NoChatError
 
 
 @v1.post("/embeddings", response_model=EmbeddingList)

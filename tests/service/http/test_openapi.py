@@ -16,6 +16,9 @@ from schemathesis.specs.openapi.checks import (
 
 from service.http.app import create_app
 from service.settings import Settings
+from tests.service.http.test_chat import chatting
+
+__all__ = ["chatting"]
 
 CASES = 2000
 STATIC = ("/livez", "/startupz", "/readyz", "/health", "/metrics", "/info", "/v1/models")  # there is nothing to vary
@@ -23,7 +26,7 @@ BODIES = (
     "/generate", "/generate_stream", "/", "/embeddings", "/tokenize", "/detokenize", "/v1/completions",
     "/v1/embeddings",
 )  # fmt: skip
-CHAT = "/v1/chat/completions"  # refuses every body
+CHAT = "/v1/chat/completions"  # refuses every body without a template
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -32,8 +35,9 @@ CHECKS = [
 ]
 
 
-@pytest.mark.parametrize("path", BODIES)
-def test_every_answer_is_described(client: httpx.Client, path: str) -> None:
+@pytest.mark.parametrize("path", [*BODIES, CHAT])
+def test_every_answer_is_described(client: httpx.Client, chatting: httpx.Client, path: str) -> None:
+    client = chatting if path == CHAT else client
     document = client.get("/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
     tried = 0
