@@ -23,6 +23,7 @@ from service.http.lifecycle import Lifecycle
 from service.http.middleware import CountRequests, EndInTime, Identify, error_response, request_id
 from service.http.openai import routes as openai_routes
 from service.http.openapi import described
+from service.http.page import page_routes
 from service.http.paths import HeadAsGet, Paths
 from service.http.security import RequireKey
 from service.http.state import Service
@@ -74,6 +75,7 @@ def create_app(
         app.add_exception_handler(kind, _answer_error)
     for router in (routes.text, openai_routes.v1, routes.probes):
         app.include_router(router)
+    app.router.routes.extend(page_routes())
     return app
 
 
