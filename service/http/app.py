@@ -23,7 +23,7 @@ from service.http.lifecycle import Lifecycle
 from service.http.middleware import CountRequests, EndInTime, Identify, error_response, request_id
 from service.http.openai import routes as openai_routes
 from service.http.openapi import described
-from service.http.page import page_routes
+from service.http.page import page_router
 from service.http.paths import HeadAsGet, Paths
 from service.http.security import RequireKey
 from service.http.state import Service
@@ -73,9 +73,8 @@ def create_app(
     app.add_middleware(EndInTime)
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
-    for router in (routes.text, openai_routes.v1, routes.probes):
+    for router in (routes.text, openai_routes.v1, routes.probes, page_router()):
         app.include_router(router)
-    app.router.routes.extend(page_routes())
     return app
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Any
 
+from fastapi import APIRouter
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Scope
 
 FIRST = "index.html"
@@ -44,10 +44,12 @@ def asks_for_page(scope: Scope) -> bool:
     return path.startswith(FOLDER) or (path == "/" and _takes_html(Headers(scope=scope)))
 
 
-def page_routes() -> list[Route]:
+def page_router() -> APIRouter:
     """Return a route per file; clients at `/` that do not ask for HTML get what they would without the page."""
+    router = APIRouter(include_in_schema=False)
     shipped = [(file.name, file.read_bytes()) for file in (files("service") / "page").iterdir()]
-    routes = [Route(f"{FOLDER}{name}", _file(name, content)) for name, content in shipped]
+    for name, content in shipped:
+        router.add_api_route(f"{FOLDER}{name}", _file(name, content))
     first = _file(FIRST, dict(shipped)[FIRST])
 
     async def root(request: Request) -> Response:
@@ -55,7 +57,8 @@ def page_routes() -> list[Route]:
             raise HTTPException(405, headers={"allow": "POST", "vary": "accept"})
         return await first(request)
 
-    return [*routes, Route("/", root)]
+    router.add_api_route("/", root)
+    return router
 
 
 def _takes_html(headers: Headers) -> bool:

@@ -15,7 +15,7 @@ export const key = {
   forget: () => sessionStorage.removeItem(NAME),
 };
 
-/** Returns the answer of a route: to GET, or to POST if there is a body. Throws RefusedError with the service's words. */
+/** Returns what a route answers to GET, or to POST if there is a body; throws the service's words as RefusedError. */
 export async function ask(path, body, signal) {
   const headers = {};
   if (key.get()) headers.authorization = `Bearer ${key.get()}`;

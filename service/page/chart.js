@@ -5,7 +5,8 @@ const HEIGHT = 320;
 const MARGIN = { left: 52, right: 14, top: 12, bottom: 44 };
 const SMALL = 5e-4; // a ratio that differs from 1 by this is drawn clearly apart from it
 const RATIOS = [0.9, 0.99, 0.999, 1, 1.001, 1.01, 1.1, 2, 10, 100, 1e3, 1e4, 1e6];
-const AROUND = [[1, 0], [-1, 0], [0, -1], [0, 1], [1, -1], [1, 1], [-1, -1], [-1, 1]]; // of a label: sideways, downwards
+// Where a label may stand: sideways, downwards.
+const AROUND = [[1, 0], [-1, 0], [0, -1], [0, 1], [1, -1], [1, 1], [-1, -1], [-1, 1]];
 const LINE = 14;
 
 const spread = (ratio) => Math.asinh((ratio - 1) / SMALL);
@@ -44,7 +45,8 @@ export function tabulate(body, models) {
     const smaller = (model.bytes_dense_fp32 / model.bytes_disk).toFixed(1);
     const ratio = model.perplexity_ratio?.toFixed(3) ?? "–";
     const cells = [megabytes(model.bytes_disk), smaller, model.perplexity.toFixed(2), ratio];
-    return element("tr", {}, element("th", { scope: "row" }, model.model_id), ...cells.map((cell) => element("td", {}, cell)));
+    const name = element("th", { scope: "row" }, model.model_id);
+    return element("tr", {}, name, ...cells.map((cell) => element("td", {}, cell)));
   });
   body.replaceChildren(...rows);
 }
@@ -101,7 +103,8 @@ function drawFrontier(svg, points) {
 /** Returns a circle, for the second of the chosen models a square. */
 function mark({ name, side, size, ratio, x, y }) {
   const title = drawn("title", {}, `${name}: ${megabytes(size)} MB, ${ratio.toFixed(3)} times the dense perplexity`);
-  if (side === "second") return drawn("rect", { class: "point second", x: x - 7, y: y - 7, width: 14, height: 14 }, title);
+  const square = { class: "point second", x: x - 7, y: y - 7, width: 14, height: 14 };
+  if (side === "second") return drawn("rect", square, title);
   return drawn("circle", { class: `point ${side}`, cx: x, cy: y, r: side ? 8 : 6 }, title);
 }
 
@@ -120,7 +123,8 @@ function drawLabels(svg, points, width) {
     taken.push(place);
     text.setAttribute("x", place.left);
     text.setAttribute("y", place.bottom - 3);
-    if (place.far > 12) svg.append(drawn("path", { class: "leader", d: `M${point.x} ${point.y}L${place.near} ${place.middle}` }));
+    const line = `M${point.x} ${point.y}L${place.near} ${place.middle}`;
+    if (place.far > 12) svg.prepend(drawn("path", { class: "leader", d: line }));
   }
 }
 

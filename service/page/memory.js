@@ -5,10 +5,10 @@ import { drawn, element, megabytes } from "./words.js";
 const EVERY_MS = 2000;
 const KEPT = 60;
 const WIDTH = 260;
-const HEIGHT = 56;
+const HEIGHT = 90;
 
-/** Shows it in the section `host` from now on; `failed` hears of every failure. */
-export function watch(host, failed) {
+/** Shows it in the section `host` from now on; `locked` hears that the key is not known any more. */
+export function watch(host, locked) {
   const history = [];
   const look = async () => {
     if (!document.hidden) {
@@ -18,7 +18,8 @@ export function watch(host, failed) {
         history.splice(0, history.length - KEPT);
         show(host, samples, history);
       } catch (error) {
-        failed(error);
+        host.querySelector("#rss").textContent = "–";
+        if (error.status === 401) locked(error);
       }
     }
     setTimeout(look, EVERY_MS);
@@ -37,11 +38,11 @@ function show(host, samples, history) {
   host.querySelector("#rss").textContent = (history.at(-1) / 1e6).toFixed(0);
   const most = Math.max(...history);
   const least = Math.min(...history);
-  const place = (bytes, index) => {
-    const y = most > least ? HEIGHT - 4 - ((bytes - least) / (most - least)) * (HEIGHT - 8) : HEIGHT / 2;
-    return `${(index * WIDTH) / (KEPT - 1)},${y}`;
-  };
-  const label = `Between ${megabytes(least)} and ${megabytes(most)} MB in the last ${history.length * (EVERY_MS / 1000)} seconds`;
+  const span = Math.max(most - least, 0.05 * most); // so that a small change looks small
+  const height = (bytes) => HEIGHT / 2 - ((bytes - (most + least) / 2) / span) * (HEIGHT - 8);
+  const place = (bytes, index) => `${(index * WIDTH) / (KEPT - 1)},${height(bytes)}`;
+  const seconds = (history.length * EVERY_MS) / 1000;
+  const label = `Between ${megabytes(least)} and ${megabytes(most)} MB in the last ${seconds} seconds`;
   const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
   svg.append(drawn("polyline", { class: "trend", points: history.map(place).join(" ") }));
   host.querySelector("#trend").replaceChildren(svg);

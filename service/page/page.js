@@ -20,7 +20,8 @@ async function start() {
   judge = judgeOf(models);
   const first = models.find((model) => model.model_id === info.model_id);
   const others = models.filter((model) => model !== first).sort((a, b) => a.bytes_disk - b.bytes_disk);
-  panels = [new Panel("first", models, first), ...others.slice(0, 1).map((other) => new Panel("second", models, other))];
+  panels = [new Panel("first", models, first)];
+  if (others.length) panels.push(new Panel("second", models, others[0]));
   $("texts").replaceChildren(...panels.map((panel) => panel.element));
   $("version").textContent = `ttgpt ${info.version}, ${models.length === 1 ? "one model" : `${models.length} models`}`;
   $("judge").textContent = judge.words;
@@ -68,8 +69,10 @@ function unlocked() {
 function judgeOf(models) {
   const dense = models.find((model) => model.method === "dense");
   const model = dense ?? [...models].sort((a, b) => a.perplexity - b.perplexity)[0];
-  const who = dense ? `the dense model, ${model.model_id}` : `${model.model_id}, the best one here: no dense model is served`;
-  return { model, words: `When a text is complete, its tokens are coloured by how probable they are to ${who}.` };
+  const name = model.model_id;
+  const who = dense ? `the dense model, ${name}` : `${name}, the best one here, as no dense model is served`;
+  const words = `A complete text is coloured by how probable each token is to ${who}.`;
+  return { model, words: `${words} "Of this text" is its perplexity to that model.` };
 }
 
 async function write() {
@@ -102,7 +105,10 @@ async function score(prompt, mine) {
   const texts = written.map((panel) => prompt + panel.written);
   const body = { model: judge.model.model_id, prompt: texts, max_tokens: 0, echo: true, logprobs: 0 };
   const { choices } = await (await ask("v1/completions", body)).json();
-  if (running === mine) choices.forEach((choice) => written[choice.index].colour(prompt, choice.logprobs));
+  for (const { index, logprobs } of choices) {
+    const stillThere = running === mine && prompt + written[index].written === texts[index];
+    if (stillThere) written[index].colour(prompt, logprobs);
+  }
 }
 
 function stop() {
@@ -116,7 +122,8 @@ function idle() {
 
 function refused(error) {
   if (error.status === 401 && !$("lock").open) return unlocked().then(() => location.reload());
-  $("error").textContent = error instanceof RefusedError ? error.message : `The service does not answer: ${error.message}`;
+  const known = error instanceof RefusedError;
+  $("error").textContent = known ? error.message : `The service does not answer: ${error.message}`;
 }
 
 function say(words) {

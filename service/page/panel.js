@@ -36,8 +36,8 @@ export class Panel {
   }
 
   makeTable(side) {
-    const head = element("tr", {}, ...["token", "probability", "bits"].map((name) => element("th", { scope: "col" }, name)));
-    const table = element("table", {}, element("thead", {}, head), this.table);
+    const names = ["token", "probability", "bits"].map((name) => element("th", { scope: "col" }, name));
+    const table = element("table", {}, element("thead", {}, element("tr", {}, ...names)), this.table);
     const region = { class: "wide", role: "region", tabindex: 0, "aria-label": `Tokens of the ${side} text` };
     return element("details", { hidden: "" }, element("summary", {}, "Every token"), element("div", region, table));
   }
@@ -46,8 +46,7 @@ export class Panel {
   describe() {
     const { model } = this;
     const smaller = (model.bytes_dense_fp32 / model.bytes_disk).toFixed(1);
-    const ratio = model.perplexity_ratio === null ? "" : ` (${model.perplexity_ratio.toFixed(3)} times its perplexity)`;
-    this.about.textContent = `${smaller} times smaller than fp32, ${quality(model.perplexity_ratio)}${ratio}.`;
+    this.about.textContent = `${smaller} times smaller than fp32, ${quality(model)}.`;
     this.dd.bytes.textContent = megabytes(model.bytes_disk);
     this.dd.perplexity.textContent = model.perplexity.toFixed(model.perplexity < 1000 ? 1 : 0);
     this.clear();
@@ -65,17 +64,21 @@ export class Panel {
     this.clear();
     this.text.append(element("span", { class: "prompt" }, prompt));
     this.text.setAttribute("aria-busy", "true");
-    const began = performance.now();
+    let began = performance.now();
     let count = 0;
+    let first = 0; // tokens that came at once, before which there is nothing to measure from
     try {
       const body = { inputs: prompt, model: this.model.model_id, parameters };
       for await (const come of events("generate_stream", body, signal)) {
-        const { token, text } = { token: come.at(-1), text: come.map((event) => event.token.text).join("") };
+        const text = come.map((event) => event.token.text).join("");
+        const { details } = come.at(-1);
+        const now = performance.now();
         count += come.length;
         this.written += text;
         this.text.append(text);
-        this.dd.speed.textContent = Math.round((1000 * count) / (performance.now() - began));
-        if (token.details) return { count, reason: token.details.finish_reason };
+        if (first || details) this.dd.speed.textContent = Math.round((1000 * (count - first)) / (now - began));
+        else [first, began] = [count, now];
+        if (details) return { count, reason: details.finish_reason };
       }
       throw new RefusedError("The answer was cut.");
     } finally {
@@ -92,7 +95,7 @@ export class Panel {
     tokens.forEach((text, index) => {
       end += text.length;
       if (end <= prompt.length || logprobs[index] === null) return;
-      const own = text.slice(Math.max(0, text.length - (end - prompt.length)));
+      const own = text.slice(-(end - prompt.length)); // a token may have begun in the prompt
       const probability = Math.exp(logprobs[index]);
       const surprise = -logprobs[index] / Math.LN2;
       const level = LEAST.findIndex((least) => probability >= least);

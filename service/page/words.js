@@ -2,18 +2,21 @@
 export const megabytes = (bytes) => (bytes / 1e6).toFixed(bytes < 1e8 ? 2 : 0);
 export const percent = (share) => `${share < 0.001 ? "< 0.1" : (100 * share).toPrecision(share < 0.995 ? 2 : 3)} %`;
 
-/** Returns what a perplexity of so many times the dense model's means. */
-export function quality(ratio) {
+/** Returns how good a model is, in words. */
+export function quality({ method, perplexity_ratio: ratio }) {
+  if (method === "dense") return "the dense model itself";
   if (ratio === null) return "not compared with the dense model";
-  const words = [[1.01, "as good as the dense model"], [1.1, "close to the dense model"], [1.5, "worse than the dense model"]];
-  return words.find(([most]) => ratio <= most)?.[1] ?? "far worse than the dense model";
+  const words = [[1.01, "as good as"], [1.1, "close to"], [1.5, "worse than"]];
+  const found = words.find(([most]) => ratio <= most)?.[1] ?? "far worse than";
+  return `${found} the dense model (${ratio.toFixed(3)} times its perplexity)`;
 }
 
 /** Returns models' names without the words that all begin with. */
 export function shortened(names) {
   const words = names[0].split("-");
   let same = 0;
-  while (names.length > 1 && names.every((name) => name.startsWith(`${words.slice(0, same + 1).join("-")}-`))) same += 1;
+  const start = (count) => `${words.slice(0, count).join("-")}-`;
+  while (names.length > 1 && names.every((name) => name.startsWith(start(same + 1)))) same += 1;
   return names.map((name) => name.split("-").slice(same).join("-"));
 }
 
