@@ -6,6 +6,8 @@ from typing import Any
 
 from tests.tools import debian_program, not_run
 
+WAIT_MS = 20_000
+
 
 @contextmanager
 def chromium() -> Iterator[Any]:
@@ -32,6 +34,7 @@ class Tab:
     def __init__(self, browser: Any, url: str, **context: Any) -> None:
         self.url = url.rstrip("/") + "/"
         self.page = browser.new_context(**context).new_page()
+        self.page.set_default_timeout(WAIT_MS)
         self.complaints: list[str] = []
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

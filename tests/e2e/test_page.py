@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -85,26 +86,35 @@ def test_both_texts_are_those_of_the_service(tab: Tab, client: httpx.Client) -> 
     assert f"tiny-int8: {TOKENS} tokens" in tab.page.text_content("#status")
 
 
-def test_texts_are_shown_while_they_are_written(tab: Tab, settings: Settings, browser: Any) -> None:
-    """The engine is held after the first text's start, so that only a stream can have shown it."""
+def test_texts_are_shown_while_they_are_written(tab: Tab) -> None:
+    tab.open()
+    grown = "new MutationObserver((all) => (window.grown += all.length)).observe(text, {childList: true})"
+    tab.page.evaluate(f"{{window.grown = 0; const text = document.querySelector('.second .text'); {grown}}}")
+    tab.page.evaluate("document.querySelectorAll('.text').forEach((text) => text.replaceChildren())")
+    tab.write(tokens=TOKENS)
+    assert tab.page.evaluate("window.grown") > 5  # cleared, the prompt, the coloured text, and what came between
+
+
+def test_stop_ends_both_texts(browser: Any, settings: Settings) -> None:
+    """The engine is held, so that neither can have ended by itself."""
     gate, engine = threading.Event(), Engine(settings, Metrics())
-    with serving(settings, engine) as held:
-        for slow in _tab(browser, held):
-            slow.open()
-            _occupy(engine, gate)
-            slow.page.click("#write")
-            slow.page.wait_for_selector(".panel .text[aria-busy=true]")
-            assert slow.page.is_enabled("#stop")
-            slow.page.click("#stop")
-            slow.page.wait_for_selector("#status:has-text('tiny-int8: stopped.')")
-            assert not slow.page.is_enabled("#stop")
-            assert slow.page.evaluate("document.activeElement.id") == "write"
+    with serving(settings, engine) as held, _released(engine, gate):
+        for tab in _tab(browser, held):
+            tab.open()
+            tab.page.click("#write")
+            tab.page.wait_for_selector(".second .text[aria-busy=true]")
+            assert tab.page.is_enabled("#stop")
+            tab.page.click("#stop")
+            tab.page.wait_for_selector("#status:has-text('tiny-fp32: stopped. tiny-int8: stopped.')")
+            assert not tab.page.is_enabled("#stop")
+            assert tab.page.evaluate("document.activeElement.id") == "write"
             gate.set()
-            slow.write(tokens=TOKENS)
+            tab.write(tokens=TOKENS)
 
 
-def _occupy(engine: Engine, gate: threading.Event) -> None:
-    """Hold the engine until the gate opens; Playwright has an event loop in this thread."""
+@contextmanager
+def _released(engine: Engine, gate: threading.Event) -> Iterator[None]:
+    """Hold the engine until the gate opens, or the block ends; Playwright has an event loop in this thread."""
 
     async def submit() -> None:
         engine.submit(Steps(1, gate))
@@ -112,6 +122,10 @@ def _occupy(engine: Engine, gate: threading.Event) -> None:
     thread = threading.Thread(target=lambda: asyncio.run(submit()))
     thread.start()
     thread.join()
+    try:
+        yield
+    finally:
+        gate.set()
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])
