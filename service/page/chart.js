@@ -5,9 +5,13 @@ const HEIGHT = 320;
 const MARGIN = { left: 52, right: 14, top: 12, bottom: 44 };
 const SMALL = 5e-4; // a ratio that differs from 1 by this is drawn clearly apart from it
 const RATIOS = [0.9, 0.99, 0.999, 1, 1.001, 1.01, 1.1, 2, 10, 100, 1e3, 1e4, 1e6];
-// Where a label may stand: sideways, downwards.
-const AROUND = [[1, 0], [-1, 0], [0, -1], [0, 1], [1, -1], [1, 1], [-1, -1], [-1, 1]];
 const LINE = 14;
+const FAR = [12, 26, 40, 54, 68, 82, 96, 110];
+const WAYS = [0, ...FAR, ...FAR.map((far) => -far)];
+// Where a label may stand, the nearest place first: pixels sideways and downwards.
+const PLACES = WAYS.flatMap((x) => WAYS.map((y) => [x, y]))
+  .slice(1)
+  .sort((a, b) => Math.hypot(...a) - Math.hypot(...b));
 
 const spread = (ratio) => Math.asinh((ratio - 1) / SMALL);
 
@@ -117,22 +121,22 @@ function drawLabels(svg, points, width) {
     const text = drawn("text", { class: point.side && `${point.side}-label` }, point.name);
     svg.append(text);
     const length = text.getComputedTextLength();
-    const places = [12, 26, 40, 54, 68, 82, 96].flatMap((far) => AROUND.map((way) => beside(point, way, far, length)));
+    const places = PLACES.map((way) => beside(point, way, length));
     const free = (place) => inside(place) && !taken.some((other) => overlap(place, other));
     const place = places.find(free) ?? places[0];
     taken.push(place);
     text.setAttribute("x", place.left);
     text.setAttribute("y", place.bottom - 3);
     const line = `M${point.x} ${point.y}L${place.near} ${place.middle}`;
-    if (place.far > 12) svg.prepend(drawn("path", { class: "leader", d: line }));
+    if (place.far > 20) svg.prepend(drawn("path", { class: "leader", d: line }));
   }
 }
 
-function beside(point, [sideways, downwards], far, length) {
-  const left = point.x + (sideways ? far * sideways : 0) - [length, length / 2, 0][sideways + 1];
-  const top = point.y + far * downwards - [LINE, LINE / 2, 0][downwards + 1];
+function beside(point, [sideways, downwards], length) {
+  const left = point.x + sideways - [length, length / 2, 0][Math.sign(sideways) + 1];
+  const top = point.y + downwards - LINE / 2;
   const near = Math.min(Math.max(point.x, left), left + length);
-  return { ...box(left, top, length, LINE), far, near, middle: top + LINE / 2 };
+  return { ...box(left, top, length, LINE), far: Math.hypot(sideways, downwards), near, middle: top + LINE / 2 };
 }
 
 const box = (left, top, width, height) => ({ left, top, right: left + width, bottom: top + height });

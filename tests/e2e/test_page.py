@@ -23,8 +23,9 @@ pytestmark = pytest.mark.browser
 
 KEY = "page-key-Wb2n"
 TOKENS = 30  # the models of these tests have room for 64
+LETTERS = 12  # pixels from the top of the highest to the foot of the lowest
 NARROW = {"width": 360, "height": 740}
-STOPS = 14  # as often as the Tab key leads from the prompt to the last thing on a page without texts, at most
+STOPS = 14  # more than the page has without texts
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,7 @@ def test_stop_ends_both_texts(browser: Any, settings: Settings) -> None:
     with serving(settings, engine) as held, _released(engine, gate):
         for tab in _tab(browser, held):
             tab.open()
+            tab.page.fill("#tokens", str(TOKENS))
             tab.page.click("#write")
             tab.page.wait_for_selector(".second .text[aria-busy=true]")
             assert tab.page.is_enabled("#stop")
@@ -221,9 +223,8 @@ def test_labels_of_the_chart_cover_nothing(browser: Any, client: httpx.Client, w
 
 
 def _overlap(a: dict[str, float], b: dict[str, float]) -> bool:
-    gap = 3  # of the line's height, which is more than its letters'
-    across = a["x"] < b["x"] + b["width"] and b["x"] < a["x"] + a["width"]
-    return across and a["y"] + gap < b["y"] + b["height"] and b["y"] + gap < a["y"] + a["height"]
+    apart = abs(a["y"] + a["height"] / 2 - b["y"] - b["height"] / 2)
+    return a["x"] < b["x"] + b["width"] and b["x"] < a["x"] + a["width"] and apart < LETTERS
 
 
 def test_memory_is_told(tab: Tab) -> None:
