@@ -34,9 +34,9 @@ def main() -> None:
     """Serve and draw."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.picture", description=__doc__)
     parser.add_argument("artifacts", type=Path, nargs="+", metavar="DIR")
-    with tempfile.TemporaryDirectory() as folder:
-        with replica(parser.parse_args().artifacts, Path(folder) / "log") as served:
-            draw(served.url)
+    artifacts = parser.parse_args().artifacts
+    with tempfile.TemporaryDirectory() as folder, replica(artifacts, Path(folder) / "log") as served:
+        draw(served.url)
 
 
 if __name__ == "__main__":
