@@ -25,6 +25,7 @@ from service.http.openai import routes as openai_routes
 from service.http.openai.chat import chat_routes
 from service.http.openai.chat_template import ChatTemplate
 from service.http.openapi import described
+from service.http.page import page_router
 from service.http.paths import HeadAsGet, Paths
 from service.http.security import RequireKey
 from service.http.state import Service
@@ -75,7 +76,7 @@ def create_app(
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
     template = None if settings.chat_template is None else ChatTemplate.read(settings.chat_template)
-    for router in (routes.text, openai_routes.v1, chat_routes(template), routes.probes):
+    for router in (routes.text, openai_routes.v1, chat_routes(template), routes.probes, page_router()):
         app.include_router(router)
     return app
 

@@ -158,6 +158,7 @@ def _model_info(model: LoadedModel, draft: LoadedModel | None) -> ModelInfo:
         bytes_disk=sum(size.disk for size in manifest.bytes.values()),
         bytes_resident=sum(size.resident for size in manifest.bytes.values()),
         bytes_dense_fp32=sum(size.dense_fp32 for size in manifest.bytes.values()),
+        perplexity=manifest.quality.perplexity,
         perplexity_ratio=manifest.quality.perplexity_ratio,
         draft=None if draft is None else draft.name,
     )

@@ -234,7 +234,8 @@ class DetokenizeResponse(Body):
 class ModelInfo(Body):
     """One served artefact. `bytes_*` are of all weights: on disk, while serving, and as a dense fp32 model.
 
-    `draft` is the model that proposes tokens to it.
+    `perplexity` was measured when it was made, `perplexity_ratio` is that to the dense model's; `draft` is the model
+    that proposes tokens to it.
     """
 
     model_id: str
@@ -248,6 +249,7 @@ class ModelInfo(Body):
     bytes_disk: int
     bytes_resident: int
     bytes_dense_fp32: int
+    perplexity: float
     perplexity_ratio: float | None
     draft: str | None
 
