@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.http.openai.chat_template import ChatTemplate
+from service.chat_template import ChatTemplate
 from service.process.threads import compute_threads
 from service.redis_url import client_of
 

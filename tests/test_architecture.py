@@ -27,7 +27,7 @@ COMPRESSOR = [
     {"__main__"},
 ]
 SERVICE = [
-    {"errors", "process", "redis_parser", "redis_url"},
+    {"chat_template", "errors", "process", "redis_parser", "redis_url"},
     {"settings", "metrics", "engine"},
     {"cache"},
     {"http"},

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from service.cache.answers import AnswerCache
 from service.cache.contractions import ContractionCache
+from service.chat_template import ChatTemplate
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.http.bodies import WholeBodies
@@ -23,7 +24,6 @@ from service.http.lifecycle import Lifecycle
 from service.http.middleware import CountRequests, EndInTime, Identify, error_response, request_id
 from service.http.openai import routes as openai_routes
 from service.http.openai.chat import chat_routes
-from service.http.openai.chat_template import ChatTemplate
 from service.http.openapi import described
 from service.http.page import page_router
 from service.http.paths import HeadAsGet, Paths

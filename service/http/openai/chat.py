@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from service.chat_template import ANSWERS, ChatTemplate
 from service.errors import InvalidRequestError, NoChatError
 from service.http.body_route import BodyRoute
 from service.http.failures import STREAM_DOCS, failures
 from service.http.middleware import request_id
-from service.http.openai.chat_template import ANSWERS, ChatTemplate
 from service.http.openai.completions import openai_events, whole_completion
 from service.http.openai.prompts import completion_jobs
 from service.http.openai.schemas import (

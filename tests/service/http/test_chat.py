@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from openai import OpenAI
 from pydantic import ValidationError
 
-from service.http.openai.chat_template import ChatTemplate
+from service.chat_template import ChatTemplate
 from service.settings import Settings
 from tests.service.conftest import artifacts, serving
 from tests.service.http.test_openai import TEXT
