@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from compressor.artifact.gpt2_config import component_of
 from compressor.codecs import codec_named
 from compressor.errors import check_range
 from compressor.formats import Format
-from compressor.progress import Progress
+from compressor.progress import Progress, silent
 
 Target = Literal["none", "embedding", "qkv", "attn", "mlp", "linears", "all"]
 
@@ -41,6 +41,10 @@ class Statistics:
     row_weights: Tensor | None = None
     difference_moment: Tensor | None = None
     heads: int | None = None
+
+    def of_rows(self, rows: Tensor | slice) -> "Statistics":
+        """Return those of some rows of W."""
+        return self if self.row_weights is None else replace(self, row_weights=self.row_weights[rows])
 
 
 def needed(statistics: Statistics | None, method: str) -> Statistics:
@@ -133,14 +137,16 @@ class Method:
         compress: weight [out, in], config, statistics or None, progress -> the format found.
         target: which matrices it is meant for; the others keep the checkpoint's dtype.
         calibrated: whether it needs statistics.
+        compress_rows: weight [out, in], rows [n], config, statistics or None -> the format of these rows, as they are
+            beside the others; None where the rows by themselves give the same.
     """
 
     config: type[Config]
     compress: Callable[[Tensor, Any, Statistics | None, Progress], Format]
     target: Target
     calibrated: bool = False
+    compress_rows: Callable[[Tensor, Tensor, Any, Statistics | None], Format] | None = None
 
-    @one_thread()
     def found(
         self, name: str, weight: Tensor, config: Config, statistics: Statistics | None, progress: Progress
     ) -> Format:
@@ -150,10 +156,24 @@ class Method:
             ValueError: naming the matrix, if its values or those that come out are not finite, or an option does not
                 suit it.
         """
+        return self._checked(name, weight, lambda: self.compress(weight, config, statistics, progress))
+
+    def found_of_rows(
+        self, name: str, weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None
+    ) -> Format:
+        """Return what is found for some rows [n] of a matrix, as `found`, in less time; raises ValueError."""
+        if self.compress_rows is None:
+            known = statistics and statistics.of_rows(rows)
+            return self.found(name, weight[rows], config, known, silent)
+        find = self.compress_rows
+        return self._checked(name, weight, lambda: find(weight, rows, config, statistics))
+
+    @one_thread()
+    def _checked(self, name: str, weight: Tensor, find: Callable[[], Format]) -> Format:
         if not torch.isfinite(weight).all():
             raise ValueError(f"{name}: must be finite")
         try:
-            form = self.compress(weight, config, statistics, progress)
+            form = find()
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise ValueError(f"{name}: {error}") from error
         if not torch.isfinite(form.dense()).all():

@@ -57,12 +57,22 @@ def compress(
     Raises:
         ValueError: if there are no statistics, or the rank is too large.
     """
+    return compress_rows(weight, torch.arange(len(weight)), config, statistics, progress)
+
+
+def compress_rows(
+    weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None, progress: Progress = silent
+) -> LowRank:
+    """Return the factors of some rows [n] of `weight` [out, in], with the right factor of all; raises ValueError."""
     statistics = needed(statistics, "rotated_svd")
     check_range("rank", config.rank, 1, min(weight.shape))
     right, left, known = _fitted(weight, replace(config, codec=Config.codec), statistics)
-    coded = {"left": _rounded(left, config.codec, config, known, progress), "right": deepcopy(right)}
+    coded = {
+        "left": _rounded(left[rows], config.codec, config, known.of_rows(rows), progress),
+        "right": deepcopy(right),
+    }
     options = {"rank": config.rank, "row_scale": False, "column_offset": False}
-    return LowRank((weight.shape[0], weight.shape[1]), coded, options)
+    return LowRank((len(rows), weight.shape[1]), coded, options)
 
 
 @lru_cache(maxsize=1)  # the left factors of one rank share it, whatever their codec
@@ -70,7 +80,7 @@ def _fitted(weight: Tensor, config: Config, statistics: Statistics) -> tuple[Cod
     """Return the right factor as stored, the left one fitted to it [out, r], and the statistics of right x."""
     moment = statistics.second_moment
     wide = _rotated_right(weight, config, statistics)  # [r, in]
-    right = _rounded(wide, config.right_codec, config, _of_inputs(moment), silent)
+    right = _rounded(wide, config.right_codec, config, Statistics(second_moment=moment), silent)
     decoded = right.decode().double()
     seen = decoded @ moment.double()  # [r, in]
     inner = seen @ decoded.T  # second moment of right x [r, r]
@@ -81,11 +91,9 @@ def _fitted(weight: Tensor, config: Config, statistics: Statistics) -> tuple[Cod
 
 def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Tensor:
     """Return the right factor [r, in], fp32, whose left factor's columns have equal weighted variances."""
-    root, values, vectors = _spectrum(weight, config.damping, statistics)
-    values, basis = values[-config.rank :].clamp_min(values[-1] * 1e-12), vectors[:, -config.rank :]
+    values, spread = (found[-config.rank :] for found in _spectrum(weight, config.damping, statistics))
     mean = values.mean()
-    spread = (values / torch.where(mean > 0, mean, 1)).sqrt().unsqueeze(-1)  # [r, 1], zeros for a matrix of zeros
-    right: Tensor = spread * torch.linalg.solve_triangular(root, basis.T, upper=False, left=False)  # [r, in]
+    right = spread / torch.where(mean > 0, mean, 1).sqrt()  # [r, in], zeros for a matrix of zeros
     random = torch.Generator().manual_seed(config.seed)
     mixed = torch.randn(config.rank, config.rank, dtype=torch.float64, generator=random)
     rotation: Tensor = torch.linalg.qr(mixed)[0]
@@ -93,18 +101,20 @@ def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Te
 
 
 @lru_cache(maxsize=1)  # all ranks share it
-def _spectrum(weight: Tensor, damping: float, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the root of the second moment, and the weighted variances [in], rising, with their directions."""
+def _spectrum(weight: Tensor, damping: float, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Return the weighted variances [k], rising, and right factors of such variances [k, in], k = min(out, in)."""
     root = root_of(statistics.second_moment, damping)
-    seen = weight.double() @ root  # [out, in]
-    weighted = seen if statistics.row_weights is None else seen * statistics.row_weights.double().unsqueeze(-1)
-    values, vectors = torch.linalg.eigh(seen.T @ weighted)
-    return root, values, vectors
-
-
-@lru_cache(maxsize=1)  # so that GPTQ finds what it has made of it
-def _of_inputs(moment: Tensor) -> Statistics:
-    return Statistics(second_moment=moment)
+    weighted = weight.double()
+    if statistics.row_weights is not None:
+        weighted = weighted * statistics.row_weights.double().sqrt().unsqueeze(-1)
+    seen = weighted @ root  # [out, in]
+    if len(seen) < seen.shape[1]:
+        values, vectors = torch.linalg.eigh(seen @ seen.T)
+        return values.clamp_min(0), vectors.T @ weighted  # U^T A = S V^T, and so without the root's inverse
+    values, vectors = torch.linalg.eigh(seen.T @ seen)
+    values = values.clamp_min(values[-1] * 1e-12)
+    right = torch.linalg.solve_triangular(root, vectors.T, upper=False, left=False)
+    return values, values.sqrt().unsqueeze(-1) * right
 
 
 def _rounded(values: Tensor, codec: str, config: Config, statistics: Statistics, progress: Progress) -> Coded:
