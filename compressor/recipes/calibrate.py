@@ -112,7 +112,8 @@ def by_layer(
     """
     if ids.dim() != 2 or not ids.numel():
         raise ValueError(f"ids must have shape [rows, T] and not be empty, not {list(ids.shape)}")
-    left = set(names)
+    if not (left := set(names)):
+        return
     states = [model.embedded(batch) for batch in ids.split(max(1, COLLECT_TOKENS // ids.shape[1]))]
     if "wpe" in left:
         left.remove("wpe")
