@@ -137,16 +137,17 @@ class Method:
         compress: weight [out, in], config, statistics or None, progress -> the format found.
         target: which matrices it is meant for; the others keep the checkpoint's dtype.
         calibrated: whether it needs statistics.
-        compress_rows: weight [out, in], rows [n], config, statistics or None -> the format of these rows, as they are
-            beside the others; None where the rows by themselves give the same.
+        compress_rows: weight [out, in], rows [n], config, statistics or None -> these rows of what would be found
+            [n, in]; None where they are found by themselves.
     """
 
     config: type[Config]
     compress: Callable[[Tensor, Any, Statistics | None, Progress], Format]
     target: Target
     calibrated: bool = False
-    compress_rows: Callable[[Tensor, Tensor, Any, Statistics | None], Format] | None = None
+    compress_rows: Callable[[Tensor, Tensor, Any, Statistics | None], Tensor] | None = None
 
+    @one_thread()
     def found(
         self, name: str, weight: Tensor, config: Config, statistics: Statistics | None, progress: Progress
     ) -> Format:
@@ -156,30 +157,32 @@ class Method:
             ValueError: naming the matrix, if its values or those that come out are not finite, or an option does not
                 suit it.
         """
-        return self._checked(name, weight, lambda: self.compress(weight, config, statistics, progress))
-
-    def found_of_rows(
-        self, name: str, weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None
-    ) -> Format:
-        """Return what is found for some rows [n] of a matrix, as `found`, in less time; raises ValueError."""
-        if self.compress_rows is None:
-            known = statistics and statistics.of_rows(rows)
-            return self.found(name, weight[rows], config, known, silent)
-        find = self.compress_rows
-        return self._checked(name, weight, lambda: find(weight, rows, config, statistics))
-
-    @one_thread()
-    def _checked(self, name: str, weight: Tensor, find: Callable[[], Format]) -> Format:
         if not torch.isfinite(weight).all():
             raise ValueError(f"{name}: must be finite")
-        try:
-            form = find()
-        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise ValueError(f"{name}: {error}") from error
+        with _naming(name):
+            form = self.compress(weight, config, statistics, progress)
         if not torch.isfinite(form.dense()).all():
             largest = float(weight.abs().max())
             raise ValueError(f"{name}: has values up to {largest:.3g}, of which the method makes infinities")
         return form
+
+    @one_thread()
+    def found_rows(
+        self, name: str, weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None
+    ) -> Tensor:
+        """Return some rows [n, in] of what is found for the matrix called `name`, in less time; raises ValueError."""
+        with _naming(name):
+            if self.compress_rows is not None:
+                return self.compress_rows(weight, rows, config, statistics)
+            return self.compress(weight[rows], config, statistics and statistics.of_rows(rows), silent).dense()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise ValueError(f"{name}: {error}") from error
 
 
 def is_target(name: str, target: Target) -> bool:

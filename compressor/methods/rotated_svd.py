@@ -57,27 +57,22 @@ def compress(
     Raises:
         ValueError: if there are no statistics, or the rank is too large.
     """
-    return compress_rows(weight, torch.arange(len(weight)), config, statistics, progress)
-
-
-def compress_rows(
-    weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None, progress: Progress = silent
-) -> LowRank:
-    """Return the factors of some rows [n] of `weight` [out, in], with the right factor of all; raises ValueError."""
-    statistics = needed(statistics, "rotated_svd")
-    check_range("rank", config.rank, 1, min(weight.shape))
-    right, left, known = _fitted(weight, replace(config, codec=Config.codec), statistics)
-    coded = {
-        "left": _rounded(left[rows], config.codec, config, known.of_rows(rows), progress),
-        "right": deepcopy(right),
-    }
+    right, left, known = _fitted(weight, replace(config, codec=Config.codec), needed(statistics, "rotated_svd"))
+    coded = {"left": _rounded(left, config.codec, config, known, progress), "right": deepcopy(right)}
     options = {"rank": config.rank, "row_scale": False, "column_offset": False}
-    return LowRank((len(rows), weight.shape[1]), coded, options)
+    return LowRank((weight.shape[0], weight.shape[1]), coded, options)
+
+
+def compress_rows(weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None) -> Tensor:
+    """Return some rows [n, in] of the product that `compress` finds, since the right factor is that of all rows."""
+    right, left, known = _fitted(weight, replace(config, codec=Config.codec), needed(statistics, "rotated_svd"))
+    return _rounded(left[rows], config.codec, config, known.of_rows(rows), silent).decode() @ right.decode()
 
 
 @lru_cache(maxsize=1)  # the left factors of one rank share it, whatever their codec
 def _fitted(weight: Tensor, config: Config, statistics: Statistics) -> tuple[Coded, Tensor, Statistics]:
     """Return the right factor as stored, the left one fitted to it [out, r], and the statistics of right x."""
+    check_range("rank", config.rank, 1, min(weight.shape))
     moment = statistics.second_moment
     wide = _rotated_right(weight, config, statistics)  # [r, in]
     right = _rounded(wide, config.right_codec, config, Statistics(second_moment=moment), silent)

@@ -172,7 +172,7 @@ class Search:
         missing = []
         for name in names:
             if (kept := self._kept(f"statistics-{name}")) is not None:
-                yield name, Statistics(**kept[0], **kept[1])
+                yield name, Statistics(**kept[0], heads=kept[1]["heads"])
             else:
                 missing.append(name)
         for name, found in calibrate.by_layer(self.dense, self.ids, missing):

@@ -190,8 +190,7 @@ def estimated(piece: Piece, weight: Tensor, statistics: Statistics, losses: list
     rows, choices = sampled_rows(len(weight)), []
     for method, options in candidates(piece.matrix, (weight.shape[0], weight.shape[1])):
         find = METHODS[method]
-        form = find.found_of_rows(piece.name, weight, rows, find.config(**options), statistics)
-        error = form.dense() - weight[rows]
+        error = find.found_rows(piece.name, weight, rows, find.config(**options), statistics) - weight[rows]
         kl = float(sum(loss.of(error, rows, weight) for loss in losses))
         kl = min(max(kl, LEAST_KL), UNUSABLE) if math.isfinite(kl) else UNUSABLE
         choices.append(Choice(piece, method, options, size_bytes(options, (weight.shape[0], weight.shape[1])), kl))
