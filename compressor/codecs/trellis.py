@@ -19,6 +19,7 @@ from compressor.codecs.groups import pack, unpack
 from compressor.runtime._decoder import LANES, TRELLIS_LEVELS
 
 DEVIATIONS = {1: 58.03, 2: 45.79, 3: 39.39, 4: 35.89}  # levels of a standard deviation, for which they were made
+REFIT_ROWS = 2048  # whose products exist in fp64 at a time
 LEAST_WEIGHT = 1e-4  # of a row, of the largest: the best of its 16 rows does not get all the bits
 
 
@@ -118,9 +119,12 @@ class _TrellisGrid(Grid):
         return rounded[0] * scale
 
     def refit(self, weight: Tensor, rounded: Tensor, moment: Tensor) -> Tensor:
-        seen = rounded.double() @ moment.double()
-        silent = ~((seen * rounded.double()).sum(1, keepdim=True) > 0)  # rows whose products are all zeros
-        factor = _best_scale(weight, rounded, torch.where(silent, rounded.double(), seen)).float()
+        known, factors = moment.double(), []
+        for target, levels in zip(weight.split(REFIT_ROWS), rounded.split(REFIT_ROWS), strict=True):
+            seen = levels.double() @ known
+            silent = ~((seen * levels.double()).sum(1, keepdim=True) > 0)  # rows whose products are all zeros
+            factors.append(_best_scale(target, levels, torch.where(silent, levels.double(), seen)).float())
+        factor = torch.cat(factors)
         self.scale = self.scale * factor
         return rounded * factor
 

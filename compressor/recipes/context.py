@@ -13,6 +13,7 @@ from torch import Tensor
 from compressor.artifact.tokenizer import read_tokenizer
 from compressor.huggingface import Checkpoint
 from compressor.methods.base import Statistics, Target, is_target
+from compressor.process.memory import give_back
 from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.recipes.checkpoint import digest
@@ -78,7 +79,9 @@ class Context:
         about = ["sampled", digest(model, asdict(model.config)), tokens, seed]
 
         def sample() -> NDArray[np.int64]:
-            return sample_text(model.decoder(), tokens, seed, self.progress).numpy()
+            text = sample_text(model.decoder(), tokens, seed, self.progress).numpy()
+            give_back()  # what keys and values have used
+            return text
 
         return torch.from_numpy(kept.found_or_made(about, sample))
 

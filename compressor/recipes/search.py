@@ -24,6 +24,7 @@ from compressor.formats import Format, Spec, from_tensors
 from compressor.gpt2 import GPT2
 from compressor.methods import METHODS
 from compressor.methods.base import Statistics
+from compressor.process.memory import give_back
 from compressor.progress import Echo, Progress, ignore, silent
 from compressor.recipes import calibrate, checkpoint, divergence, sensitivity
 from compressor.recipes.divergence import UNUSABLE, Reference
@@ -153,8 +154,11 @@ class Search:
 
     def _beside_others(self, piece: Piece, form: Format) -> Tensor:
         """Return a matrix [out, in] of which one piece has another form."""
-        weight = self.dense.matrices()[piece.matrix].dense()
-        return torch.cat([weight[: piece.rows.start], form.dense(), weight[piece.rows.stop :]])
+        if piece.whole:
+            return form.dense()
+        weight = self.dense.matrices()[piece.matrix].dense().clone()
+        weight[piece.rows] = form.dense()
+        return weight
 
     def _with_statistics(self, wanted: Iterable[Piece]) -> Iterator[Task]:
         """Yield every piece, its weight [out, in] and statistics, in the order in which these are there."""
@@ -166,6 +170,7 @@ class Search:
             for piece in by_matrix[name]:
                 part = weight if piece.whole else weight[piece.rows].clone()
                 yield piece, part, statistics.of_rows(piece.rows)
+            give_back()  # what its tasks have used
 
     def _statistics(self, names: Iterable[str]) -> Iterator[tuple[str, Statistics]]:
         """Yield the statistics of matrices, first those that are kept."""
