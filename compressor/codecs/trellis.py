@@ -109,14 +109,13 @@ class _TrellisGrid(Grid):
         scale = codec.first_scale(weight)
         super().__init__(scale, torch.zeros_like(scale), weight.shape[1], -128, 128)
         self._codec = codec
-        self._weights = _weights(scale, row_weights)
+        self._weights, self._divisor = _weights(scale, row_weights), _divisor(scale[:, 0])
         self._codes = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.uint8)
 
     def round(self, values: Tensor, column: int) -> Tensor:
-        scale = self.scale[:, 0]
-        codes, rounded = self._codec.search((values / _divisor(scale)).unsqueeze(0), self._weights)
+        codes, rounded = self._codec.search((values / self._divisor).unsqueeze(0), self._weights)
         self._codes[column] = codes[0]
-        return rounded[0] * scale
+        return rounded[0] * self.scale[:, 0]
 
     def refit(self, weight: Tensor, rounded: Tensor, moment: Tensor) -> Tensor:
         known, factors = moment.double(), []

@@ -46,15 +46,16 @@ class Loss:
         """Return that of some rows alone."""
         return Loss(self.weights[rows].clone(), self.moment)
 
-    def of(self, error: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-        """Return the KL of all rows of a `weight` [out, in] for the error [n, in] of some `rows` [n].
+    def of(self, error: Tensor) -> float:
+        """Return the KL of an error [out, in]."""
+        return float((error @ self.moment * error).sum(1) @ self.weights) / 2
 
-        Errors of the others are taken to be as large, compared to the rows.
-        """
-        found = (error @ self.moment * error).sum(1) @ self.weights[rows]
+    def sampled(self, weight: Tensor, rows: Tensor) -> "Loss":
+        """Return a loss of errors of some rows [n] of `weight` [out, in], which stand for those of all in proportion."""
         sizes = self.weights * weight.square().sum(1)
         known = sizes[rows].sum()
-        return found * torch.where(known > 0, sizes.sum() / known, len(weight) / len(rows)) / 2
+        factor = torch.where(known > 0, sizes.sum() / known, len(weight) / len(rows))
+        return Loss(self.weights[rows] * factor, self.moment)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,10 +189,11 @@ def estimated(piece: Piece, weight: Tensor, statistics: Statistics, losses: list
         losses: of these rows, which add up.
     """
     rows, choices = sampled_rows(len(weight)), []
+    losses = [loss.sampled(weight, rows) for loss in losses]
     for method, options in candidates(piece.matrix, (weight.shape[0], weight.shape[1])):
         find = METHODS[method]
         error = find.found_rows(piece.name, weight, rows, find.config(**options), statistics) - weight[rows]
-        kl = float(sum(loss.of(error, rows, weight) for loss in losses))
+        kl = sum(loss.of(error) for loss in losses)
         kl = min(max(kl, LEAST_KL), UNUSABLE) if math.isfinite(kl) else UNUSABLE
         choices.append(Choice(piece, method, options, size_bytes(options, (weight.shape[0], weight.shape[1])), kl))
     return choices
