@@ -38,7 +38,7 @@ Choose = Callable[[Choices], Mapping[str, Choice]]
 Task = tuple[Piece, Tensor, Statistics]
 
 ROUNDS = 6
-PASSES = 50  # of the backward pass that the search takes as long as, or less
+PASSES = 25  # of the backward pass that the search takes as long as, or less
 TOLD_MINUTES = 1  # from which on a user is told at once how long it takes
 
 

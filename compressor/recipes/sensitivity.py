@@ -51,7 +51,7 @@ class Loss:
         return float((error @ self.moment * error).sum(1) @ self.weights) / 2
 
     def sampled(self, weight: Tensor, rows: Tensor) -> "Loss":
-        """Return a loss of errors of some rows [n] of `weight` [out, in], which stand for those of all in proportion."""
+        """Return a loss of errors of some rows [n] of `weight` [out, in], which stand for those of all."""
         sizes = self.weights * weight.square().sum(1)
         known = sizes[rows].sum()
         factor = torch.where(known > 0, sizes.sum() / known, len(weight) / len(rows))

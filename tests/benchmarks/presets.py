@@ -1,8 +1,8 @@
 """A preset of gpt2-mini, carried over to a larger GPT-2.
 
-What a budget buys takes over an hour to measure for 124M parameters, and says nothing about random weights. Speed and
-memory depend on the forms alone: each matrix takes the one that was chosen at the same depth of gpt2-mini, each block
-of the token table that of the same block, with ranks in proportion to the width.
+What a budget buys for random weights says nothing about trained ones. Speed and memory depend on the forms alone: each
+matrix takes the one that was chosen at the same depth of gpt2-mini, each block of the token table that of the same
+block, with ranks in proportion to the width.
 """
 
 import json
