@@ -2,9 +2,9 @@
 
 1. Every candidate of every piece gets an estimate of its loss, see `compressor.recipes.sensitivity`. Statistics are
    those of one layer at a time.
-2. What is chosen by these is found, and the KL divergence of the dense model with only that piece replaced is
-   measured. The measurement replaces the estimate, and scales those of the piece's other candidates that it is the
-   nearest to. Then it is chosen anew, until nothing is chosen that was not measured.
+2. What is chosen by these, and its rivals, are found, and the KL divergence of the dense model with only that piece
+   replaced is measured. The measurement replaces the estimate, and scales those of the piece's other candidates that it
+   is the nearest to. Then it is chosen anew, until nothing is chosen that was not measured.
 
 A journal keeps every estimate, statistic and form, as soon as it is there.
 """
@@ -38,6 +38,7 @@ Choose = Callable[[Choices], Mapping[str, Choice]]
 Task = tuple[Piece, Tensor, Statistics]
 
 ROUNDS = 6
+RIVAL_BYTES, RIVAL_KL = 1.4, 1.6  # how many times as many, or as few, bytes a rival has, and as much loss
 PASSES = 25  # of the backward pass that the search takes as long as, or less
 TOLD_MINUTES = 1  # from which on a user is told at once how long it takes
 
@@ -115,16 +116,18 @@ class Search:
         forms: dict[tuple[str, str], Format] = {}
         measured: dict[str, dict[str, float]] = {piece.name: {} for piece in self.pieces}
         for _ in range(ROUNDS):
-            chosen = choose(self._corrected(measured))
-            if not (new := [c for name, c in chosen.items() if str(c) not in measured[name]]):
+            known = self._corrected(measured)
+            chosen = choose(known)
+            wanted = [rival for name, choice in chosen.items() for rival in rivals(choice, known[name])]
+            if not (new := [c for c in wanted if str(c) not in measured[c.piece.name]]):
                 break
             answers = self.progress(self._measured(new), label="Measuring what is chosen", total=len(new))
             for choice, form, kl in answers:
                 measured[choice.piece.name][str(choice)] = kl
                 forms[choice.piece.name, str(choice)] = form
         else:
-            all_of = self._corrected(measured)
-            chosen = choose({name: [c for c in all_of[name] if str(c) in measured[name]] for name in all_of})
+            known = self._corrected(measured)
+            chosen = choose({name: [c for c in known[name] if str(c) in measured[name]] for name in known})
         taken = [(choice.piece, forms[name, str(choice)]) for name, choice in chosen.items()]
         matrices = assembled(taken)
         together = self._reference.kl({name: form.dense() for name, form in matrices.items()})
@@ -139,16 +142,16 @@ class Search:
 
     def _measured(self, choices: Iterable[Choice]) -> Iterator[tuple[Choice, Format, float]]:
         """Yield every choice with its form and its loss."""
-        left = {}
+        left: dict[str, list[Choice]] = {}
         for choice in choices:
             if (known := self._found_before(choice)) is not None:
                 yield choice, *known
             else:
-                left[choice.piece.name] = choice
-        tasks = self._with_statistics([choice.piece for choice in left.values()])
-        for piece, form in self.executor.map(_found, ((left[task[0].name], *task) for task in tasks)):
-            choice = left[piece.name]
-            kl = self._reference.kl({piece.matrix: self._beside_others(piece, form)})
+                left.setdefault(choice.piece.name, []).append(choice)
+        wanted = self._with_statistics([choices[0].piece for choices in left.values()])
+        tasks = ((choice, *known) for piece, *known in wanted for choice in left[piece.name])
+        for choice, form in self.executor.map(_found, tasks):
+            kl = self._reference.kl({choice.piece.matrix: self._beside_others(choice.piece, form)})
             self._keep(f"form-{choice.file_name}", form.tensors(), {"spec": form.spec().model_dump(), "kl": kl})
             yield choice, form, kl
 
@@ -211,6 +214,15 @@ class Search:
             self.journal.write(name, tensors, about)
 
 
+def rivals(chosen: Choice, choices: Iterable[Choice]) -> list[Choice]:
+    """Return what was chosen and the candidates of about its bytes that may lose less, since estimates err."""
+    return [
+        choice
+        for choice in choices
+        if 1 / RIVAL_BYTES < choice.size_bytes / chosen.size_bytes < RIVAL_BYTES and choice.kl <= RIVAL_KL * chosen.kl
+    ]
+
+
 def corrected(choices: list[Choice], measured: Mapping[str, float]) -> list[Choice]:
     """Return the candidates of a piece with losses as they were `measured`, and the others in proportion.
 
@@ -241,7 +253,7 @@ def _estimated(task: tuple[Piece, Tensor, Statistics, list[Loss]]) -> list[Choic
 
 
 @torch.inference_mode()
-def _found(task: tuple[Choice, Piece, Tensor, Statistics]) -> tuple[Piece, Format]:
-    choice, piece, weight, statistics = task
+def _found(task: tuple[Choice, Tensor, Statistics]) -> tuple[Choice, Format]:
+    choice, weight, statistics = task
     config = METHODS[choice.method].config(**choice.options)
-    return piece, METHODS[choice.method].found(piece.name, weight, config, statistics, silent)
+    return choice, METHODS[choice.method].found(choice.piece.name, weight, config, statistics, silent)
