@@ -25,6 +25,8 @@ from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.methods.whitened_svd import root_of
 from compressor.progress import Progress, silent
 
+ROWS = 4096  # whose products exist in fp64 at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(WhitenedConfig):
@@ -80,8 +82,9 @@ def _fitted(weight: Tensor, config: Config, statistics: Statistics) -> tuple[Cod
     seen = decoded @ moment.double()  # [r, in]
     inner = seen @ decoded.T  # second moment of right x [r, r]
     root = root_of(inner, config.damping / 10)
-    left = torch.cholesky_solve(seen @ weight.double().T, root).T  # W M R^T (R M R^T)^-1 [out, r]
-    return right, left.float(), replace(statistics, second_moment=inner.float(), difference_moment=None)
+    parts = (torch.cholesky_solve(seen @ part.double().T, root).T.float() for part in weight.split(ROWS))
+    left = torch.cat([*parts])  # W M R^T (R M R^T)^-1 [out, r]
+    return right, left, replace(statistics, second_moment=inner.float(), difference_moment=None)
 
 
 def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Tensor:
@@ -99,14 +102,18 @@ def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Te
 def _spectrum(weight: Tensor, damping: float, statistics: Statistics) -> tuple[Tensor, Tensor]:
     """Return the weighted variances [k], rising, and right factors of such variances [k, in], k = min(out, in)."""
     root = root_of(statistics.second_moment, damping)
-    weighted = weight.double()
-    if statistics.row_weights is not None:
-        weighted = weighted * statistics.row_weights.double().sqrt().unsqueeze(-1)
-    seen = weighted @ root  # [out, in]
-    if len(seen) < seen.shape[1]:
+    weights = torch.ones(len(weight)) if statistics.row_weights is None else statistics.row_weights
+    scales = weights.double().sqrt().unsqueeze(-1)
+    if len(weight) < weight.shape[1]:
+        weighted = scales * weight.double()
+        seen = weighted @ root  # [out, in]
         values, vectors = torch.linalg.eigh(seen @ seen.T)
         return values.clamp_min(0), vectors.T @ weighted  # U^T A = S V^T, and so without the root's inverse
-    values, vectors = torch.linalg.eigh(seen.T @ seen)
+    variance = torch.zeros_like(root)
+    for part, scale in zip(weight.split(ROWS), scales.split(ROWS), strict=True):
+        seen = scale * part.double() @ root  # [rows, in]
+        variance += seen.T @ seen
+    values, vectors = torch.linalg.eigh(variance)
     values = values.clamp_min(values[-1] * 1e-12)
     right = torch.linalg.solve_triangular(root, vectors.T, upper=False, left=False)
     return values, values.sqrt().unsqueeze(-1) * right

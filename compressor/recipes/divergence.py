@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.formats import Dense
+from compressor.formats import Dense, Format
 from compressor.gpt2 import GPT2
-from compressor.recipes.heal import HEAD_ROWS
 
 MEASURED_TOKENS = 512
+HEAD_ROWS = 64  # positions whose logits exist at a time: 13 MB at V = 50257
 DRAWN_TOKENS = 64  # of the vocabulary, whose logits stand for all
 UNUSABLE = 1e9  # nats per token, more than any model that can be served loses
 
@@ -52,13 +52,14 @@ class Reference:
         return cls(dense, ids, states, torch.cat(drawn), torch.cat(logits))
 
     @torch.inference_mode()
-    def kl(self, changed: Mapping[str, Tensor]) -> float:
-        """Return the mean KL divergence of the dense model with some matrices [out, in] changed, nats per token.
+    def kl(self, changed: Mapping[str, Format]) -> float:
+        """Return the mean KL divergence of the dense model with some matrices changed, nats per token.
 
         KL(p || q) = log E_p exp(d) - E_p d, where d is by how much a token's logit has changed. It is UNUSABLE where
         the model's logits are not finite.
         """
-        model = self.dense.with_matrices({name: Dense.of(weight, "fp32") for name, weight in changed.items()})
+        tables = {name: Dense.of(changed[name].dense(), "fp32") for name in changed if not name.startswith("h.")}
+        model = self.dense.with_matrices({**changed, **tables})  # linears are decoded as they are multiplied
         first = min(_first_half(name, len(self.states) - 1) for name in changed)
         x = model.embedded(self.ids) if changed.keys() & {"wte", "wpe"} else self.states[first]
         for half in model.halves()[first:]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from compressor import __version__
-from compressor.formats import Format, Spec, from_tensors
+from compressor.formats import Dense, Format, Spec, from_tensors
 from compressor.gpt2 import GPT2
 from compressor.methods import METHODS
 from compressor.methods.base import Statistics
@@ -130,7 +130,8 @@ class Search:
             chosen = choose({name: [c for c in known[name] if str(c) in measured[name]] for name in known})
         taken = [(choice.piece, forms[name, str(choice)]) for name, choice in chosen.items()]
         matrices = assembled(taken)
-        together = self._reference.kl({name: form.dense() for name, form in matrices.items()})
+        together = self._reference.kl(matrices)
+        give_back()
         return Found(chosen, matrices, self._corrected(measured), together)
 
     @cached_property
@@ -155,13 +156,13 @@ class Search:
             self._keep(f"form-{choice.file_name}", form.tensors(), {"spec": form.spec().model_dump(), "kl": kl})
             yield choice, form, kl
 
-    def _beside_others(self, piece: Piece, form: Format) -> Tensor:
-        """Return a matrix [out, in] of which one piece has another form."""
+    def _beside_others(self, piece: Piece, form: Format) -> Format:
+        """Return a matrix of which one piece has another form."""
         if piece.whole:
-            return form.dense()
+            return form
         weight = self.dense.matrices()[piece.matrix].dense().clone()
         weight[piece.rows] = form.dense()
-        return weight
+        return Dense.of(weight, "fp32")
 
     def _with_statistics(self, wanted: Iterable[Piece]) -> Iterator[Task]:
         """Yield every piece, its weight [out, in] and statistics, in the order in which these are there."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compressor.artifact.gpt2_config import GPT2Config
+from compressor.formats import Dense
 from compressor.gpt2 import GPT2
 from compressor.methods import quantize
 from compressor.methods.base import is_target
@@ -19,7 +21,7 @@ from compressor.recipes.divergence import Reference
 from compressor.recipes.heal import distillation_loss
 from compressor.recipes.journal import Journal
 from compressor.recipes.pieces import Choice, Piece, candidates
-from compressor.recipes.search import Found, Search, corrected, identity
+from compressor.recipes.search import Found, Search, corrected, identity, rivals
 from tests.conftest import tiny_model
 
 T = TypeVar("T")
@@ -55,7 +57,7 @@ def test_what_is_measured_is_the_divergence_of_the_whole_vocabulary(
             other = model.with_matrices({name: quantize.compress(form.dense(), quantize.Config(codec="int3"))})
             logits = [m.logits(m(ids).flatten(0, 1)) for m in (other, model)]
             exact = float(distillation_loss(*logits)) / ids.numel()
-            found = reference.kl({name: other.matrices()[name].dense()})
+            found = reference.kl({name: other.matrices()[name]})
             assert found == pytest.approx(exact, rel=0.05, abs=1e-6), name
 
 
@@ -71,7 +73,7 @@ def test_a_small_error_loses_what_is_estimated(dense: GPT2, is_tied: bool, monke
         error = 0.02 * weight.std() * torch.randn(weight.shape, generator=random)
         losses = known.losses(name, statistics, len(weight))
         estimate = sum(loss.of(error) for loss in losses)
-        assert 0.4 < estimate / reference.kl({name: weight + error}) < 2.5, name
+        assert 0.4 < estimate / reference.kl({name: Dense.of(weight + error, "fp32")}) < 2.5, name
 
 
 def test_rows_say_what_all_lose() -> None:
@@ -105,6 +107,13 @@ def test_a_measurement_corrects_the_estimates_that_it_is_nearest_to() -> None:
     assert corrected(choices, {}) == choices
 
 
+def test_rivals_have_about_the_bytes_and_may_lose_less() -> None:
+    sizes = [100, 80, 100, 150, 139]
+    found = _choices([1.0, 1.5, 1.7, 0.5, 0.1])
+    choices = [replace(choice, size_bytes=size) for choice, size in zip(found, sizes, strict=True)]
+    assert rivals(choices[0], choices) == [choices[0], choices[1], choices[4]]
+
+
 @pytest.mark.parametrize("ratio", [4.0, 5.0, 6.0])
 def test_what_is_chosen_was_measured_and_fits(dense: GPT2, ratio: float) -> None:
     search = Search(dense=dense, ids=IDS)
@@ -117,7 +126,7 @@ def test_what_is_chosen_was_measured_and_fits(dense: GPT2, ratio: float) -> None
     assert found.chosen.keys() == found.matrices.keys() == search.estimates.keys()
     for name, choice in found.chosen.items():
         assert choice.size_bytes == found.matrices[name].num_bytes
-        assert choice.kl == reference.kl({name: found.matrices[name].dense()})
+        assert choice.kl == reference.kl({name: found.matrices[name]})
         assert choice in found.choices[name]
     spent = sum(c.size_bytes for c in found.chosen.values()) + budget.vector_bytes(dense, "fp32")
     assert spent <= budget.dense_bytes(dense, "all") / ratio
