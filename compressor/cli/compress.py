@@ -155,7 +155,7 @@ def _compress(
         context = Context(checkpoint=checkpoint, texts=texts, executor=executor, progress=bar, echo=say)
         bits: Any = run.activations
         manifest = build(context, plan, out, healing=healing, text=text, activations=bits, force=run.force)
-    _print_plan(manifest.provenance.config.get("plan", []))
+    _print_plan(manifest.provenance.config)
     _print_result(out, manifest)
 
 
@@ -180,15 +180,17 @@ def refuse_beside(chosen: str, others: dict[str, Any]) -> None:
         raise ValueError(f"{given[0]} does not go with {chosen}; leave one of them out")
 
 
-def _print_plan(plan: list[dict[str, Any]]) -> None:
-    """Print what was chosen for every matrix, and what the next step up would have bought."""
-    if not plan:
+def _print_plan(config: dict[str, Any]) -> None:
+    """Print what a budget chose for every matrix, what the next step up would have bought, and what all of it loses."""
+    if "plan" not in config:
         return
     table = Table("piece", "choice", "bytes", "KL alone", "next step up", "KL saved per kB")
-    for row in plan:
+    for row in config["plan"]:
         saved = f"{row['kl_per_kb']:.6f}" if "next" in row else ""
         table.add_row(row["piece"], row["choice"], f"{row['bytes']:,}", f"{row['kl']:.5f}", row.get("next", ""), saved)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    kl = config["kl"]
+    print(f"KL from the dense model: {kl['predicted']:.5f} predicted, {kl['measured']:.5f} measured (before healing)")
 
 
 def _print_result(out: Path, manifest: "Manifest") -> None:

@@ -19,6 +19,7 @@ from compressor.codecs.groups import pack, unpack
 from compressor.runtime._decoder import LANES, TRELLIS_LEVELS
 
 DEVIATIONS = {1: 58.03, 2: 45.79, 3: 39.39, 4: 35.89}  # levels of a standard deviation, for which they were made
+REFIT_ROWS = 2048  # whose products exist in fp64 at a time
 LEAST_WEIGHT = 1e-4  # of a row, of the largest: the best of its 16 rows does not get all the bits
 
 
@@ -108,19 +109,21 @@ class _TrellisGrid(Grid):
         scale = codec.first_scale(weight)
         super().__init__(scale, torch.zeros_like(scale), weight.shape[1], -128, 128)
         self._codec = codec
-        self._weights = _weights(scale, row_weights)
+        self._weights, self._divisor = _weights(scale, row_weights), _divisor(scale[:, 0])
         self._codes = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.uint8)
 
     def round(self, values: Tensor, column: int) -> Tensor:
-        scale = self.scale[:, 0]
-        codes, rounded = self._codec.search((values / _divisor(scale)).unsqueeze(0), self._weights)
+        codes, rounded = self._codec.search((values / self._divisor).unsqueeze(0), self._weights)
         self._codes[column] = codes[0]
-        return rounded[0] * scale
+        return rounded[0] * self.scale[:, 0]
 
     def refit(self, weight: Tensor, rounded: Tensor, moment: Tensor) -> Tensor:
-        seen = rounded.double() @ moment.double()
-        silent = ~((seen * rounded.double()).sum(1, keepdim=True) > 0)  # rows whose products are all zeros
-        factor = _best_scale(weight, rounded, torch.where(silent, rounded.double(), seen)).float()
+        known, factors = moment.double(), []
+        for target, levels in zip(weight.split(REFIT_ROWS), rounded.split(REFIT_ROWS), strict=True):
+            seen = levels.double() @ known
+            silent = ~((seen * levels.double()).sum(1, keepdim=True) > 0)  # rows whose products are all zeros
+            factors.append(_best_scale(target, levels, torch.where(silent, levels.double(), seen)).float())
+        factor = torch.cat(factors)
         self.scale = self.scale * factor
         return rounded * factor
 

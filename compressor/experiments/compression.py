@@ -128,7 +128,7 @@ def compressions() -> list[Compression]:
 def prepare(chosen: Sequence[Compression], bench: Workbench) -> None:
     """Make what several experiments share, so that it is not made in every process that runs some."""
     if any(experiment.plan.is_measured for experiment in chosen):
-        bench.on_books.candidates("all")
+        _ = bench.on_books.search("all").estimates
     if any(experiment.books for experiment in chosen):
         _ = bench.corpus
     if any(experiment.plan.is_calibrated and not experiment.books for experiment in chosen):

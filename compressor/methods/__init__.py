@@ -30,7 +30,11 @@ METHODS: dict[str, Method] = {
         config=whitened_svd.Config, compress=whitened_svd.compress, target="embedding", calibrated=True
     ),
     "rotated_svd": Method(
-        config=rotated_svd.Config, compress=rotated_svd.compress, target="embedding", calibrated=True
+        config=rotated_svd.Config,
+        compress=rotated_svd.compress,
+        target="embedding",
+        calibrated=True,
+        compress_rows=rotated_svd.compress_rows,
     ),
     "direction_ae": Method(config=direction_ae.Config, compress=direction_ae.compress, target="embedding"),
     "direction_svd": Method(config=direction_svd.Config, compress=direction_svd.compress, target="embedding"),

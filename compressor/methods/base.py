@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from compressor.artifact.gpt2_config import component_of
 from compressor.codecs import codec_named
 from compressor.errors import check_range
 from compressor.formats import Format
-from compressor.progress import Progress
+from compressor.progress import Progress, silent
 
 Target = Literal["none", "embedding", "qkv", "attn", "mlp", "linears", "all"]
 
@@ -41,6 +41,10 @@ class Statistics:
     row_weights: Tensor | None = None
     difference_moment: Tensor | None = None
     heads: int | None = None
+
+    def of_rows(self, rows: Tensor | slice) -> "Statistics":
+        """Return those of some rows of W."""
+        return self if self.row_weights is None else replace(self, row_weights=self.row_weights[rows])
 
 
 def needed(statistics: Statistics | None, method: str) -> Statistics:
@@ -133,12 +137,15 @@ class Method:
         compress: weight [out, in], config, statistics or None, progress -> the format found.
         target: which matrices it is meant for; the others keep the checkpoint's dtype.
         calibrated: whether it needs statistics.
+        compress_rows: weight [out, in], rows [n], config, statistics or None -> these rows of what would be found
+            [n, in]; None where they are found by themselves.
     """
 
     config: type[Config]
     compress: Callable[[Tensor, Any, Statistics | None, Progress], Format]
     target: Target
     calibrated: bool = False
+    compress_rows: Callable[[Tensor, Tensor, Any, Statistics | None], Tensor] | None = None
 
     @one_thread()
     def found(
@@ -152,14 +159,30 @@ class Method:
         """
         if not torch.isfinite(weight).all():
             raise ValueError(f"{name}: must be finite")
-        try:
+        with _naming(name):
             form = self.compress(weight, config, statistics, progress)
-        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise ValueError(f"{name}: {error}") from error
         if not torch.isfinite(form.dense()).all():
             largest = float(weight.abs().max())
             raise ValueError(f"{name}: has values up to {largest:.3g}, of which the method makes infinities")
         return form
+
+    @one_thread()
+    def found_rows(
+        self, name: str, weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None
+    ) -> Tensor:
+        """Return some rows [n, in] of what is found for the matrix called `name`, in less time; raises ValueError."""
+        with _naming(name):
+            if self.compress_rows is not None:
+                return self.compress_rows(weight, rows, config, statistics)
+            return self.compress(weight[rows], config, statistics and statistics.of_rows(rows), silent).dense()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise ValueError(f"{name}: {error}") from error
 
 
 def is_target(name: str, target: Target) -> bool:

@@ -61,7 +61,8 @@ def compress(
     if statistics.row_weights is not None:
         row_weights = row_weights * statistics.row_weights
     grid = codec.grid(weight, row_weights)
-    moment, order, feedback = _order_and_feedback(statistics, codec.is_rotated, config.damping, config.act_order)
+    seen = statistics.second_moment if statistics.difference_moment is None else statistics.difference_moment
+    moment, order, feedback = _order_and_feedback(seen, codec.is_rotated, config.damping, config.act_order)
     renew = grid.renews and not config.act_order
     rounded = _rounded(weight[:, order], feedback, grid, order, renew=renew, progress=progress)[:, order.argsort()]
     parts = grid.parts(grid.refit(weight, rounded, moment), unit)
@@ -75,12 +76,11 @@ def _rounding_codec(name: str) -> Codec:
     return codec
 
 
-@lru_cache(maxsize=4)  # the codecs and ranks that are tried for one matrix share them
+@lru_cache(maxsize=2)  # the codecs and ranks that are tried for one matrix share them
 def _order_and_feedback(
-    statistics: Statistics, is_rotated: bool, damping: float, act_order: bool
+    moment: Tensor, is_rotated: bool, damping: float, act_order: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the inputs' moment, the order in which columns are rounded [in], and how errors are fed back [in, in]."""
-    moment = statistics.second_moment if statistics.difference_moment is None else statistics.difference_moment
     moment = rotated_moment(moment) if is_rotated else moment
     order = moment.diagonal().argsort(descending=True) if act_order else torch.arange(len(moment))
     return moment, order, feedback_of(moment[order][:, order], damping)

@@ -25,6 +25,8 @@ from compressor.methods.base import Statistics, WhitenedConfig, needed
 from compressor.methods.whitened_svd import root_of
 from compressor.progress import Progress, silent
 
+ROWS = 4096  # whose products exist in fp64 at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(WhitenedConfig):
@@ -57,35 +59,39 @@ def compress(
     Raises:
         ValueError: if there are no statistics, or the rank is too large.
     """
-    statistics = needed(statistics, "rotated_svd")
-    check_range("rank", config.rank, 1, min(weight.shape))
-    right, left, known = _fitted(weight, replace(config, codec=Config.codec), statistics)
+    right, left, known = _fitted(weight, replace(config, codec=Config.codec), needed(statistics, "rotated_svd"))
     coded = {"left": _rounded(left, config.codec, config, known, progress), "right": deepcopy(right)}
     options = {"rank": config.rank, "row_scale": False, "column_offset": False}
     return LowRank((weight.shape[0], weight.shape[1]), coded, options)
 
 
+def compress_rows(weight: Tensor, rows: Tensor, config: Config, statistics: Statistics | None) -> Tensor:
+    """Return some rows [n, in] of the product that `compress` finds, since the right factor is that of all rows."""
+    right, left, known = _fitted(weight, replace(config, codec=Config.codec), needed(statistics, "rotated_svd"))
+    return _rounded(left[rows], config.codec, config, known.of_rows(rows), silent).decode() @ right.decode()
+
+
 @lru_cache(maxsize=1)  # the left factors of one rank share it, whatever their codec
 def _fitted(weight: Tensor, config: Config, statistics: Statistics) -> tuple[Coded, Tensor, Statistics]:
     """Return the right factor as stored, the left one fitted to it [out, r], and the statistics of right x."""
+    check_range("rank", config.rank, 1, min(weight.shape))
     moment = statistics.second_moment
     wide = _rotated_right(weight, config, statistics)  # [r, in]
-    right = _rounded(wide, config.right_codec, config, _of_inputs(moment), silent)
+    right = _rounded(wide, config.right_codec, config, Statistics(second_moment=moment), silent)
     decoded = right.decode().double()
     seen = decoded @ moment.double()  # [r, in]
     inner = seen @ decoded.T  # second moment of right x [r, r]
     root = root_of(inner, config.damping / 10)
-    left = torch.cholesky_solve(seen @ weight.double().T, root).T  # W M R^T (R M R^T)^-1 [out, r]
-    return right, left.float(), replace(statistics, second_moment=inner.float(), difference_moment=None)
+    parts = (torch.cholesky_solve(seen @ part.double().T, root).T.float() for part in weight.split(ROWS))
+    left = torch.cat([*parts])  # W M R^T (R M R^T)^-1 [out, r]
+    return right, left, replace(statistics, second_moment=inner.float(), difference_moment=None)
 
 
 def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Tensor:
     """Return the right factor [r, in], fp32, whose left factor's columns have equal weighted variances."""
-    root, values, vectors = _spectrum(weight, config.damping, statistics)
-    values, basis = values[-config.rank :].clamp_min(values[-1] * 1e-12), vectors[:, -config.rank :]
+    values, spread = (found[-config.rank :] for found in _spectrum(weight, config.damping, statistics))
     mean = values.mean()
-    spread = (values / torch.where(mean > 0, mean, 1)).sqrt().unsqueeze(-1)  # [r, 1], zeros for a matrix of zeros
-    right: Tensor = spread * torch.linalg.solve_triangular(root, basis.T, upper=False, left=False)  # [r, in]
+    right = spread / torch.where(mean > 0, mean, 1).sqrt()  # [r, in], zeros for a matrix of zeros
     random = torch.Generator().manual_seed(config.seed)
     mixed = torch.randn(config.rank, config.rank, dtype=torch.float64, generator=random)
     rotation: Tensor = torch.linalg.qr(mixed)[0]
@@ -93,18 +99,24 @@ def _rotated_right(weight: Tensor, config: Config, statistics: Statistics) -> Te
 
 
 @lru_cache(maxsize=1)  # all ranks share it
-def _spectrum(weight: Tensor, damping: float, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the root of the second moment, and the weighted variances [in], rising, with their directions."""
+def _spectrum(weight: Tensor, damping: float, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Return the weighted variances [k], rising, and right factors of such variances [k, in], k = min(out, in)."""
     root = root_of(statistics.second_moment, damping)
-    seen = weight.double() @ root  # [out, in]
-    weighted = seen if statistics.row_weights is None else seen * statistics.row_weights.double().unsqueeze(-1)
-    values, vectors = torch.linalg.eigh(seen.T @ weighted)
-    return root, values, vectors
-
-
-@lru_cache(maxsize=1)  # so that GPTQ finds what it has made of it
-def _of_inputs(moment: Tensor) -> Statistics:
-    return Statistics(second_moment=moment)
+    weights = torch.ones(len(weight)) if statistics.row_weights is None else statistics.row_weights
+    scales = weights.double().sqrt().unsqueeze(-1)
+    if len(weight) < weight.shape[1]:
+        weighted = scales * weight.double()
+        seen = weighted @ root  # [out, in]
+        values, vectors = torch.linalg.eigh(seen @ seen.T)
+        return values.clamp_min(0), vectors.T @ weighted  # U^T A = S V^T, and so without the root's inverse
+    variance = torch.zeros_like(root)
+    for part, scale in zip(weight.split(ROWS), scales.split(ROWS), strict=True):
+        seen = scale * part.double() @ root  # [rows, in]
+        variance += seen.T @ seen
+    values, vectors = torch.linalg.eigh(variance)
+    values = values.clamp_min(values[-1] * 1e-12)
+    right = torch.linalg.solve_triangular(root, vectors.T, upper=False, left=False)
+    return values, values.sqrt().unsqueeze(-1) * right
 
 
 def _rounded(values: Tensor, codec: str, config: Config, statistics: Statistics, progress: Progress) -> Coded:

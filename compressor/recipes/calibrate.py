@@ -1,7 +1,8 @@
 """What a text says about every matrix: second moments of its inputs, and weights of the vocabulary's rows."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,60 +88,90 @@ def _encoded(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-@torch.inference_mode()
 def collect(model: GPT2, ids: Tensor, progress: Progress = silent) -> dict[str, Statistics]:
-    """Return the statistics of every matrix by name.
+    """Return the statistics of every matrix by name, see `by_layer`."""
+    return dict(by_layer(model, ids, model.matrices(), progress))
+
+
+@torch.inference_mode()
+def by_layer(
+    model: GPT2, ids: Tensor, names: Collection[str], progress: Progress = silent
+) -> Iterator[tuple[str, Statistics]]:
+    """Yield the name and the statistics of every matrix of `names`, in the order in which the model reads them.
+
+    Those of a layer are found when they are asked for, and no more than they are held.
 
     Args:
         model: the dense model, see `GPT2.expanded`.
         ids: tokens [rows, T].
-        progress: progress callback, once per batch of rows.
+        names: of matrices.
+        progress: progress callback, once per layer.
+
+    Raises:
+        ValueError: if there are no tokens, or inputs are too large.
     """
     if ids.dim() != 2 or not ids.numel():
         raise ValueError(f"ids must have shape [rows, T] and not be empty, not {list(ids.shape)}")
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-    moments = {name: _Mean() for name in [*linears, "head"]}
-    uncertainty = _Mean()
-    differences = {name: _Mean() for name in linears if name.endswith("attn.c_attn") and ids.shape[1] > 1}
-    hooks = [linears[name].register_forward_pre_hook(_calling(moments[name].add_moment)) for name in linears]
+    if not (left := set(names)):
+        return
+    states = [model.embedded(batch) for batch in ids.split(max(1, COLLECT_TOKENS // ids.shape[1]))]
+    if "wpe" in left:
+        left.remove("wpe")
+        yield "wpe", Statistics(second_moment=torch.eye(model.config.n_embd))
+    for i, block in enumerate(progress(model.h, label="Collecting statistics", total=len(model.h))):
+        if not left:
+            return
+        linears = {f"h.{i}.{name}": module for name, module in block.named_modules() if isinstance(module, Linear)}
+        found = _of_linears(block, states, {name: module for name, module in linears.items() if name in left})
+        heads = {name: model.config.n_head for name in found if name.endswith("attn.c_attn")}
+        yield from ((name, replace(one, heads=heads.get(name))) for name, one in found.items())
+        left -= found.keys()
+        del found
+    if left:
+        yield from ((name, one) for name, one in _of_tables(model, ids, states).items() if name in left)
+
+
+def _of_linears(block: nn.Module, states: list[Tensor], linears: Mapping[str, Linear]) -> dict[str, Statistics]:
+    """Return the statistics of linears of one layer, and put what it makes of the `states` in their place."""
+    moments = {name: _Mean() for name in linears}
+    differences = {name: _Mean() for name in linears if name.endswith("attn.c_attn") and states[0].shape[1] > 1}
+    hooks = [linears[name].register_forward_pre_hook(_calling(mean.add_moment)) for name, mean in moments.items()]
     hooks += [linears[n].register_forward_pre_hook(_calling(mean.add_differences)) for n, mean in differences.items()]
-    batches = ids.split(max(1, COLLECT_TOKENS // ids.shape[1]))
     try:
-        for batch in progress(batches, label="Collecting statistics", total=len(batches)):
-            hidden = model(batch).flatten(0, 1)  # [tokens, D]
-            moments["head"].add_moment(hidden)
-            for rows in hidden.split(HEAD_ROWS):
-                chances = model.logits(rows).softmax(-1)  # [rows, V]
-                uncertainty.add(chances.sum(0) - chances.square().sum(0), len(rows))
+        for k, state in enumerate(states):
+            states[k] = block(state)
     finally:
         for hook in hooks:
             hook.remove()
-    found = {
+    return {
         name: Statistics(
-            second_moment=moments[name].value(name),
+            second_moment=mean.value(name),
             difference_moment=differences[name].value(name) if name in differences else None,
-            heads=model.config.n_head if name.endswith("attn.c_attn") else None,
         )
-        for name in linears
+        for name, mean in moments.items()
     }
-    return found | _of_embeddings(model, ids, moments["head"].value("lm_head"), uncertainty.value("lm_head"))
 
 
-def _of_embeddings(model: GPT2, ids: Tensor, hidden: Tensor, uncertainty: Tensor) -> dict[str, Statistics]:
-    """Return the statistics of the tables, whose rows are read, multiplied, or both."""
+def _of_tables(model: GPT2, ids: Tensor, states: Iterable[Tensor]) -> dict[str, Statistics]:
+    """Return the statistics of the tables, whose rows are read, multiplied, or both, for states of the last layer."""
+    moment, uncertainty = _Mean(), _Mean()
+    for state in states:
+        hidden = model.ln_f(state).flatten(0, 1)  # [tokens, D]
+        moment.add_moment(hidden)
+        for rows in hidden.split(HEAD_ROWS):
+            chances = model.logits(rows).softmax(-1)  # [rows, V]
+            uncertainty.add(chances.sum(0) - chances.square().sum(0), len(rows))
     vocabulary, width = model.config.vocab_size, model.config.n_embd
-    as_read = torch.eye(width)
+    hidden, as_read = moment.value("lm_head"), torch.eye(width)
     # One more reading of every token, spread over all: the unseen ones matter a little too.
     read = (ids.flatten().bincount(minlength=vocabulary) + 1).double()
-    read, multiplied = read / read.mean(), uncertainty.double().clamp_min(0)
+    read, multiplied = read / read.mean(), uncertainty.value("lm_head").double().clamp_min(0)
     # A model that is certain of every token says nothing about the rows.
     multiplied = multiplied / multiplied.mean() if multiplied.mean() > 0 else torch.ones_like(multiplied)
-    found = {"wpe": Statistics(second_moment=as_read)}
     if model.lm_head is None:
         weights = ((read + multiplied) / 2).float()
-        moment = (hidden + hidden.diagonal().mean() * as_read) / 2
-        return found | {"wte": Statistics(second_moment=moment, row_weights=weights)}
-    return found | {
+        return {"wte": Statistics(second_moment=(hidden + hidden.diagonal().mean() * as_read) / 2, row_weights=weights)}
+    return {
         "wte": Statistics(second_moment=as_read, row_weights=read.float()),
         "lm_head": Statistics(second_moment=hidden, row_weights=multiplied.float()),
     }

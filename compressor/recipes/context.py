@@ -1,6 +1,6 @@
 """What all steps of one build share; everything is made when it is first asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,12 +13,13 @@ from torch import Tensor
 from compressor.artifact.tokenizer import read_tokenizer
 from compressor.huggingface import Checkpoint
 from compressor.methods.base import Statistics, Target, is_target
+from compressor.process.memory import give_back
 from compressor.progress import Echo, Progress, ignore, silent
-from compressor.recipes import budget
 from compressor.recipes.calibrate import DEFAULT_TOKENS, collect, read_ids, sample_text
 from compressor.recipes.checkpoint import digest
 from compressor.recipes.executor import IN_PROCESS, Executor
 from compressor.recipes.journal import Journal
+from compressor.recipes.search import Search, identity
 from compressor.runtime import kept
 
 HEALING_TOKENS = 131072  # sampled from the model to heal on, where no text is given
@@ -44,7 +45,7 @@ class Context:
     executor: Executor = IN_PROCESS
     progress: Progress = silent
     echo: Echo = ignore
-    _candidates: dict[Target, Mapping[str, list[budget.Choice]]] = field(default_factory=dict, init=False, repr=False)
+    _searches: dict[Target, Search] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def calibration(self) -> Tensor:
@@ -78,27 +79,23 @@ class Context:
         about = ["sampled", digest(model, asdict(model.config)), tokens, seed]
 
         def sample() -> NDArray[np.int64]:
-            return sample_text(model.decoder(), tokens, seed, self.progress).numpy()
+            text = sample_text(model.decoder(), tokens, seed, self.progress).numpy()
+            give_back()  # what keys and values have used
+            return text
 
         return torch.from_numpy(kept.found_or_made(about, sample))
 
-    def candidates(self, target: Target) -> Mapping[str, list[budget.Choice]]:
-        """Return every candidate of every piece of the matrices of a target, measured."""
-        if target not in self._candidates:
-            self._candidates[target] = self._measured(target)
-        return self._candidates[target]
-
-    def _measured(self, target: Target) -> Mapping[str, list[budget.Choice]]:
-        if (known := self._candidates.get("all")) is not None:  # each piece is measured alone
-            return {name: choices for name, choices in known.items() if is_target(choices[0].piece.matrix, target)}
-        dense = self.checkpoint.dense
-        return budget.measure(
-            dense,
-            lambda: self.statistics,
-            self.calibration,
-            only=partial(is_target, target=target),
-            executor=self.executor,
-            progress=self.progress,
-            echo=self.echo,
-            journal=Journal(kept.folder(), budget.identity(dense, self.calibration), self.echo),
-        )
+    def search(self, target: Target) -> Search:
+        """Return the search for forms of the matrices of a target, which remembers what it has estimated."""
+        if target not in self._searches:
+            dense = self.checkpoint.dense
+            self._searches[target] = Search(
+                dense=dense,
+                ids=self.calibration,
+                only=partial(is_target, target=target),
+                executor=self.executor,
+                progress=self.progress,
+                echo=self.echo,
+                journal=Journal(kept.folder(), identity(dense, self.calibration), self.echo),
+            )
+        return self._searches[target]

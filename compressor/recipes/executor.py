@@ -4,7 +4,9 @@ import importlib.util
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
@@ -21,6 +23,7 @@ R = TypeVar("R")
 
 EXECUTORS = ("local", "ray")
 MAX_WORKERS = 256
+AHEAD = 2  # tasks per worker that are made before the first answers are awaited
 WATCH_SECONDS = 0.5  # between a worker's looks at its parent
 
 
@@ -80,7 +83,13 @@ def _in_processes(function: Callable[..., R], tasks: Iterable[tuple[Any, ...]], 
         workers, initializer=_begin, initargs=(function, os.getpid()), env={"OMP_NUM_THREADS": str(threads)}
     )
     try:
-        yield from pool.map(partial(_call, _begun, threads), tasks)
+        pending: deque[Future[R]] = deque()
+        for task in tasks:  # which are made as they are needed, and not all at once
+            pending.append(pool.submit(partial(_call, _begun, threads), task))
+            if len(pending) > AHEAD * (workers or 1):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise ValueError("workers: one has died, perhaps for want of memory; give fewer --workers") from error
     finally:

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar, get_args
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from compressor.methods import METHODS, quantize
 from compressor.methods.base import Method, Target, is_target
 from compressor.recipes import budget
 from compressor.recipes.context import Context
+from compressor.recipes.search import Found, Search
 from compressor.runtime.evaluate import Text, all_hidden_states, evaluate
 
 VERIFIED_ROWS = 8  # rows of calibration text that a promised perplexity ratio is verified on
@@ -210,33 +212,33 @@ class Budget(budget.Config, Plan):
         return bought + others + _vector_bytes(model)
 
     def make(self, context: Context) -> CompressedModel:
-        measured = context.candidates(self.target)
-        model = context.checkpoint.model
-        chosen, vectors = budget.choose(measured, self, model)
+        search, model = context.search(self.target), context.checkpoint.model
+        _, vectors = budget.choose(search.estimates, self, model)
         if self.max_perplexity_ratio is not None:
-            chosen = _verified(context.checkpoint, measured, self.max_perplexity_ratio, context.calibration)
+            found = _verified(context.checkpoint, search, self.max_perplexity_ratio, context.calibration)
+        else:
+            found = search.found(lambda choices: budget.choose(choices, self, model)[0])
         given = {key: value for key, value in self.settings().items() if value is not None}
+        kl = {"predicted": found.predicted, "measured": found.measured}
         return CompressedModel(
-            model=model.with_matrices(budget.assembled(chosen.values())).with_vectors(vectors),
+            model=model.with_matrices(found.matrices).with_vectors(vectors),
             method=self.name,
-            settings=given | {"plan": budget.explain(measured, chosen)},
+            settings=given | {"kl": kl, "plan": budget.explain(found.choices, found.chosen)},
             target=self.target,
         )
 
 
-def _verified(
-    checkpoint: Checkpoint, measured: Mapping[str, list[budget.Choice]], limit: float, ids: Tensor
-) -> dict[str, budget.Choice]:
+def _verified(checkpoint: Checkpoint, search: Search, limit: float, ids: Tensor) -> Found:
     """Return the smallest choice whose perplexity ratio on calibration text keeps `limit`, not only by prediction."""
     text = Text(name="calibration", sha256="", num_bytes=1, ids=ids[-VERIFIED_ROWS:].flatten().numpy())
     dense = checkpoint.model.decoder()
     states = all_hidden_states(dense, text)
     for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.1, 0.0):
-        chosen = budget.smallest_within(measured, share * math.log(limit))
-        model = checkpoint.model.with_matrices(budget.assembled(chosen.values()))
+        found = search.found(partial(budget.smallest_within, kl=share * math.log(limit)))
+        model = checkpoint.model.with_matrices(found.matrices)
         ratio = evaluate(model.decoder(), dense, text, states=states).perplexity_ratio
         if ratio is not None and ratio <= limit:
-            return chosen
+            return found
     best = math.ceil(1e4 * (ratio or 1.0)) / 1e4
     raise ValueError(f"max_perplexity_ratio must be at least {best} for this model and text, not {limit}")
 

@@ -1,8 +1,8 @@
 """A preset of gpt2-mini, carried over to a larger GPT-2.
 
-What a budget buys takes over an hour to measure for 124M parameters, and says nothing about random weights. Speed and
-memory depend on the forms alone: each matrix takes the one that was chosen at the same depth of gpt2-mini, each block
-of the token table that of the same block, with ranks in proportion to the width.
+What a budget buys for random weights says nothing about trained ones. Speed and memory depend on the forms alone: each
+matrix takes the one that was chosen at the same depth of gpt2-mini, each block of the token table that of the same
+block, with ranks in proportion to the width.
 """
 
 import json
@@ -19,6 +19,7 @@ from compressor.methods.base import Statistics
 from compressor.progress import silent
 from compressor.recipes import budget
 from compressor.recipes.context import Context
+from compressor.recipes.pieces import pieces
 from compressor.recipes.plans import Budget, CompressedModel
 
 PLANS = Path(__file__).parents[2] / "compressor" / "experiments" / "results" / "compression"
@@ -45,10 +46,10 @@ class Carried(Budget):
         forms: dict[str, Format] = {}
         for name, matrix in dense.matrices().items():
             chosen = choices(plan, at_depth(name, mini.n_layer, dense.config.n_layer))
-            weight, pieces = matrix.dense(), budget.pieces(name, matrix.shape)  # [out, in]
+            weight, parts_of = matrix.dense(), pieces(name, matrix.shape)  # [out, in]
             moment = Statistics(second_moment=torch.eye(weight.shape[1]))
             parts = []
-            for piece, (method, options) in zip(pieces, chosen, strict=True):
+            for piece, (method, options) in zip(parts_of, chosen, strict=True):
                 if "rank" in options:
                     options["rank"] = int(options["rank"]) * dense.config.n_embd // mini.n_embd
                 found, config = METHODS[method].found, METHODS[method].config(**options)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from compressor.artifact.gpt2_config import GPT2Config
 from compressor.pages import MISSING
-from compressor.recipes.budget import pieces
+from compressor.recipes.pieces import pieces
 from tests.benchmarks import report
 from tests.benchmarks.bandwidth import read_gb_per_s
 from tests.benchmarks.bars import bars

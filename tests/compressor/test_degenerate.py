@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from compressor.recipes.build import build
 from compressor.recipes.calibrate import collect
 from compressor.recipes.context import Context
 from compressor.recipes.plans import Recipe
+from compressor.recipes.search import Search
 from service.engine.models import load
 from tests.cases import statistics
 from tests.conftest import TINY, tiny_model
@@ -242,10 +244,11 @@ def _with(name: str, weight: Tensor) -> GPT2:
 @pytest.mark.parametrize("matrix", MATRICES.keys() - TOO_LARGE)
 def test_a_budget_takes_any_matrix(name: str, matrix: str) -> None:
     dense = _with(name, MATRICES[matrix](*SMALL.matrix_shapes()[name]))
-    measured = budget.measure(dense, lambda: collect(dense, IDS), IDS, only=lambda other: other == name)
-    assert all(0 <= choice.kl < float("inf") for choice in measured[name])
-    for choice in budget.spend(measured, 10**6).values():
-        assert torch.isfinite(choice.form.dense()).all()
+    search = Search(dense=dense, ids=IDS, only=lambda other: other == name)
+    assert all(0 <= choice.kl < float("inf") for choice in search.estimates[name])
+    for size in (budget.smallest(search.estimates), 10**6):
+        found = search.found(partial(budget.spend, size_bytes=size))
+        assert torch.isfinite(found.matrices[name].dense()).all()
 
 
 def test_a_model_that_is_certain_of_every_token_weighs_all_rows() -> None:

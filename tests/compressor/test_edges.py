@@ -19,14 +19,15 @@ from compressor.methods import METHODS
 from compressor.methods.base import is_target
 from compressor.progress import silent
 from compressor.recipes import budget
-from compressor.recipes.calibrate import collect
+from compressor.recipes.pieces import Choice
+from compressor.recipes.search import Search
 from tests.compressor.command import refused
 from tests.conftest import TOKENIZER, tiny_model, write_artifact
 
 SHAPE = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2, n_inner=32, eos_token_id=0)
 IDS = torch.randint(60, (8, 16), generator=torch.Generator().manual_seed(0))
 TEXT = "The tide was out, and the boats leaned upon the hard. "
-Measured = dict[str, list[budget.Choice]]
+Measured = dict[str, list[Choice]]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,14 @@ def dense() -> GPT2:
 
 @pytest.fixture(scope="module")
 def measured(dense: GPT2) -> Measured:
-    return budget.measure(dense, lambda: collect(dense, IDS), IDS)
+    return Search(dense=dense, ids=IDS).estimates
 
 
 def _of(measured: Measured, target: Any) -> Measured:
     return {name: choices for name, choices in measured.items() if is_target(choices[0].piece.matrix, target)}
 
 
-def _bytes(dense: GPT2, bought: tuple[dict[str, budget.Choice], str], target: str) -> int:
+def _bytes(dense: GPT2, bought: tuple[dict[str, Choice], str], target: str) -> int:
     chosen, vectors = bought
     matrices = sum(choice.size_bytes for choice in chosen.values())
     return matrices + (budget.vector_bytes(dense, vectors) if target == "all" else 0)

@@ -18,7 +18,7 @@ from tests.compressor.storage.test_durable import files_of_at_most
 from tests.conftest import tiny_model, write_artifact
 
 ROOT = Path(__file__).parents[3]
-LONG_STEPS = ("Sampling", "Collecting", "Measuring", "Healing", "Evaluating")
+LONG_STEPS = ("Sampling", "Collecting", "Estimating", "Measuring", "Healing", "Evaluating")
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def _cache(out: Path) -> Path:
 
 
 def _measured(out: Path) -> list[Path]:
-    return sorted((_cache(out) / "ttgpt").glob("measured-*.safetensors"))
+    return sorted((_cache(out) / "ttgpt").glob("budget-*-estimates-*.safetensors"))
 
 
 def test_a_killed_budget_is_resumed_bit_for_bit_and_meanwhile_has_its_folder_for_itself(
@@ -194,7 +194,7 @@ def test_a_killed_budget_is_resumed_bit_for_bit_and_meanwhile_has_its_folder_for
     with _budget(checkpoint, words, killed) as run:
         said = run.communicate()[1]
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert f"resumes: {len(kept) - 1} of 4 pieces were measured before\n" in said
+    assert f"resumes: {len(kept) - 1} of 4 pieces were estimated before\n" in said
     assert (killed / artifact.WEIGHTS).read_bytes() == (whole / artifact.WEIGHTS).read_bytes()
     ours, theirs = (stored.read(folder).manifest.provenance.config for folder in (killed, whole))
     assert ours == theirs
