@@ -4,6 +4,7 @@
 # make sizing                                how much memory a pod needs, for the table in k8s/README.md
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
+# make clients                               what other people's clients make of the service, in their latest versions
 # make pages                                 all tables and plots of all pages, from the committed results
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
@@ -21,7 +22,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check bench bench-cache sizing soak pages monitoring clean
+.PHONY: serve models test check bench bench-cache sizing soak clients pages monitoring clean
 .DELETE_ON_ERROR:
 
 # While other models are built, the first one is served already.
@@ -72,6 +73,9 @@ bench-cache: .venv/installed-dev
 
 soak: .venv/installed-dev $(PREFIX)-int8/manifest.json $(PREFIX)-tensorgpt-r2/manifest.json
 	$(BIN)/python -m tests.e2e $(PREFIX)-int8 $(PREFIX)-tensorgpt-r2
+
+clients: .venv/installed-dev $(PREFIX)-int8/manifest.json
+	$(BIN)/python -m tests.e2e.clients $(PREFIX)-int8
 
 pages: .venv/installed-dev
 	$(BIN)/python -m tests.pages

@@ -7,8 +7,10 @@ from tests.benchmarks import cache_report, sizing
 from tests.benchmarks import report as speed
 from tests.e2e import answer
 from tests.e2e import report as faults
+from tests.e2e.clients import report as clients
 
-BLOCKS = (*tables.BLOCKS, *answer.BLOCKS, *speed.BLOCKS, *sizing.BLOCKS, *cache_report.BLOCKS, *faults.BLOCKS)
+SERVICE = (*answer.BLOCKS, *cache_report.BLOCKS, *faults.BLOCKS, *clients.BLOCKS)
+BLOCKS = (*tables.BLOCKS, *speed.BLOCKS, *sizing.BLOCKS, *SERVICE)
 
 
 def main() -> None:
