@@ -80,7 +80,7 @@ def tried(client: Client, folder: Path, url: str, model: Path) -> dict[str, str]
     script = [str(SCRIPTS / client.script), url, model.name, str(model)]
     if client.is_python:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        python = folder / "bin" / "python"
+        python = str(folder / "bin" / "python")
         pip = [python, "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", *client.packages], check=True)
         told = subprocess.run([*pip, "show", client.packages[0]], check=True, capture_output=True, text=True).stdout
