@@ -135,11 +135,11 @@ def test_bad_arguments(arguments: list[str], environment: dict[str, str], hint: 
     assert hint in errors[0]
 
 
-def test_too_large_kv_caches_are_refused(artifacts: list[Path]) -> None:
-    code, errors = outcome(artifacts[0], "--port", 0, TTGPT_LOG_LEVEL="error", TTGPT_KV_BYTES="100000")
+def test_a_kv_cache_without_room_for_a_text_is_refused(artifacts: list[Path]) -> None:
+    code, errors = outcome(artifacts[0], "--port", 0, TTGPT_LOG_LEVEL="error", TTGPT_KV_BYTES="1000")
     assert (code, len(errors)) == (2, 1)
-    assert "100,000" in errors[0]
-    assert "TTGPT_MAX_BATCH" in errors[0]
+    assert " 1,000 " in errors[0]
+    assert "raise TTGPT_KV_BYTES to " in errors[0]
 
 
 def test_a_draft_without_a_model_is_refused(artifacts: list[Path]) -> None:

@@ -43,8 +43,8 @@ class Client(NamedTuple):
 CLIENTS = (
     Client("openai", ("openai",), "openai_python.py"),
     Client("openai (JavaScript)", ("openai",), "openai_javascript.mjs"),
-    Client("LangChain", ("langchain-openai",), "langchain.py"),
-    Client("LlamaIndex", ("llama-index-llms-openai-like",), "llama_index.py"),
+    Client("LangChain", ("langchain-openai",), "langchain_chat.py"),
+    Client("LlamaIndex", ("llama-index-llms-openai-like",), "llama_index_like.py"),
     Client("litellm", ("litellm",), "litellm_sdk.py"),
     Client("llm", ("llm",), "llm_cli.py"),
     Client("Vercel AI SDK", ("ai", "@ai-sdk/openai-compatible"), "vercel_ai.mjs"),

@@ -4,11 +4,15 @@ from pathlib import Path
 
 url, model, folder = sys.argv[1:]
 program = str(Path(sys.executable).with_name("guidellm"))
-subprocess.run(
-    [
-        *(program, "benchmark", "--target", url, "--model", model, "--processor", folder, "--rate-type", "synchronous"),
-        *("--max-seconds", "5", "--data", "prompt_tokens=32,output_tokens=16", "--output-path", "benchmarks.json"),
-    ],
-    check=True,
-)
-assert Path("benchmarks.json").stat().st_size
+for route in ("/v1/completions", "/v1/chat/completions"):
+    options = {
+        "backend": f"kind=openai_http,target={url},model={model},request_format={route}",
+        "profile": "kind=synchronous",
+        "constraint": "kind=max_requests,count=3",
+        "tokenizer": f"kind=hf_auto,model={folder}",
+        "data": "kind=synthetic_text,prompt_tokens=32,output_tokens=16",
+        "output": "kind=json,path=benchmark.json",
+    }
+    told = [word for name, value in options.items() for word in (f"--{name}", value)]
+    subprocess.run([program, "run", *told], check=True)
+    assert '"successful":3' in Path("benchmark.json").read_text().replace(" ", "")
