@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable
 
-SHARE = 0.6  # of the time from one step to the next without prompts may be spent on them
+SHARE = 0.4  # of the time from one step to the next without prompts may be spent on them
 LEAST = 16  # tokens, fewer of which are hardly read faster
 WEIGHT = 0.2  # of the latest step in an average
+DISTURBED_WEIGHT = 0.02  # of one that took longer: beside prompts, the steps without them are those that others disturb
 
 
 class Pace:
@@ -38,15 +39,16 @@ class Pace:
             return
         seconds, wrote, read = now - latest[0], *latest[1:]
         if wrote and not read:
-            self._step_seconds = _mean(self._step_seconds, seconds)
+            longer = seconds > self._step_seconds
+            self._step_seconds = _mean(self._step_seconds, seconds, DISTURBED_WEIGHT if longer else WEIGHT)
         elif read >= LEAST:
             spent = seconds - self._step_seconds if wrote else seconds
-            self._token_seconds = _mean(self._token_seconds, max(spent, 0.0) / read)
+            self._token_seconds = _mean(self._token_seconds, max(spent, 0.0) / read, WEIGHT)
 
     def pause(self) -> None:
         """There is nothing to do until the next step."""
         self._step = None
 
 
-def _mean(before: float, latest: float) -> float:
-    return before + WEIGHT * (latest - before) if before else latest
+def _mean(before: float, latest: float, weight: float) -> float:
+    return before + weight * (latest - before) if before else latest

@@ -27,7 +27,7 @@ def run(pace: Pace, clock: Clock, step_seconds: float, token_seconds: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("step", "token", "expected"), [(4e-3, 1e-4, 24), (4e-3, 1e-6, MOST), (1e-3, 1e-3, LEAST), (1.0, 5e-3, 120)]
+    ("step", "token", "expected"), [(8e-3, 1e-4, 32), (4e-3, 1e-6, MOST), (1e-3, 1e-3, LEAST), (1.0, 5e-3, 80)]
 )
 def test_a_prompt_takes_its_share(step: float, token: float, expected: int) -> None:
     assert expected == min(MOST, max(LEAST, round(SHARE * step / token)))
