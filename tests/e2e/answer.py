@@ -52,9 +52,9 @@ def quality() -> str:
     measured = json.loads(QUALITY.read_text())["quality"]
     ours, dense, same = (measured[name] for name in ("perplexity", "dense_perplexity", "top1_agreement"))
     return (
-        "gpt2-mini is a small model: its sentences are sound, its stories lead nowhere. int8, which answers here, is\n"
-        f"as good as the dense model: perplexity {ours:.2f} against {dense:.2f}, and the same token is the likeliest in\n"
-        f"{same:.1%} of all places."
+        "gpt2-mini is a small model: its sentences are sound, its stories lead nowhere. int8, which answers, is as\n"
+        f"good as the dense model: perplexity {ours:.2f} against {dense:.2f}, and the same token is the likeliest\n"
+        f"in {same:.1%} of all places."
     )
 
 
