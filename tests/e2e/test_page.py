@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from tests.conftest import tiny_model, write_artifact
 from tests.e2e.browser import Tab, chromium
-from tests.service.conftest import int8_model, serving
+from tests.service.conftest import int8_model, serving, wait_until
 from tests.service.engine.test_engine import Steps
 
 pytestmark = pytest.mark.browser
@@ -111,13 +111,12 @@ def test_texts_are_shown_while_they_are_written(tab: Tab) -> None:
     tab.open()
     tab.page.fill("#tokens", str(TOKENS))
     tab.page.click("#write")
-    for side in ("first", "second"):
-        tab.page.wait_for_selector(f".{side} .text[aria-busy=true] .prompt")
-    tab.page.wait_for_function("[...document.querySelectorAll('.text')].every((text) => text.childNodes.length > 1)")
-    halves = tab.page.locator(".text").all_text_contents()
+    texts, prompt = tab.page.locator(".text"), tab.page.input_value("#text")
+    wait_until(lambda: all(len(text) > len(prompt) for text in texts.all_text_contents()))
+    halves = texts.all_text_contents()
     tab.page.evaluate("window.held.forEach((release) => release())")
     tab.coloured()
-    wholes = tab.page.locator(".text").all_text_contents()
+    wholes = texts.all_text_contents()
     assert all(whole.startswith(half) and whole != half for whole, half in zip(wholes, halves, strict=True))
 
 
