@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from tests.conftest import tiny_model, write_artifact
 from tests.e2e.browser import Tab, chromium
-from tests.service.conftest import int8_model, serving
+from tests.service.conftest import int8_model, serving, wait_until
 from tests.service.engine.test_engine import Steps
 
 pytestmark = pytest.mark.browser
@@ -24,6 +24,24 @@ pytestmark = pytest.mark.browser
 KEY = "page-key-Wb2n"
 TOKENS = 30  # the models of these tests have room for 64
 LETTERS = 12  # pixels from the top of the highest to the foot of the lowest
+HALVED = """
+window.held = [];
+const whole = window.fetch;
+window.fetch = async (url, options) => {
+  const answer = await whole(url, options);
+  if (!String(url).endsWith("generate_stream")) return answer;
+  const bytes = new Uint8Array(await answer.arrayBuffer());
+  const body = new ReadableStream({
+    async start(controller) {
+      controller.enqueue(bytes.slice(0, bytes.length / 2));
+      await new Promise((release) => window.held.push(release));
+      controller.enqueue(bytes.slice(bytes.length / 2));
+      controller.close();
+    },
+  });
+  return new Response(body, { status: answer.status });
+};
+"""
 NARROW = {"width": 360, "height": 740}
 STOPS = 14  # more than the page has without texts
 
@@ -88,12 +106,18 @@ def test_both_texts_are_those_of_the_service(tab: Tab, client: httpx.Client) -> 
 
 
 def test_texts_are_shown_while_they_are_written(tab: Tab) -> None:
+    """The answers arrive in two parts, cut inside an event; the second comes when the first was seen."""
+    tab.page.add_init_script(HALVED)
     tab.open()
-    grown = "new MutationObserver((all) => (window.grown += all.length)).observe(text, {childList: true})"
-    tab.page.evaluate(f"{{window.grown = 0; const text = document.querySelector('.second .text'); {grown}}}")
-    tab.page.evaluate("document.querySelectorAll('.text').forEach((text) => text.replaceChildren())")
-    tab.write(tokens=TOKENS)
-    assert tab.page.evaluate("window.grown") > 5  # cleared, the prompt, the coloured text, and what came between
+    tab.page.fill("#tokens", str(TOKENS))
+    tab.page.click("#write")
+    texts, prompt = tab.page.locator(".text"), tab.page.input_value("#text")
+    wait_until(lambda: all(len(text) > len(prompt) for text in texts.all_text_contents()))
+    halves = texts.all_text_contents()
+    tab.page.evaluate("window.held.forEach((release) => release())")
+    tab.coloured()
+    wholes = texts.all_text_contents()
+    assert all(whole.startswith(half) and whole != half for whole, half in zip(wholes, halves, strict=True))
 
 
 def test_stop_ends_both_texts(browser: Any, settings: Settings) -> None:
