@@ -206,10 +206,13 @@ static int64_t draw_of_all(const Room *room, int64_t n, double uniform)
 }
 
 /* Move those of n weights together that are at least `bound`, the largest being 1, and the ids of their tokens with them; NULL
- * stands for ids that are their places. Returns how many there are, 0 only where weights are not numbers. */
+ * stands for ids that are their places. Returns how many there are, or 0 where nothing is moved: all are, or weights are not
+ * numbers. */
 static int64_t keep_likely(const Instructions *with, int64_t n, float bound, const int32_t *from, int32_t *ids, Room *room)
 {
     const int64_t kept = with->above(room->weights, n, bound, room->places);
+    if (kept == n)
+        return 0;
     for (int64_t i = 0; i < kept; i++) {
         room->weights[i] = room->weights[room->places[i]];
         ids[i] = from ? from[room->places[i]] : room->places[i];

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import (
@@ -193,6 +193,7 @@ def test_min_p_leaves_what_transformers_leaves(
 
 
 @given(LOGITS, st.floats(0, 1, exclude_max=True))
+@example(np.array([17, 0], np.float32), np.nextafter(1, 0))  # beyond what sums in fp32 tell apart
 def test_the_whole_share_of_the_best_leaves_the_best(logits: NDArray[np.float32], uniform: float) -> None:
     chosen = sampling.choose(logits[np.newaxis], [Choice(Sampling(seed=0, min_p=1.0), uniform)])[0]
     assert logits.max() - logits[chosen] <= 1e-6
