@@ -160,11 +160,10 @@ def _of_tables(model: GPT2, ids: Tensor, states: Iterable[Tensor]) -> dict[str, 
         moment.add_moment(hidden)
         for rows in hidden.split(HEAD_ROWS):
             chances = model.logits(rows).softmax(-1)  # [rows, V]
-            uncertainty.add(chances.sum(0) - chances.square().sum(0), len(rows))
+            uncertainty.add(uncertainties(chances), len(rows))
     vocabulary, width = model.config.vocab_size, model.config.n_embd
     hidden, as_read = moment.value("lm_head"), torch.eye(width)
-    # One more reading of every token, spread over all: the unseen ones matter a little too.
-    read = (ids.flatten().bincount(minlength=vocabulary) + 1).double()
+    read = times_read(ids, vocabulary)
     read, multiplied = read / read.mean(), uncertainty.value("lm_head").double().clamp_min(0)
     # A model that is certain of every token says nothing about the rows.
     multiplied = multiplied / multiplied.mean() if multiplied.mean() > 0 else torch.ones_like(multiplied)
@@ -175,6 +174,16 @@ def _of_tables(model: GPT2, ids: Tensor, states: Iterable[Tensor]) -> dict[str, 
         "wte": Statistics(second_moment=as_read, row_weights=read.float()),
         "lm_head": Statistics(second_moment=hidden, row_weights=multiplied.float()),
     }
+
+
+def times_read(ids: Tensor, vocabulary: int) -> Tensor:
+    """Return how often every token is read in a text, and once more: the unseen ones matter a little too. fp64 [V]."""
+    return (ids.flatten().bincount(minlength=vocabulary) + 1).double()
+
+
+def uncertainties(chances: Tensor) -> Tensor:
+    """Return p (1 - p) of every token [V], summed over positions [rows, V]."""
+    return chances.sum(0) - chances.square().sum(0)
 
 
 class _Mean:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from compressor.formats import Dense, Format
 from compressor.gpt2 import GPT2
+from compressor.runtime.evaluate import HEAD_ROWS
 
 MEASURED_TOKENS = 512
-HEAD_ROWS = 64  # positions whose logits exist at a time: 13 MB at V = 50257
 DRAWN_TOKENS = 64  # of the vocabulary, whose logits stand for all
 UNUSABLE = 1e9  # nats per token, more than any model that can be served loses
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from compressor.gpt2 import GPT2, Linear
 from compressor.methods import METHODS
 from compressor.methods.base import Statistics
+from compressor.recipes.calibrate import HEAD_ROWS, times_read, uncertainties
 from compressor.recipes.divergence import UNUSABLE
 from compressor.recipes.pieces import Choice, Piece, candidates, size_bytes
 from compressor.runtime._decoder import LANES
 
 SENSED_TOKENS = 2048  # that are run backward
-HEAD_ROWS = 256  # positions whose logits exist at a time: 51 MB at V = 50257
 SAMPLED_ROWS = 256  # of a piece, on which every candidate is tried
 LEAST_KL = 1e-12  # so that a measurement can correct it
 
@@ -120,8 +120,7 @@ def gradients(model: GPT2, ids: Tensor) -> Gradients:
     finally:
         for hook in hooks:
             hook.remove()
-    # One more reading of every token, spread over all: the unseen ones matter a little too.
-    read = (ids.flatten().bincount(minlength=model.config.vocab_size) + 1).double()
+    read = times_read(ids, model.config.vocab_size)
     return Gradients(
         outputs=outputs,
         embedded=_moment(slope),
@@ -139,7 +138,7 @@ def _of_head(model: GPT2, hidden: Tensor) -> tuple[Tensor, Tensor]:
     slopes, uncertainty = [], torch.zeros(len(table), dtype=torch.float64)
     for rows in hidden.split(HEAD_ROWS):
         chances = model.logits(rows).softmax(-1)  # [rows, V]
-        uncertainty += chances.sum(0) - chances.square().sum(0)
+        uncertainty += uncertainties(chances)
         drawn = torch.multinomial(chances, 1, generator=random).squeeze(1)
         slopes.append(chances @ table - table[drawn])
     return torch.cat(slopes), (uncertainty.clamp_min(0) / len(hidden)).float()

@@ -78,10 +78,6 @@ class Cache:
         """Bytes of one page."""
         return self.num_bytes // self.pages
 
-    def reset(self, slot: int) -> None:
-        """Empty a slot."""
-        self.lengths[slot] = 0
-
     def discard(self, page: int) -> None:
         """Give the memory of a page back to the system; nothing stands in it then."""
         for memory in self._memory:

@@ -103,7 +103,7 @@ class Batch(Lane[Generation]):
             return False
         heapq.heappop(self._free)
         request.started(slot)
-        if not request.scores:
+        if not request.scoring:
             self._queries.inc(request.known)
             self._hits.inc(found)
         return super().join(request)
@@ -120,7 +120,7 @@ class Batch(Lane[Generation]):
 
     def _find(self, request: Generation, slot: int) -> int:
         """Take over what others have read of the same text, unless its prompt is to be scored; return how much."""
-        if request.scores is not None and not request.scores.complete:
+        if request.scoring:
             return 0
         found = self._pages.match(slot, request.ids[: request.known])
         request.read += found
@@ -165,15 +165,15 @@ class Batch(Lane[Generation]):
 
     def _reads(self, member: Generation) -> bool:
         """Return whether the next thing to do is to read more of the prompt."""
-        return member.read < member.known and not (member.scores and member.scores.ready(self._tile))
+        return member.read < member.known and not (member.scoring and member.scoring.ready(self._tile))
 
     def _score_prompts(self) -> int:
         """Score what has been read of prompts, in the order of arrival; return what it left of the chunk."""
         left = self._chunk
         for member in tuple(self.members):
             try:
-                while left >= self._tile_cost and member.scores and member.scores.ready(self._tile):
-                    member.scores.score(self._tile, self._logits)
+                while left >= self._tile_cost and member.scoring and member.scoring.ready(self._tile):
+                    member.scoring.score(self._tile, self._logits)
                     left -= self._tile_cost
                 if member.scored_through:
                     self._finish_prompt(member)
@@ -183,8 +183,8 @@ class Batch(Lane[Generation]):
 
     def _finish_prompt(self, member: Generation) -> None:
         """Write the first token behind a prompt that is read and scored, or end there."""
-        assert member.scores is not None  # noqa: S101 - it is scored
-        hidden = member.scores.last()
+        assert member.scoring is not None  # noqa: S101 - it is scored
+        hidden = member.scoring.last()
         if member.prompt.max_new_tokens:
             self._take(member, self._next([Share(member)], [hidden])[0])
         else:
@@ -254,11 +254,7 @@ class Batch(Lane[Generation]):
     def _compute(self, group: list[Share], unread: list[list[int]]) -> list[list[Found]]:
         """Return what comes next in each: nothing in the middle of a prompt, and behind one that is to be scored."""
         hidden = self._read(unread, [share.member.slot for share in group])
-        scored = {
-            i: member.scores
-            for i, (member, *_) in enumerate(group)
-            if member.scores is not None and not member.scores.complete
-        }
+        scored = {i: member.scoring for i, (member, *_) in enumerate(group) if member.scoring}
         ends = [share.member.read + len(unread[i]) >= share.member.known for i, share in enumerate(group)]
         through = [i for i, end in enumerate(ends) if end and i not in scored]
         found: list[list[Found]] = [[] for _ in group]

@@ -170,15 +170,19 @@ class Generation(Request[Token]):
         return self.prompt.max_new_tokens - self.generated
 
     @property
+    def scoring(self) -> PromptScores | None:
+        """The scores, until they are complete: what the prompt's tokens are read for."""
+        return None if self.scores is None or self.scores.complete else self.scores
+
+    @property
     def reading(self) -> bool:
         """Whether some of what is known is still unread, or some of the prompt unscored."""
-        return self.read < self.known or (self.scores is not None and self.scores.hidden is not None)
+        return self.read < self.known or self.scoring is not None
 
     @property
     def scored_through(self) -> bool:
         """Whether all of a prompt that is scored has been, and nothing was made of it yet."""
-        scores = self.scores
-        return self.read >= self.known and scores is not None and scores.hidden is not None and not scores.left
+        return self.read >= self.known and self.scoring is not None and not self.scoring.left
 
     def unread(self, at_most: int) -> list[int]:
         """Return the next tokens for the model: up to `at_most` of those that are known, then one by one."""
@@ -198,8 +202,8 @@ class Generation(Request[Token]):
         self.slot = -1
         self.read = 0
         self.known = len(self._ids)
-        if self.scores is not None:
-            self.scores.restart()
+        if self.scoring is not None:
+            self.scoring.restart()
 
     def choice(self, proposed: Sequence[int] = ()) -> Choice:
         """Return how the token behind some `proposed` ones is to be chosen, were they written.

@@ -24,19 +24,32 @@ class Pool:
     Attributes:
         size_bytes: how many there are.
         used_bytes: of pages that hold something.
-        idle: of these, those that no text needs, the one used last at the end.
+        idle_bytes: of these, those that no text needs.
     """
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self.used_bytes = 0
-        self.idle: OrderedDict[tuple[Pages, int], None] = OrderedDict()
-        self.idle_bytes = 0
+        self.used_bytes = self.idle_bytes = 0
+        self._idle: OrderedDict[tuple[Pages, int], None] = OrderedDict()  # the one used last at the end
 
     @property
     def left_bytes(self) -> int:
         """Bytes that texts could have, if all was forgotten that they do not need."""
         return self.size_bytes - self.used_bytes + self.idle_bytes
+
+    def rest(self, pages: "Pages", page: int) -> None:
+        """No text needs a page any more."""
+        self._idle[pages, page] = None
+        self.idle_bytes += pages.cache.page_bytes
+
+    def wake(self, pages: "Pages", page: int) -> None:
+        """A text needs a page again, or it is forgotten."""
+        del self._idle[pages, page]
+        self.idle_bytes -= pages.cache.page_bytes
+
+    def longest_idle(self) -> tuple["Pages", int]:
+        """Return the page that was not used for longest, and whose it is."""
+        return next(iter(self._idle))
 
 
 class Pages:
@@ -127,8 +140,7 @@ class Pages:
     def _replace(self, slot: int, block: int, page: int) -> None:
         """Let a slot use a remembered page, in the place of its own if it has one there."""
         if not self._users[page]:
-            del self._pool.idle[self, page]
-            self._pool.idle_bytes -= self.cache.page_bytes
+            self._pool.wake(self, page)
         own = int(self.cache.table[slot, block])
         self._put(slot, block, page)
         if own >= 0:
@@ -147,8 +159,7 @@ class Pages:
             return
         self.held -= 1
         if page in self._keys:
-            self._pool.idle[self, page] = None
-            self._pool.idle_bytes += self.cache.page_bytes
+            self._pool.rest(self, page)
         else:
             self._give_back(page)
 
@@ -156,7 +167,7 @@ class Pages:
         """Return a page that holds nothing, forgetting others if there is no room otherwise."""
         pool, size = self._pool, self.cache.page_bytes
         while pool.used_bytes + size > pool.size_bytes:
-            pages, page = pool.idle.popitem(last=False)[0]
+            pages, page = pool.longest_idle()
             pages._forget(page)
             if pages is self:  # its memory is used again
                 return page
@@ -165,8 +176,8 @@ class Pages:
         return heappop(self._free)
 
     def _forget(self, page: int) -> None:
-        """Forget what a page holds, which is idle no more."""
-        self._pool.idle_bytes -= self.cache.page_bytes
+        """Forget what an idle page holds."""
+        self._pool.wake(self, page)
         del self._known[self._keys.pop(page)]
 
     def _give_back(self, page: int) -> None:

@@ -52,9 +52,8 @@ class PromptScores:
         self._scored = 0
 
     def restart(self) -> None:
-        """The prompt is read from the beginning again; what is not complete is found again."""
-        if not self.complete:
-            self.hidden, self._scored = None, 0
+        """The prompt is read from the beginning again."""
+        self.hidden, self._scored = None, 0
 
     @property
     def left(self) -> int:

@@ -19,25 +19,17 @@ from service.http.openai.prompts import completion_jobs
 from service.http.openai.schemas import (
     MAX_LOGPROBS,
     CompletionRequest,
-    Format,
     OpenAIErrorBody,
-    Stops,
-    StreamOptions,
-    ToolChoice,
-    Tools,
     Usage,
-    User,
+    WritingFields,
 )
-from service.http.sampling_fields import Penalty, SamplingFields
-from service.http.schemas import MAX_CHOICES, MAX_PROMPTS, MAX_TOKENS, Body, Name, Seed, Text, TopK, several
+from service.http.schemas import MAX_PROMPTS, MAX_TOKENS, Body, Name, Text, several
 from service.http.state import ServiceOf
 from service.http.streams import EventStream
 from service.http.timing import tell_times
 
 MAX_MESSAGES = 8 * MAX_PROMPTS
 EVENT, DONE = "data: ", "[DONE]"
-SAME = {"model", "temperature", "top_p", "top_k", "frequency_penalty", "n", "seed", "stop", "stream", "stream_options"}
-SAME |= set(SamplingFields.model_fields)  # fields that completions have, too
 
 
 class TextPart(Body):
@@ -60,8 +52,8 @@ class Message(Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(SamplingFields):
-    """POST /v1/chat/completions."""
+class ChatRequest(WritingFields):
+    """POST /v1/chat/completions. Its texts are answers, which also end where the template says."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -70,30 +62,12 @@ class ChatRequest(SamplingFields):
     )
 
     messages: Annotated[list[Message], several(1, MAX_MESSAGES)]
-    model: Name | None = Field(None, description="the default model if left out")
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(None, description="up to the context's end")
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         None, description="the same, by its new name"
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0 always takes the best token")
-    top_p: float | None = Field(None, gt=0, le=1, description="draw among the likeliest tokens only")
-    top_k: TopK = Field(None, description="draw among the k best tokens only; 0 and -1: all")
-    frequency_penalty: Penalty | None = Field(
-        None, description="subtracted from a token's logit as often as it was written"
-    )
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="how many answers; answer i has the seed plus i")
-    seed: Seed = Field(None, description="the same seed gives the same answer; -1: any")
-    stop: Stops = Field(None, description="strings before which an answer ends, besides the template's own")
     logprobs: bool | None = Field(None, description="tell the log-probability of every token")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="and of so many likeliest ones")
-    stream: bool | None = Field(None, description="send every token as it comes")
-    stream_options: StreamOptions | None = None
-    response_format: Format = None
-    tools: Tools = None
-    tool_choice: ToolChoice = None
-    functions: Tools = None
-    function_call: ToolChoice = None
-    user: User = None
 
 
 class Likely(Body):
@@ -147,14 +121,13 @@ class Chat(Body):
 def chat_routes(template: ChatTemplate | None) -> APIRouter:
     """Return the route for chats: without a template it refuses them, whatever the body is."""
     router = APIRouter(tags=["OpenAI"], prefix="/v1", route_class=BodyRoute)
-    path = "/chat/completions"
+    path, errors = "/chat/completions", failures(OpenAIErrorBody, without=422)
 
     async def refuse() -> Response:
         """Tell that these are base models; whatever the body is."""
         raise NoChatError
 
     if template is None:
-        errors = failures(OpenAIErrorBody, without=422)
         router.post(path, status_code=404, response_model=OpenAIErrorBody, responses=errors)(refuse)
         return router
 
@@ -175,7 +148,6 @@ def chat_routes(template: ChatTemplate | None) -> APIRouter:
         tell_times(answer, request, wanted.jobs)
         return answer
 
-    errors = failures(OpenAIErrorBody, without=422)
     docs: dict[int | str, dict[str, Any]] = {
         200: {**STREAM_DOCS[200], "description": "the answers, or server-sent events, one per token"}
     }
@@ -193,10 +165,9 @@ def _completion_of(body: ChatRequest, template: ChatTemplate, context: int) -> C
         prompt=template.transcript((message.role, message.text) for message in body.messages),
         max_tokens=body.max_completion_tokens or body.max_tokens or context,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        **body.model_dump(include=SAME - {"stop", "stream_options"}),
+        **{name: getattr(body, name) for name in WritingFields.model_fields},
     )
-    stops = [*(body.stop or ()), template.closing]
-    return completion.model_copy(update={"stop": stops, "stream_options": body.stream_options})
+    return completion.model_copy(update={"stop": [*(body.stop or ()), template.closing]})
 
 
 def _in_words_of_chats(message: str) -> str:

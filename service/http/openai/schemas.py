@@ -71,7 +71,30 @@ class StreamOptions(Body):
     )
 
 
-class CompletionRequest(SamplingFields):
+class WritingFields(SamplingFields):
+    """What completions and chats are both asked with."""
+
+    model: Name | None = Field(None, description="the default model if left out")
+    temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0 always takes the best token")
+    top_p: float | None = Field(None, gt=0, le=1, description="draw among the likeliest tokens only")
+    top_k: TopK = Field(None, description="draw among the k best tokens only; 0 and -1: all")
+    frequency_penalty: Penalty | None = Field(
+        None, description="subtracted from a token's logit as often as it was written"
+    )
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="how many texts; text i has the seed plus i")
+    seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
+    stop: Stops = Field(None, description="strings before which the text ends")
+    stream: bool | None = Field(None, description="send every token as it comes")
+    stream_options: StreamOptions | None = None
+    response_format: Format = None
+    tools: Tools = None
+    tool_choice: ToolChoice = None
+    functions: Tools = None
+    function_call: ToolChoice = None
+    user: User = None
+
+
+class CompletionRequest(WritingFields):
     """POST /v1/completions."""
 
     model_config = ConfigDict(
@@ -92,40 +115,22 @@ class CompletionRequest(SamplingFields):
     )
 
     prompt: Prompts
-    model: Name | None = Field(None, description="the default model if left out")
     max_tokens: int | None = Field(
         None,
         ge=0,
         le=MAX_TOKENS,
         description="16 by default; at most the context, whose end is the text's; 0 only with echo",
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0 always takes the best token")
-    top_p: float | None = Field(None, gt=0, le=1, description="draw among the likeliest tokens only")
-    top_k: TopK = Field(None, description="draw among the k best tokens only; 0 and -1: all")
     typical_p: float | None = Field(None, gt=0, le=1, description="draw among typical tokens only")
-    frequency_penalty: Penalty | None = Field(
-        None, description="subtracted from a token's logit as often as it was written"
-    )
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="how many texts; text i has the seed plus i")
     best_of: int | None = Field(
         None, ge=1, le=MAX_CHOICES, description="write so many texts, and tell the n that are likeliest per token"
     )
-    seed: Seed = Field(None, description="the same seed gives the same text; -1: any")
-    stop: Stops = Field(None, description="strings before which the text ends")
     truncate_prompt_tokens: Cut = Field(
         None, description="read the last so many tokens of a prompt; -1: as many as leave room for one more"
     )
     echo: bool | None = Field(None, description="put the prompt before the text")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="tell so many likeliest tokens, too")
-    stream: bool | None = Field(None, description="send every token as it comes")
-    stream_options: StreamOptions | None = None
     suffix: Suffix = None
-    response_format: Format = None
-    tools: Tools = None
-    tool_choice: ToolChoice = None
-    functions: Tools = None
-    function_call: ToolChoice = None
-    user: User = None
 
 
 class Logprobs(Body):

@@ -135,7 +135,7 @@ def test_an_emptied_slot_starts_anew_whatever_lies_in_its_memory(model: Model) -
         logits = model.read(ids, cache, np.array([1]), np.array([5]), wanted=np.arange(5)).logits
         assert logits is not None
         np.testing.assert_array_equal(logits, whole(model, ids))
-        cache.reset(1)
+        cache.lengths[1] = 0
         assert cache.lengths.tolist() == [0, 0]
 
 
