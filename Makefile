@@ -1,5 +1,6 @@
 # make serve [MODEL=gpt2-mini] [PORT=8000]   build artefacts from MODEL if absent and serve them
 # make test                                  lint, types and every test that needs no root; what is left out, and why
+# make test-images                           builds the images and runs them, where a Docker daemon answers
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
 # make sizing                                how much memory a pod needs, for the table in k8s/README.md
 # make bench-cache                           what the cache of contractions saves
@@ -22,7 +23,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check bench bench-cache sizing soak clients pages monitoring clean
+.PHONY: serve models test test-images check bench bench-cache sizing soak clients pages monitoring clean
 .DELETE_ON_ERROR:
 
 # While other models are built, the first one is served already.
@@ -56,6 +57,9 @@ $(BUILT): | .venv/installed
 
 test: check
 	$(BIN)/python -m pytest
+
+test-images: .venv/installed-$(EXTRAS)
+	$(BIN)/python -m pytest -m images --capture=tee-sys tests/deploy/images
 
 check: .venv/installed-$(EXTRAS)
 	$(BIN)/ruff check .

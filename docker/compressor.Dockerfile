@@ -12,6 +12,8 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # The same Python with a C compiler, for the kernels; nothing of it but /opt/venv is kept.
 ARG BUILD_IMAGE=python:3.11-bookworm
+# Of the artefact's image: an initContainer copies with its shell; an image volume takes only the files.
+ARG BUSYBOX_IMAGE=busybox:1.37
 
 FROM ${BUILD_IMAGE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -70,8 +72,7 @@ RUN --mount=type=bind,from=checkpoint,target=/checkpoint \
     ttgpt compress "${MODEL}" ${OPTIONS} --out "/models/${NAME}" \
  && chmod --recursive a+rX /models
 
-# busybox, because an initContainer copies with it; an image volume takes only the files.
-FROM busybox:1.37 AS artifact
+FROM ${BUSYBOX_IMAGE} AS artifact
 ARG NAME=gpt2-mini-int8
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="ttgpt-artifact-${NAME}" \

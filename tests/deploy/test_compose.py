@@ -133,7 +133,7 @@ def _bytes(size: str) -> int:
 def test_the_builds_exist(name: str) -> None:
     build = SERVICES[name]["build"]
     assert build["target"] in stages(Path(build["dockerfile"]).name.removesuffix(".Dockerfile"))
-    assert build["args"].keys() == {"TORCH_INDEX"}
+    assert build["args"].keys() == {"TORCH_INDEX", "PYTHON_IMAGE", "BUILD_IMAGE"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -148,7 +148,7 @@ def test_everything_is_locked_down(name: str) -> None:
 
 def test_images_of_others_are_pinned() -> None:
     foreign = [service["image"] for service in SERVICES.values() if "build" not in service]
-    assert all(re.search(r":v?\d+\.\d+", image) for image in foreign)
+    assert all(re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[\w/]+:v?\d+\.\d+.*\}", image) for image in foreign)
 
 
 def test_what_is_mounted_exists() -> None:
