@@ -33,16 +33,23 @@ static float *floats(Engine *engine, int64_t rows, int64_t columns)
 
 /* Attention ------------------------------------------------------------------------------------------------------ */
 
+/* Rows that read the same keys and values: of one slot, one behind another; or of slots whose first blocks are the same. */
+typedef struct {
+    int64_t first, count;  /* in the order of Groups */
+    int64_t blocks;        /* that slots have in common; 0 of one slot */
+} Group;
+
 typedef struct {
     Engine *engine;
     const Attention *attention;
-    int64_t end;           /* behind the last row */
-    int64_t *runs, count;  /* the first rows of some that stand one behind another */
-    int apart;             /* whether they are of different slots, so that nobody waits for another's keys and values */
+    int64_t *rows;         /* in the order in which groups have them */
+    Group *groups;
+    int64_t count;
+    int apart;             /* whether groups are of different slots, so that nobody waits for another's keys and values */
     int64_t heads;         /* of a tile */
     char *memory;
     size_t memory_bytes;   /* of a thread */
-} Runs;
+} Groups;
 
 /* How many rows from `row` on stand one behind another, at most QUERIES. */
 static int64_t run_at(const Attention *a, int64_t row, int64_t end)
@@ -54,6 +61,43 @@ static int64_t run_at(const Attention *a, int64_t row, int64_t end)
     return count;
 }
 
+/* How many of the first blocks of two rows are the same, at most so many. */
+static int64_t common_blocks(const Attention *a, int64_t row, int64_t other, int64_t most)
+{
+    const int64_t *one = a->table + a->slots[row] * a->blocks, *two = a->table + a->slots[other] * a->blocks;
+    int64_t count = 0;
+    while (count < most && one[count] == two[count])
+        count++;
+    return count;
+}
+
+/* Give each of the lone rows to a group with those whose first block is the same: what is read once for
+ * several is read from far away once. Blocks that a row's own token is in are nobody else's. */
+static void group_lone_rows(Groups *t, int64_t *lone, int64_t count)
+{
+    const Attention *a = t->attention;
+    for (int64_t i = 0; i < count; i++) {
+        if (lone[i] < 0)
+            continue;
+        Group group = { .first = t->count ? t->groups[t->count - 1].first + t->groups[t->count - 1].count : 0 };
+        const int64_t row = lone[i];
+        int64_t blocks = a->positions[row] / LANES;
+        t->rows[group.first + group.count++] = row;
+        for (int64_t j = i + 1; j < count && blocks && group.count < QUERIES; j++) {
+            if (lone[j] < 0)
+                continue;
+            const int64_t common = common_blocks(a, row, lone[j], least(blocks, a->positions[lone[j]] / LANES));
+            if (common == 0 || (group.count > 1 && 2 * common < blocks)) /* others may have more in common with it */
+                continue;
+            blocks = common;
+            t->rows[group.first + group.count++] = lone[j];
+            lone[j] = -1;
+        }
+        group.blocks = group.count > 1 ? blocks : 0;
+        t->groups[t->count++] = group;
+    }
+}
+
 static void append_rows(const Engine *engine, const Attention *a, int64_t row, int64_t rows, int64_t head, int64_t end)
 {
     for (; head < end && !engine->arena.failed; head++)
@@ -61,36 +105,47 @@ static void append_rows(const Engine *engine, const Attention *a, int64_t row, i
             engine->instructions->append(a, r, head);
 }
 
-/* Some heads of one run; a head's keys and values are read by neighbouring tiles. */
+/* Some heads of one group; a head's keys and values are read by neighbouring tiles. */
 static void attend_tile(void *task, int64_t tile, int64_t thread)
 {
-    const Runs *t = task;
+    const Groups *t = task;
     const Attention *a = t->attention;
+    const Instructions *instructions = t->engine->instructions;
     float *memory = (float *)(t->memory + t->memory_bytes * (size_t)thread);
-    const int64_t row = t->runs[tile % t->count], rows = run_at(a, row, t->end), first = tile / t->count * t->heads;
+    const Group *group = t->groups + tile % t->count;
+    const int64_t first = tile / t->count * t->heads, *rows = t->rows + group->first;
     for (int64_t head = first; head < least(first + t->heads, a->heads); head++) {
-        if (t->apart)
-            append_rows(t->engine, a, row, rows, head, head + 1);
-        t->engine->instructions->attend(a, row, rows, head, memory);
+        for (int64_t r = 0; t->apart && r < group->count; r++)
+            instructions->append(a, rows[r], head);
+        instructions->attend(a, rows, group->count, group->blocks, head, memory);
     }
 }
 
 /* Rows whose keys and values are appended already if others attend to them too. */
 static void attend_all(Engine *engine, const Attention *a, int64_t row, int64_t rows, int appended)
 {
-    Runs t = { .engine = engine, .attention = a, .end = row + rows, .apart = !appended };
-    t.memory_bytes = (size_t)(QUERIES * a->blocks * LANES) * sizeof(float);
+    Groups t = { .engine = engine, .attention = a, .apart = !appended };
+    t.memory_bytes = (size_t)(QUERIES * (a->blocks * LANES + 2 * padded(a->size, LANES))) * sizeof(float);
     t.memory = allocate(&engine->arena, t.memory_bytes * (size_t)engine->threads);
-    t.runs = allocate(&engine->arena, (size_t)rows * sizeof *t.runs);
+    t.rows = allocate(&engine->arena, (size_t)rows * sizeof *t.rows);
+    t.groups = allocate(&engine->arena, (size_t)rows * sizeof *t.groups);
+    int64_t *lone = allocate(&engine->arena, (size_t)rows * sizeof *lone);
     if (engine->arena.failed)
         return;
-    int64_t reach = 0;
-    for (int64_t r = row, count; r < t.end; r += count) {
-        count = run_at(a, r, t.end);
+    int64_t reach = 0, alone = 0, placed = 0;
+    for (int64_t r = row, count; r < row + rows; r += count) {
+        count = run_at(a, r, row + rows);
         reach += count * (a->positions[r] + 1);
-        t.apart &= !t.count || a->slots[r] != a->slots[r - 1];
-        t.runs[t.count++] = r;
+        t.apart &= r == row || a->slots[r] != a->slots[r - 1];
+        if (count == 1) {
+            lone[alone++] = r;
+            continue;
+        }
+        t.groups[t.count++] = (Group){ .first = placed, .count = count };
+        for (int64_t i = 0; i < count; i++)
+            t.rows[placed++] = r + i;
     }
+    group_lone_rows(&t, lone, alone);
     if (!appended && !t.apart)
         append_rows(engine, a, row, rows, 0, a->heads);
     const int64_t threads = reach * a->heads * a->size < 32768 ? 1 : engine->threads;

@@ -1034,20 +1034,22 @@ static void append(const Attention *a, int64_t row, int64_t head)
     }
 }
 
-/* scores[r][16 * block ..] = q . k of R rows and of B blocks of keys; of one row what follows is fetched: the next keys, as far
- * as they are wanted, and these values. */
-INLINE void score_blocks(const Attention *a, int64_t row, int64_t head, int64_t block, int64_t blocks, const int R, const int B,
-                         const Element element, float *scores, int64_t room)
+/* scores[r][16 * block ..] = q . k of R rows and of B blocks of keys that are the first one's; of one row what follows is
+ * fetched: the next keys, as far as they are wanted, and these values. */
+INLINE void score_blocks(const Attention *a, const int64_t *rows, int64_t head, int64_t block, int64_t blocks, const int R,
+                         const int B, const Element element, float *scores, int64_t room)
 {
-    const int64_t width = 3 * a->heads * a->size, step = a->size * LANES, bytes = element == FP32 ? 4 : 2;
-    const float *q = a->qkv + row * width + head * a->size;
+    const int64_t step = a->size * LANES, bytes = element == FP32 ? 4 : 2;
     int64_t at[4];
     const char *next[4], *values[4];
+    const float *q[8];
     Floats sum[32];
+    for (int r = 0; r < R; r++)
+        q[r] = a->qkv + (3 * rows[r] * a->heads + head) * a->size;
     for (int b = 0; b < B; b++) {
-        at[b] = place_of(a, row, block + b, head) * step;
+        at[b] = place_of(a, *rows, block + b, head) * step;
         if (R == 1) {
-            next[b] = (const char *)a->keys + place_of(a, row, least(block + B + b, blocks - 1), head) * step * bytes;
+            next[b] = (const char *)a->keys + place_of(a, *rows, least(block + B + b, blocks - 1), head) * step * bytes;
             values[b] = (const char *)a->values + at[b] / a->size * padded(a->size, LANES) * bytes;
         }
     }
@@ -1061,11 +1063,23 @@ INLINE void score_blocks(const Attention *a, int64_t row, int64_t head, int64_t 
                 __builtin_prefetch(values[b] + i * LANES * bytes);
             }
             for (int r = 0; r < R; r++)
-                sum[r * B + b] = fma_lanes(each(q[r * width + i]), key, sum[r * B + b]);
+                sum[r * B + b] = fma_lanes(each(q[r][i]), key, sum[r * B + b]);
         }
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++)
             store(scores + r * room + (block + b) * LANES, sum[r * B + b] * each(a->scale));
+}
+
+INLINE void score_as(const Attention *a, const int64_t *rows, int64_t head, int64_t block, int64_t blocks, const int R,
+                     const Element element, float *scores, int64_t room)
+{
+    enum { B = KEYS_AT_ONCE };
+    for (; R * B <= 16 && block + B <= blocks; block += B)
+        score_blocks(a, rows, head, block, blocks, R, B, element, scores, room);
+    for (; R * 2 <= 16 && block + 2 <= blocks; block += 2)
+        score_blocks(a, rows, head, block, blocks, R, 2, element, scores, room);
+    for (; block < blocks; block++)
+        score_blocks(a, rows, head, block, blocks, R, 1, element, scores, room);
 }
 
 /* e^(score - the largest) of the first `used` scores, zeros behind them; returns 1 / their sum. */
@@ -1086,18 +1100,20 @@ INLINE float soften(float *scores, int64_t used)
     return 1 / total(sum);
 }
 
-/* out[r][i ..] = the values' mean, weighed by scores, of R rows and V vectors of 16; even and odd tokens apart. */
-INLINE void mix_values(const Attention *a, int64_t row, int64_t head, const float *scores, int64_t room, const float *share,
-                       int64_t i, const int R, const int V, const Element element)
+/* sums[r][even, odd][i ..] += the values of tokens from .. until - 1, weighed by scores, of R rows and V vectors of 16; even and
+ * odd tokens apart, and one after the other, so that it does not matter which are summed at once. */
+INLINE void mix_values(const Attention *a, const int64_t *rows, int64_t head, const float *scores, int64_t room, float *sums,
+                       int64_t i, int64_t from, int64_t until, const int R, const int V, const Element element)
 {
-    const int64_t width = a->heads * a->size, size = padded(a->size, LANES), used = a->positions[row] + 1;
-    float *out = a->out + row * width + head * a->size + i;
+    const int64_t size = padded(a->size, LANES);
     Floats sum[32];
-    int64_t t = 0;
-    for (int j = 0; j < 2 * R * V; j++)
-        sum[j] = zeros();
-    for (int64_t values = 0; t + 2 <= used; t += 2) {
-        values = t % LANES ? values + 2 * size : place_of(a, row, t / LANES, head) * LANES * size + i;
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++)
+            for (int odd = 0; odd < 2; odd++)
+                sum[(r * V + v) * 2 + odd] = load(sums + (2 * r + odd) * size + i + v * LANES);
+    int64_t values = 0, t = from;
+    for (; t + 2 <= until; t += 2) {
+        values = t % LANES && t > from ? values + 2 * size : (place_of(a, *rows, t / LANES, head) * LANES + t % LANES) * size + i;
         for (int odd = 0; odd < 2; odd++)
             for (int v = 0; v < V; v++) {
                 const Floats value = load_element(a->values, values + odd * size + v * LANES, element);
@@ -1107,62 +1123,81 @@ INLINE void mix_values(const Attention *a, int64_t row, int64_t head, const floa
                 }
             }
     }
-    for (int r = 0; r < R; r++) { /* what only the later rows see */
-        for (int64_t own = t; own < used + r; own++) {
-            const int64_t values = (place_of(a, row, own / LANES, head) * LANES + own % LANES) * size + i;
-            for (int v = 0; v < V; v++) {
-                Floats *to = &sum[(r * V + v) * 2 + own % 2];
-                *to = fma_lanes(each(scores[r * room + own]), load_element(a->values, values + v * LANES, element), *to);
+    if (t < until) { /* an even one */
+        values = (place_of(a, *rows, t / LANES, head) * LANES + t % LANES) * size + i;
+        for (int v = 0; v < V; v++)
+            for (int r = 0; r < R; r++) {
+                Floats *to = &sum[(r * V + v) * 2];
+                *to = fma_lanes(each(scores[r * room + t]), load_element(a->values, values + v * LANES, element), *to);
             }
-        }
-        for (int v = 0; v < V; v++) {
-            const Floats all = (sum[(r * V + v) * 2] + sum[(r * V + v) * 2 + 1]) * each(share[r]);
-            store_some(out + r * width + v * LANES, all, least(LANES, a->size - i - v * LANES));
-        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++)
+            for (int odd = 0; odd < 2; odd++)
+                store(sums + (2 * r + odd) * size + i + v * LANES, sum[(r * V + v) * 2 + odd]);
+}
+
+INLINE void mix_as(const Attention *a, const int64_t *rows, int64_t head, const float *scores, int64_t room, float *sums,
+                   int64_t from, int64_t until, const int R, const Element element)
+{
+    const int64_t size = padded(a->size, LANES);
+    int64_t i = 0;
+    for (; R * 4 <= 8 && i + 4 * LANES <= size; i += 4 * LANES)
+        mix_values(a, rows, head, scores, room, sums, i, from, until, R, 4, element);
+    for (; R * 2 <= 8 && i + 2 * LANES <= size; i += 2 * LANES)
+        mix_values(a, rows, head, scores, room, sums, i, from, until, R, 2, element);
+    for (; i < size; i += LANES)
+        mix_values(a, rows, head, scores, room, sums, i, from, until, R, 1, element);
+}
+
+/* R rows that read the same first blocks of keys, and the same values of tokens before `common`, an even number. */
+INLINE void attend_rows(const Attention *a, const int64_t *rows, int64_t blocks, int64_t common, int64_t head, float *scores,
+                        const int R, const Element element)
+{
+    const int64_t room = a->blocks * LANES, size = padded(a->size, LANES);
+    float *const sums = scores + QUERIES * room;
+    if (R > 1)
+        score_as(a, rows, head, 0, blocks, R, element, scores, room);
+    float share[8];
+    for (int r = 0; r < R; r++) {
+        const int64_t used = a->positions[rows[r]] + 1;
+        score_as(a, rows + r, head, R > 1 ? blocks : 0, padded(used, LANES) / LANES, 1, element, scores + r * room, room);
+        share[r] = soften(scores + r * room, used);
+    }
+    memset(sums, 0, (size_t)(2 * R * size) * sizeof(float));
+    if (R > 1)
+        mix_as(a, rows, head, scores, room, sums, 0, common, R, element);
+    for (int r = 0; r < R; r++) {
+        float *sum = sums + 2 * r * size, *out = a->out + (rows[r] * a->heads + head) * a->size;
+        mix_as(a, rows + r, head, scores + r * room, room, sum, R > 1 ? common : 0, a->positions[rows[r]] + 1, 1, element);
+        for (int64_t i = 0; i < a->size; i += LANES)
+            store_some(out + i, (load(sum + i) + load(sum + size + i)) * each(share[r]), least(LANES, a->size - i));
     }
 }
 
-/* R rows that stand one behind another; memory: their scores. */
-INLINE void attend_rows(const Attention *a, int64_t row, int64_t head, float *scores, const int R, const Element element)
+INLINE void attend_as(const Attention *a, const int64_t *rows, int64_t count, int64_t blocks, int64_t head, float *scores,
+                      const Element element)
 {
-    const int64_t used = a->positions[row] + 1, room = a->blocks * LANES, size = padded(a->size, LANES);
-    const int64_t blocks = padded(used + R - 1, LANES) / LANES;
-    float share[8];
-    int64_t block = 0, i = 0;
-    enum { B = KEYS_AT_ONCE };
-    for (; R * B <= 16 && block + B <= blocks; block += B)
-        score_blocks(a, row, head, block, blocks, R, B, element, scores, room);
-    for (; R * 2 <= 16 && block + 2 <= blocks; block += 2)
-        score_blocks(a, row, head, block, blocks, R, 2, element, scores, room);
-    for (; block < blocks; block++)
-        score_blocks(a, row, head, block, blocks, R, 1, element, scores, room);
-    for (int r = 0; r < R; r++)
-        share[r] = soften(scores + r * room, used + r);
-    for (; R * 4 <= 8 && i + 4 * LANES <= size; i += 4 * LANES)
-        mix_values(a, row, head, scores, room, share, i, R, 4, element);
-    for (; R * 2 <= 8 && i + 2 * LANES <= size; i += 2 * LANES)
-        mix_values(a, row, head, scores, room, share, i, R, 2, element);
-    for (; i < a->size; i += LANES)
-        mix_values(a, row, head, scores, room, share, i, R, 1, element);
+    for (int64_t r = 0, some; r < count; r += some) {
+        some = QUERIES_AT_ONCE == 8 && count - r >= 8 ? 8 : count - r >= 2 ? 2 : 1;
+        /* Of one slot: later rows read more blocks than are the first one's own, which do no harm to it. */
+        const int64_t used = a->positions[rows[r]] + 1, last = a->positions[rows[r + some - 1]] + 1;
+        const int64_t all = blocks ? blocks : padded(last, LANES) / LANES, common = blocks ? blocks * LANES : used / 2 * 2;
+        if (some == 8)
+            attend_rows(a, rows + r, all, common, head, scores, 8, element);
+        else if (some == 2)
+            attend_rows(a, rows + r, all, common, head, scores, 2, element);
+        else
+            attend_rows(a, rows + r, 0, 0, head, scores, 1, element);
+    }
 }
 
-INLINE void attend_as(const Attention *a, int64_t row, int64_t rows, int64_t head, float *scores, const Element element)
-{
-    const int64_t end = row + rows;
-    for (; QUERIES_AT_ONCE == 8 && row + 8 <= end; row += 8)
-        attend_rows(a, row, head, scores, 8, element);
-    for (; row + 2 <= end; row += 2)
-        attend_rows(a, row, head, scores, 2, element);
-    if (row < end)
-        attend_rows(a, row, head, scores, 1, element);
-}
-
-static void attend(const Attention *a, int64_t row, int64_t rows, int64_t head, float *scores)
+static void attend(const Attention *a, const int64_t *rows, int64_t count, int64_t blocks, int64_t head, float *scores)
 {
     switch (a->element) {
-    case FP32: attend_as(a, row, rows, head, scores, FP32); break;
-    case FP16: attend_as(a, row, rows, head, scores, FP16); break;
-    default: attend_as(a, row, rows, head, scores, BF16); break;
+    case FP32: attend_as(a, rows, count, blocks, head, scores, FP32); break;
+    case FP16: attend_as(a, rows, count, blocks, head, scores, FP16); break;
+    default: attend_as(a, rows, count, blocks, head, scores, BF16); break;
     }
 }
 

@@ -145,8 +145,9 @@ typedef struct {
     void (*trains)(const Matrix *m, const Product *p, int64_t from, int64_t to, char *memory);
     void (*combine)(const Leaf *leaf, const float *left, int64_t count, float *const *out, char *memory);
     void (*append)(const Attention *a, int64_t row, int64_t head);
-    /* Rows that stand one behind another, at most QUERIES; memory: scores [QUERIES][16 blocks]. */
-    void (*attend)(const Attention *a, int64_t row, int64_t rows, int64_t head, float *memory);
+    /* At most QUERIES rows: of slots whose first blocks are the same, none of them a row's own; or, if none is said to be, one
+     * behind another in one slot. memory: scores [QUERIES][16 blocks] and sums [QUERIES][2][padded size]. */
+    void (*attend)(const Attention *a, const int64_t *rows, int64_t count, int64_t blocks, int64_t head, float *memory);
     void (*finish)(const Product *p, int64_t row, int64_t n);
     void (*judge)(const float *logits, const float *reference, int64_t n, int64_t target, double *out);
     int64_t (*best)(const float *values, int64_t n);

@@ -106,6 +106,30 @@ def test_a_text_is_its_own(model: Model, dtype: str, data: st.DataObject) -> Non
         np.testing.assert_array_equal(np.concatenate(found[t]), whole(model, ids[t], dtype))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@settings(deadline=None)
+@given(data=st.data())
+def test_texts_may_have_their_first_pages_in_common(model: Model, dtype: str, data: st.DataObject) -> None:
+    """Bit for bit as without: however many do, and however much of it."""
+    config, room = model.config, pages_for(model.config.n_positions)
+    common = data.draw(st.lists(st.integers(0, room - 1), min_size=1, max_size=12))  # pages of each text
+    slots, first = len(common) + 1, ids_of(config, config.n_positions)
+    cache = Cache(config, slots, config.n_positions, dtype, slots * room)
+    cache.table[:] = np.arange(slots * room).reshape(slots, room)
+    model.read(first, cache, ONE, np.array([len(first)]))
+    for slot, pages in enumerate(common, 1):
+        cache.table[slot, :pages] = cache.table[0, :pages]
+        cache.lengths[slot] = LANES * pages
+    own = np.random.default_rng(slots).integers(0, config.vocab_size, (data.draw(st.integers(1, LANES)), len(common)))
+    model.threads = data.draw(st.integers(1, 3))
+    every = np.arange(len(common))
+    found = [model.read(row, cache, every + 1, np.ones(len(row), int), wanted=every).logits for row in own]
+    for t, pages in enumerate(common):
+        text = np.concatenate([first[: LANES * pages], own[:, t]])
+        expected = whole(model, text, dtype)[LANES * pages :]
+        np.testing.assert_array_equal([logits[t] for logits in found if logits is not None], expected)
+
+
 def test_callers_at_the_same_time_do_not_mix(model: Model) -> None:
     ids = [ids_of(model.config, model.config.n_positions)] * 8
     expected = whole(model, ids[0])
