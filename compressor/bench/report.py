@@ -1,5 +1,6 @@
 """What was measured, as rows of a table, as JSON, and as a picture."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from compressor.bench.load import Load
 from compressor.bench.rounds import Result
 from compressor.figures import figure
+from compressor.process.processor import processor
 from compressor.storage import durable
 
 MB = 1e6
@@ -18,7 +20,8 @@ MARGIN = 0.2  # around the points, for their labels
 def as_json(results: Sequence[Result], load: Load) -> dict[str, Any]:
     """Return everything for a file."""
     rows = [{"place": result.place, **asdict(result.model), **result.figures} for result in results]
-    return {"load": asdict(load), "models": rows}
+    machine = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
+    return {"machine": machine, "load": asdict(load), "models": rows}
 
 
 def head(clients: Sequence[int]) -> list[str]:
