@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from compressor.process.interrupt import held
+
 POLL_SECONDS = 0.02
 STOP_SECONDS = 150  # more than the service takes to drain by default
 
@@ -34,6 +36,7 @@ class Service(subprocess.Popen[bytes]):
             self.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
+            self.wait()
 
 
 @contextmanager
@@ -50,10 +53,13 @@ def served(artifact: Path, seconds: float, environment: Mapping[str, str]) -> It
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "service.log"
-        with Service(artifact, log, environment) as process:
-            try:
-                yield process, _ready(process, log, time.monotonic() + seconds)
-            finally:
+        process = None
+        try:
+            with held():
+                process = Service(artifact, log, environment)
+            yield process, _ready(process, log, time.monotonic() + seconds)
+        finally:
+            if process is not None:
                 process.stop()
 
 
