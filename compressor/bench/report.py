@@ -27,7 +27,7 @@ def as_json(results: Sequence[Result], load: Load) -> dict[str, Any]:
 def head(clients: Sequence[int]) -> list[str]:
     """Return the names of the columns."""
     speeds = [f"tokens/s, {clients[0]}", *(f"{count}" for count in clients[1:])]
-    sizes = ["disk, MB", "ready", "peak", "perplexity", "/ dense", "start, s"]
+    sizes = ["disk MB", "ready", "peak", "perplexity", "/ dense", "start, s"]
     return ["model", *sizes, "first, ms", "p95", *speeds, "next p95"]
 
 

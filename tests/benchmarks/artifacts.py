@@ -16,7 +16,7 @@ def block(results: dict[str, Any]) -> str:
     rows = [row(model, load) for model in results["models"]]
     return (
         f"{table(head(load.clients), rows)}\n\n"
-        f"*Ready* and *peak* are resident memory. *First* and *next* are the times to the first token and to every\n"
+        f"*Ready* and *peak* are resident memory, MB. *First* and *next* are the times to the first token and to every\n"
         f"later one with {load.usual} clients. Prompts have {load.prompt_tokens} tokens and answers {load.new_tokens}; "
         f"medians of {load.rounds} rounds on {machine['cores']} cores of\n{machine['processor']}, which the clients "
         f"share, load average {machine['load_average']:.0f}."

@@ -99,5 +99,6 @@ class Autoscaler:
         """Return the count that a policy allows, by what there was at the beginning of its period."""
         period = [count for time, count in self._counts if time > now - policy["periodSeconds"]]
         start = period[0] if period else current
-        change = policy["value"] if policy["type"] == "Pods" else ceil(start * policy["value"] / 100)
+        value = int(policy["value"])
+        change = value if policy["type"] == "Pods" else ceil(start * value / 100)
         return start + sign * change

@@ -66,7 +66,7 @@ class Outcome:
     def mean_replicas(self, end: float) -> float:
         """Return how many there were until `end`, on average over time."""
         times, counts = zip(*self.replicas, strict=True)
-        return float(np.diff([*times, end]) @ np.array(counts)) / (end - times[0])
+        return float(np.average(counts, weights=np.diff([*times, end])))
 
 
 class Fleet:

@@ -27,8 +27,8 @@ def _assumed(results: dict[str, Any]) -> str:
     return (
         f"{said['model']}, {texts} at a time. {load}\nfor {said['peak_seconds'] / 60:g} minutes, reached within "
         f"{said['ramp_seconds']:g} s. A new pod takes {pod}. *Wait* ends when\nthe prompt was read, *next* is the time "
-        f"to every later token. A replica that has one request uses {said['busy_share']:.0%} of its cores already,\n"
-        "as with many, so CPU tells no load from another."
+        f"to every later token. A replica that has requests, one or many, uses {said['busy_share']:.0%} of\n"
+        "its cores (measured with many), so CPU tells no load from another."
     )
 
 
