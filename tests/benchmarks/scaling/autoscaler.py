@@ -10,13 +10,14 @@ from typing import Any
 
 SYNC_SECONDS = 15.0  # --horizontal-pod-autoscaler-sync-period
 TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
-UP = {
-    "policies": [
-        {"type": "Percent", "value": 100, "periodSeconds": 15},
-        {"type": "Pods", "value": 4, "periodSeconds": 15},
-    ]
+DOUBLE = {"type": "Percent", "value": 100, "periodSeconds": 15}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "scaleUp": {
+        "stabilizationWindowSeconds": 0,
+        "policies": [DOUBLE, {"type": "Pods", "value": 4, "periodSeconds": 15}],
+    },
+    "scaleDown": {"stabilizationWindowSeconds": 300, "policies": [DOUBLE]},
 }
-DOWN = {"stabilizationWindowSeconds": 300, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,8 @@ class Autoscaler:
         wanted = max(metric.wanted(current, totals[metric.name], ready) for metric in self.metrics)
         self._wanted.append((now, min(max(wanted, self.least), self.most)))
         self._counts.append((now, current))
-        up, down = (
-            default | dict(self.behavior.get(way, {})) for way, default in (("scaleUp", UP), ("scaleDown", DOWN))
-        )
-        lowest = min(self._recent(now, up.get("stabilizationWindowSeconds", 0)))
+        up, down = self._rules("scaleUp"), self._rules("scaleDown")
+        lowest = min(self._recent(now, up["stabilizationWindowSeconds"]))
         highest = max(self._recent(now, down["stabilizationWindowSeconds"]))
         stable = min(max(current, lowest), highest)
         if stable > current:
@@ -91,6 +90,9 @@ class Autoscaler:
         elif stable < current:
             stable = max(stable, min(self._allowed(now, current, policy, -1) for policy in down["policies"]))
         return min(max(stable, self.least), self.most)
+
+    def _rules(self, way: str) -> dict[str, Any]:
+        return {**DEFAULTS[way], **self.behavior.get(way, {})}
 
     def _recent(self, now: float, seconds: float) -> list[int]:
         return [wanted for time, wanted in self._wanted if time >= now - seconds]
