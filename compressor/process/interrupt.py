@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def leave(number: int, _frame: FrameType | None) -> None:
     """End the process with one line on stderr and the exit code that shells give for a signal.
@@ -27,7 +29,7 @@ def held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(n))]
+    numbers = [n for n in STOPPING if callable(signal.getsignal(n))]
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
         yield

@@ -1,5 +1,6 @@
 """`ttgpt bench` on real services: those that it starts, and those that run."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from compressor.bench import streams
 from compressor.bench.endpoint import KEY, Endpoint
 from compressor.bench.load import REQUESTS, Load
 from compressor.bench.rounds import measure
@@ -113,6 +116,40 @@ def test_ctrl_c_ends_the_service_too(tiny_artifact: Path) -> None:
     assert not Path(f"/proc/{child}").exists()
 
 
+class Broken(BaseHTTPRequestHandler):
+    """Sends one token, and then nothing or an error."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'data:{"index":1}\n\n')
+        self.wfile.write(b'data:{"error":"the request failed"}\n\n' if "fails" in self.path else b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"), [("fails", "broke off: .*request failed"), ("ends", "2 tokens .* {1} came")]
+)
+def test_a_stream_that_breaks_off_is_no_figure(path: str, problem: str) -> None:
+    with answering(Broken) as address, pytest.raises(RuntimeError, match=problem):
+        asyncio.run(streams.measure(Endpoint(f"{address}/{path}"), [[b"{}"]], 2))
+
+
 class Elsewhere(BaseHTTPRequestHandler):
     """Leads every client to another path."""
 
@@ -129,15 +166,8 @@ class Elsewhere(BaseHTTPRequestHandler):
 
 
 def test_only_what_was_given_is_fetched() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises(ValueError, match="answered 307"):
-                measure([f"http://127.0.0.1:{server.server_port}/prefix/"], LOAD)
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Elsewhere) as address, pytest.raises(ValueError, match="answered 307"):
+        measure([f"{address}/prefix/"], LOAD)
     assert Elsewhere.asked == ["/prefix/info"]
 
 
