@@ -3,6 +3,7 @@
 # make test-images                           builds the images and runs them, where a Docker daemon answers
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
 # make sizing                                how much memory a pod needs, for the table in k8s/README.md
+# make scaling                               what autoscalers make of a peak, simulated with measured times
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
 # make clients                               what other people's clients make of the service, in their latest versions
@@ -23,7 +24,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test test-images check bench bench-cache sizing soak clients pages monitoring clean
+.PHONY: serve models test test-images check bench bench-cache sizing scaling soak clients pages monitoring clean
 .DELETE_ON_ERROR:
 
 # While other models are built, the first one is served already.
@@ -71,6 +72,9 @@ bench: .venv/installed-bench
 
 sizing: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.sizing
+
+scaling: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks.scaling
 
 bench-cache: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.cache

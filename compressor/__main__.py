@@ -9,10 +9,8 @@ import signal
 import sys
 from types import FrameType
 
-from compressor.process.interrupt import leave
+from compressor.process.interrupt import STOPPING, leave
 from compressor.process.threads import add_up_alike, wait_briefly
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from compressor.figures import figure
-from compressor.plot import frontier, scale_ratios
+from compressor.plot import annotate, frontier, scale_ratios
 from compressor.storage import durable
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ COMPONENTS = {"wte": "0.25", "wpe": "0.4", "attn": "0.55", "mlp": "0.7", "norm":
 TIMEOUT_SECONDS = 10
 MB = 1e6
 WORST = 1e9  # ratios above are drawn there
-PLACES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a label: sideways, upwards
-ALIGNED = {1: "right", 0: "center", -1: "left"}
 
 
 @dataclass
@@ -203,34 +201,7 @@ def _points(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> Non
         axes.legend(fontsize="small", loc="lower right")
     axes.set_title("Down is better, left is smaller")
     scale_ratios(axes, margins=(0.25, 0.12))
-    _label(axes, labels)
-
-
-def _label(axes: Any, labels: Sequence[tuple[str, tuple[float, float], Any]]) -> None:
-    """Write texts beside their points, where they cover neither each other nor a point, if there is such a place."""
-    axes.figure.draw_without_rendering()
-    inside = axes.get_window_extent()
-    points = [axes.transData.transform(place) for _, place, _ in labels]
-    taken: list[Any] = []
-    for text, place, colour in labels:
-        for sideways, upwards in PLACES:
-            note = axes.annotate(
-                text,
-                place,
-                xytext=(12 * sideways, 12 * upwards),
-                textcoords="offset points",
-                ha=ALIGNED[-sideways],
-                va=("center", "bottom", "top")[upwards],
-                color=colour,
-                fontsize="small",
-            )
-            box = note.get_window_extent()
-            covers = any(box.overlaps(other) for other in taken) or any(box.contains(*point) for point in points)
-            if inside.contains(*box.min) and inside.contains(*box.max) and not covers:
-                break
-            if (sideways, upwards) != PLACES[-1]:
-                note.remove()
-        taken.append(box)
+    annotate(axes, labels)
 
 
 def _bars(axes: Any, models: dict[str, Model], colours: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 MARKERS = {False: "o", True: "*"}  # unhealed and healed
 COLOURS = 20
+PLACES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a label: sideways, upwards
+ALIGNED = {1: "right", 0: "center", -1: "left"}
 SMALL = 5e-4  # a ratio that differs from 1 by this is drawn clearly apart from it
 
 
@@ -98,6 +100,33 @@ def scale_ratios(axes: Any, margins: tuple[float, float] = (0.05, 0.08)) -> None
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else ""))
     axes.grid(which="both", alpha=0.3)
+
+
+def annotate(axes: Any, labels: Sequence[tuple[str, tuple[float, float], Any]]) -> None:
+    """Write texts beside their points, where they cover neither each other nor a point, if there is such a place."""
+    axes.figure.draw_without_rendering()
+    inside = axes.get_window_extent()
+    points = [axes.transData.transform(place) for _, place, _ in labels]
+    taken: list[Any] = []
+    for text, place, colour in labels:
+        for sideways, upwards in PLACES:
+            note = axes.annotate(
+                text,
+                place,
+                xytext=(12 * sideways, 12 * upwards),
+                textcoords="offset points",
+                ha=ALIGNED[-sideways],
+                va=("center", "bottom", "top")[upwards],
+                color=colour,
+                fontsize="small",
+            )
+            box = note.get_window_extent()
+            covers = any(box.overlaps(other) for other in taken) or any(box.contains(*point) for point in points)
+            if inside.contains(*box.min) and inside.contains(*box.max) and not covers:
+                break
+            if (sideways, upwards) != PLACES[-1]:
+                note.remove()
+        taken.append(box)
 
 
 def _spread(ratio: Any) -> Any:

@@ -3,14 +3,15 @@
 from compressor.experiments import pretraining_tables as pretraining
 from compressor.experiments import tables
 from compressor.pages import read, refresh
-from tests.benchmarks import cache_report, sizing
+from tests.benchmarks import artifacts, cache_report, sizing
 from tests.benchmarks import report as speed
+from tests.benchmarks.scaling import report as scaling
 from tests.e2e import answer
 from tests.e2e import report as faults
 from tests.e2e.clients import report as clients
 
 SERVICE = (*answer.BLOCKS, *cache_report.BLOCKS, *faults.BLOCKS, *clients.BLOCKS)
-BLOCKS = (*tables.BLOCKS, *speed.BLOCKS, *sizing.BLOCKS, *SERVICE)
+BLOCKS = (*tables.BLOCKS, *speed.BLOCKS, *sizing.BLOCKS, *scaling.BLOCKS, *artifacts.BLOCKS, *SERVICE)
 
 
 def main() -> None:
@@ -20,6 +21,8 @@ def main() -> None:
     pretraining.draw()
     if (results := read(speed.SPEED)) is not None:
         speed.draw(results, speed.PLOT)
+    if (results := read(scaling.RESULTS)) is not None:
+        scaling.draw(results)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ COMPRESSOR = [
     {"errors", "figures", "pages", "plot", "process", "progress", "display", "storage"},
     {"artifact", "dashboard"},
     {"runtime"},
+    {"bench"},
     {"tensors"},
     {"codecs"},
     {"formats"},
@@ -105,7 +106,7 @@ def test_the_service_loads_neither_transformers_nor_the_methods() -> None:
     assert not {"torch", "transformers", "typer", "compressor.formats", "compressor.methods"} & loaded
 
 
-@pytest.mark.parametrize("room", ["artifact", "runtime", "cli"])
+@pytest.mark.parametrize("room", ["artifact", "runtime", "bench", "cli"])
 def test_what_runs_a_model_is_imported_without_torch(room: str) -> None:
     modules = [
         f"compressor.{room}",

@@ -12,6 +12,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from compressor import __version__
+from compressor.cli.bench import bench
 from compressor.cli.options import AsJson, ExecutorName, Folder, TextFile, Workers, megabytes, say
 from compressor.display import bar
 from compressor.figures import figure
@@ -223,6 +224,9 @@ def serve(
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     arguments = [*options, "--", *map(str, folders)]
     os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])  # noqa: S606
+
+
+app.command()(bench)
 
 
 @app.command()

@@ -61,6 +61,12 @@ def pin(threads: int) -> int:
     return len(cores)
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return how long all threads of a process have computed, also in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _jiffies() -> tuple[float, float]:
     """Return the busy and the whole time of all cores since the machine started."""
     fields = [float(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]

@@ -2,24 +2,22 @@
 
 import json
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from compressor.bench import service
+from compressor.bench.memory import peak_rss_bytes, rss_bytes
+from compressor.bench.service import Service
 from tests.benchmarks import children
-from tests.benchmarks.memory import peak_rss_bytes, rss_bytes
 from tests.benchmarks.plan import PROMPT, Plan
 
 LOAD_SCRIPT = Path(__file__).parent / "load.js"
-POLL_SECONDS = 0.02
 STREAMS = 8  # beside which a long prompt arrives
 
 
@@ -38,56 +36,9 @@ def measure(artifact: Path, plan: Plan, threads: int) -> dict[str, Any]:
         return sample | {"arrival": arrival(url, artifact, plan, threads)}
 
 
-class Service(subprocess.Popen[bytes]):
-    """`python -m service`, which is what `ttgpt serve` becomes. Its log goes to a file.
-
-    Attributes:
-        started: when, on the monotonic clock.
-    """
-
-    def __init__(self, artifact: Path, log: Path, **settings: str) -> None:
-        self.started = time.monotonic()
-        command = [sys.executable, "-m", "service", str(artifact), "--port", "0"]
-        with log.open("wb") as output:
-            super().__init__(command, cwd=children.ROOT, env=children.environment() | settings, stderr=output)
-
-
-@contextmanager
-def served(artifact: Path, seconds: float, **settings: str) -> Iterator[tuple[Service, str]]:
-    """Serve one artefact, with settings as environment variables; gives the process and the address, once it is ready.
-
-    Raises:
-        RuntimeError: if the service does not become ready within `seconds`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "service.log"
-        with Service(artifact, log, **settings) as process:
-            try:
-                yield process, _ready(process, log, time.monotonic() + seconds)
-            finally:
-                process.terminate()
-                process.wait()
-
-
-def _ready(process: Service, log: Path, deadline: float) -> str:
-    url = ""
-    while time.monotonic() < deadline and process.poll() is None:
-        lines = log.read_text().splitlines(keepends=True)
-        if not url and lines and lines[0].endswith("\n"):
-            url = str(json.loads(lines[0])["url"])
-        if url and _is_ready(url):
-            return url
-        time.sleep(POLL_SECONDS)
-    reasons = log.read_text().strip().splitlines() or ["it said nothing"]
-    raise RuntimeError(f"the service did not become ready: {reasons[-1]}")
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:  # noqa: S310  # our own process
-            return bool(answer.status == 200)
-    except OSError:  # not listening yet, or too busy to answer
-        return False
+def served(artifact: Path, seconds: float, **settings: str) -> AbstractContextManager[tuple[Service, str]]:
+    """Serve one artefact, with settings as environment variables, see `compressor.bench.service.served`."""
+    return service.served(artifact, seconds, children.environment() | settings)
 
 
 def body(new_tokens: int, prompt: str = PROMPT, **parameters: object) -> str:

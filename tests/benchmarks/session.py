@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compressor.bench.medians import Sample, medians
 from tests.benchmarks import children, machine, serving
 from tests.benchmarks.engines import ENGINES, SERVED
 from tests.benchmarks.plan import Plan
 
-Sample = dict[str, Any]
 Measure = Callable[[], Sample]
 PREPARATION_SECONDS = 1200
 BUSY_REPEATS = 5
@@ -168,24 +168,6 @@ class Session:
         log = self.folder / f"{module}.log"
         lines = log.read_text().strip().splitlines() if log.is_file() else []
         return f" ({lines[-1]})" if lines else ""
-
-
-def medians(samples: list[Sample]) -> Sample:
-    """Return one sample with the median of every number; what some samples lack is the median of the others."""
-    merged: Sample = {}
-    for key in dict.fromkeys(key for sample in samples for key in sample):
-        values = [sample[key] for sample in samples if key in sample]
-        if isinstance(values[0], dict):
-            merged[key] = medians(values)
-        else:
-            merged[key] = values[0] if isinstance(values[0], str) else _median(values)
-    return merged
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _problem(sample: Sample) -> str:

@@ -25,12 +25,14 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from compressor.bench.memory import peak_rss_bytes, rss_bytes
+from compressor.bench.service import POLL_SECONDS
 from compressor.pages import Block, refresh, table
 from service.engine.kv_budget import LONG_TEXTS, kv_budget_bytes
 from service.engine.models import load
 from service.settings import Settings
 from tests.benchmarks import children, machine, serving
-from tests.benchmarks.memory import cpu_seconds, peak_rss_bytes, rss_bytes
+from tests.benchmarks.machine import cpu_seconds
 from tests.benchmarks.models import make
 from tests.benchmarks.plan import PROMPT
 
@@ -136,7 +138,7 @@ def measure(folder: Path) -> dict[str, Any]:
                 with suppress(OSError, RuntimeError):  # it has just ended
                     found["peak_bytes"] = peak_rss_bytes(process.pid)
                     found["drain_cpu_seconds"] = cpu_seconds(process.pid) - before
-                time.sleep(serving.POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
             found["drain_seconds"] = time.monotonic() - stopped
         found["drained_tokens"] = sum(map(_written, answers))
     if process.returncode:
@@ -171,7 +173,7 @@ def _wait(url: str, what: str, number: int) -> None:
     while float(pattern.findall(_metrics(url))[0]) < number:
         if time.monotonic() > deadline:
             raise RuntimeError(f"there never were {number} requests {what}")
-        time.sleep(serving.POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _metrics(url: str) -> str:

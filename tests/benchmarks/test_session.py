@@ -10,6 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from compressor.artifact.gpt2_config import GPT2Config
+from compressor.bench.medians import medians
+from compressor.bench.streams import gaps, percentiles
 from compressor.pages import MISSING
 from compressor.recipes.pieces import pieces
 from tests.benchmarks import report
@@ -17,12 +19,12 @@ from tests.benchmarks.bandwidth import read_gb_per_s
 from tests.benchmarks.bars import bars
 from tests.benchmarks.children import busy_loop
 from tests.benchmarks.engines import ENGINES, SERVED, peers_of
-from tests.benchmarks.memory import cpu_seconds
+from tests.benchmarks.machine import cpu_seconds
 from tests.benchmarks.models import tokenizer_json
 from tests.benchmarks.plan import FULL, PROMPT, QUICK, Plan
 from tests.benchmarks.presets import PLANS, at_depth, choices
-from tests.benchmarks.session import Session, medians
-from tests.benchmarks.streams import beside, gaps, percentiles
+from tests.benchmarks.session import Session
+from tests.benchmarks.streams import beside
 
 TINY = GPT2Config(vocab_size=16384, n_positions=1024, n_embd=64, n_layer=2, n_head=4, n_inner=256, eos_token_id=0)
 PLAN = Plan(

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compressor.bench.memory import peak_rss_bytes, rss_bytes
 from compressor.process.threads import wait_briefly
 from tests.benchmarks.engines import ENGINES, OURS
-from tests.benchmarks.memory import peak_rss_bytes, rss_bytes
 from tests.benchmarks.runner import Runner
 
 FIRST_TOKENS = 3  # runs to the first token; their median is subtracted, and the first of all warms up

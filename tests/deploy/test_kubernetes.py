@@ -296,16 +296,18 @@ def test_an_image_volume_is_mounted_as_a_whole(tmp_path: Path) -> None:
     assert (moved / "NAME").resolve() == moved / "models/NAME"  # wherever it is mounted
 
 
-def test_the_queue_scales_in_place_of_the_cpu_alone(tmp_path: Path) -> None:
+def test_requests_in_flight_scale_in_place_of_the_cpu(tmp_path: Path) -> None:
     manifests = combined(tmp_path, "queue-autoscaling")
     assert "HorizontalPodAutoscaler" not in {m["kind"] for m in manifests}
     scaler = one(manifests, "ScaledObject")["spec"]
     assert scaler["scaleTargetRef"]["name"] == one(manifests, "Deployment")["metadata"]["name"]
     prod = one(rendered("overlays/prod"), "HorizontalPodAutoscaler")["spec"]
     assert (scaler["minReplicaCount"], scaler["maxReplicaCount"]) == (prod["minReplicas"], prod["maxReplicas"])
-    (query,) = (t["metadata"]["query"] for t in scaler["triggers"] if t["type"] == "prometheus")
-    exported = {metric.name for metric in Metrics().registry.collect()}
-    assert set(re.findall(r"ttgpt_\w+", query)) <= exported
+    (trigger,) = scaler["triggers"]
+    asked = {"ttgpt_num_requests_running", "ttgpt_num_requests_waiting"}
+    assert set(re.findall(r"ttgpt_\w+", trigger["metadata"]["query"])) == asked
+    assert asked <= {metric.name for metric in Metrics().registry.collect()}
+    assert float(trigger["metadata"]["threshold"]) < _settings("overlays/prod").max_batch  # before requests wait
 
 
 def test_prometheus_finds_the_service(tmp_path: Path, tiny_artifact: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from compressor import huggingface
+from compressor.process.interrupt import held
 from tests.conftest import TOKENIZER, tiny_model, write_artifact
 
 ROOT = Path(__file__).parents[3]
@@ -101,3 +102,16 @@ def test_while_a_command_works(command: str, seconds: float, tmp_path: Path) -> 
         assert (out, err.splitlines()[-1]) == ("", "interrupted")
         assert len(err.splitlines()) == 1 or command == "pretrain"
     assert [path.name for path in folder.iterdir() if path.name != "out.run"] == []  # whose checkpoints are kept
+
+
+def test_a_signal_that_is_held_comes_behind_the_block() -> None:
+    def interrupted() -> None:
+        with held():
+            signal.raise_signal(signal.SIGINT)
+            inside.append("still")
+
+    before, inside = signal.getsignal(signal.SIGINT), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert inside == ["still"]
+    assert signal.getsignal(signal.SIGINT) is before

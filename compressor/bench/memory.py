@@ -1,6 +1,5 @@
-"""Resident memory and processor time of a process, from /proc."""
+"""Resident memory of a process, from /proc."""
 
-import os
 import re
 from pathlib import Path
 
@@ -13,12 +12,6 @@ def rss_bytes(pid: int | str = "self") -> int:
 def peak_rss_bytes(pid: int | str = "self") -> int:
     """Return the most that a process has held."""
     return _kilobytes(pid, "VmHWM") * 1024
-
-
-def cpu_seconds(pid: int | str = "self") -> float:
-    """Return how long all threads of a process have computed, also in the kernel."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _kilobytes(pid: int | str, field: str) -> int:
