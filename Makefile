@@ -5,6 +5,7 @@
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
 # make clients                               what other people's clients make of the service, in their latest versions
+# make dashboards                            pictures of the dashboards, after five minutes of load
 # make pages                                 all tables and plots of all pages, from the committed results
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
@@ -22,7 +23,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test check bench bench-cache sizing soak clients pages monitoring clean
+.PHONY: serve models test check bench bench-cache sizing soak clients pages monitoring dashboards clean
 .DELETE_ON_ERROR:
 
 # While other models are built, the first one is served already.
@@ -84,6 +85,11 @@ pages: .venv/installed-dev
 monitoring: .venv/installed-dev
 	$(BIN)/python docker/grafana/dashboards.py docker/grafana/dashboards
 	$(BIN)/python docker/prometheus/operator_rules.py k8s/components/monitoring/prometheus-rule.yaml
+
+# The last one proposes tokens to the others.
+SHOWN := dense svd-r64 tensorgpt-r2 int8
+dashboards: .venv/installed-dev $(SHOWN:%=$(PREFIX)-%/manifest.json)
+	$(BIN)/python -m tests.deploy.boards $(SHOWN:%=$(PREFIX)-%)
 
 .venv/bin/python:
 	@command -v gcc >/dev/null || { echo 'the runtime is built from C: install a compiler, such as: apt-get install gcc libc6-dev' >&2; exit 1; }
