@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.pages import Block, refresh, table
+from compressor.runtime.version import versions
 from service.engine.kv_budget import LONG_TEXTS, kv_budget_bytes
 from service.engine.models import load
 from service.settings import Settings
@@ -262,7 +263,7 @@ def main() -> None:
             _sample(case).unlink(missing_ok=True)
     results = run(lambda line: print(line, flush=True))
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"made_with": versions(), **results}, indent=1) + "\n")
     for case in CASES:
         _sample(case).unlink()
     refresh(BLOCKS)
