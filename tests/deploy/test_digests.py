@@ -11,12 +11,8 @@ import pytest
 
 from tests.deploy.manifests import ROOT, kubectl
 
-FILES = [
-    "docker/service.Dockerfile",
-    "docker/compressor.Dockerfile",
-    "docker-compose.yml",
-    "k8s/base/kustomization.yaml",
-]
+DOCKERFILES = ["docker/service.Dockerfile", "docker/compressor.Dockerfile"]
+FILES = [*DOCKERFILES, "docker-compose.yml", "k8s/base/kustomization.yaml"]
 NAMES = "python:3.11-slim-bookworm python:3.11-bookworm busybox:1.37 redis:8.2-alpine prom/prometheus grafana/grafana"
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}")
 # Says a digest that is made of the last argument's length; "fails" and "lies" are what may go wrong.
@@ -41,7 +37,7 @@ def _pin(folder: Path, how: str) -> "subprocess.CompletedProcess[str]":
         if not (folder / name).exists():
             (folder / name).write_text((ROOT / name).read_text())
     variables = os.environ | {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "ASKED": str(folder / "asked"), "HOW": how}
-    command = [sys.executable, ROOT / "docker/digests.py", *FILES]
+    command = [sys.executable, str(ROOT / "docker/digests.py"), *FILES]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
@@ -68,6 +64,10 @@ def test_a_pinned_image_is_the_one_that_kubernetes_gets(tmp_path: Path) -> None:
     command = [kubectl(), "kustomize", str(tmp_path / "k8s/base")]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"image: redis:8.2-alpine@sha256:{len('redis:8.2-alpine'):064x}\n" in rendered
+
+
+def test_make_pins_these_files() -> None:
+    assert f"docker/digests.py {' '.join(FILES)}\n" in (ROOT / "Makefile").read_text()
 
 
 def test_pinning_again_changes_nothing(tmp_path: Path) -> None:

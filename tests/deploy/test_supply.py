@@ -1,4 +1,4 @@
-"""What the service's image is made of: locked by hashes, complete, listed; and wheels that are built for every Linux."""
+"""What the service's image is made of: locked by hashes, complete, listed; and wheels for every Linux."""
 
 import json
 import re
