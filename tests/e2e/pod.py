@@ -52,12 +52,14 @@ def pod(mib: int = MIB, cores: float | None = None) -> Iterator[Pod]:
 def _new_group(hierarchies: tuple[tuple[Path, str], ...], value: str) -> Path | None:
     for root, limit in hierarchies:
         group = root / f"ttgpt-{os.getpid()}"
+        known = group.is_dir()  # in v2 memory and cores are limited in one group
         with suppress(OSError):
             group.mkdir(exist_ok=True)
             if (group / limit).is_file():  # else this hierarchy does not control it
                 (group / limit).write_text(value)
                 return group
-            group.rmdir()
+            if not known:
+                group.rmdir()
     return None
 
 
