@@ -7,6 +7,8 @@
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
 # make clients                               what other people's clients make of the service, in their latest versions
+# make dashboards                            pictures of the dashboards, after five minutes of load
+# make lock, sbom, audit, digests, wheel     what is shipped and of what: see k8s/README.md
 # make pages                                 all tables and plots of all pages, from the committed results
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the CPU wheel of torch where PyPI's brings CUDA.
 PYTHON ?= python3
@@ -24,7 +26,8 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test test-images check bench bench-cache sizing scaling soak clients pages monitoring clean
+.PHONY: serve models test test-images check bench bench-cache sizing scaling soak clients pages monitoring dashboards lock \
+  sbom audit digests wheel clean
 .DELETE_ON_ERROR:
 
 # While other models are built, the first one is served already.
@@ -93,6 +96,40 @@ monitoring: .venv/installed-dev
 	$(BIN)/python docker/grafana/dashboards.py docker/grafana/dashboards
 	$(BIN)/python docker/prometheus/operator_rules.py k8s/components/monitoring/prometheus-rule.yaml
 
+# The last one proposes tokens to the others.
+SHOWN := dense svd-r64 tensorgpt-r2 int8
+dashboards: .venv/installed-dev $(SHOWN:%=$(PREFIX)-%/manifest.json)
+	$(BIN)/python -m tests.deploy.boards $(SHOWN:%=$(PREFIX)-%)
+
+# The newest versions of what the service's image installs.
+lock: .venv/installed-supply
+	$(BIN)/uv pip compile pyproject.toml --extra service --universal --python-version 3.11 --upgrade --quiet \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file docker/service.lock
+
+sbom: .venv/installed-supply
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements docker/service.lock --of JSON --output-file build/sbom.json
+
+# Strict, because what the advisories' server does not answer for would pass as sound.
+audit: .venv/installed-supply
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement docker/service.lock
+
+digests:
+	$(PYTHON) docker/digests.py docker/service.Dockerfile docker/compressor.Dockerfile docker-compose.yml k8s/base/kustomization.yaml
+
+# For this machine, and run without the sources, with nothing but the lock.
+WHEEL := build/wheel/venv/bin
+wheel: .venv/installed-supply $(PREFIX)-int8/manifest.json
+	rm -rf build/wheel build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --outdir build/wheel
+	$(BIN)/auditwheel show build/wheel/*.whl
+	$(BIN)/abi3audit --strict --summary build/wheel/*.whl
+	$(PYTHON) -m venv $(dir $(WHEEL))
+	$(WHEEL)/python -m pip install --quiet --no-deps --require-hashes --requirement docker/service.lock
+	$(WHEEL)/python -m pip install --quiet --no-deps build/wheel/*.whl
+	cd $(dir $(WHEEL)) && bin/ttgpt --version && bin/python -c 'from compressor.runtime import reference; reference.dense()'
+	cd $(dir $(WHEEL)) && bin/ttgpt generate $(abspath $(PREFIX)-int8) --prompt 'The old man' --max-new-tokens 8
+
 .venv/bin/python:
 	@command -v gcc >/dev/null || { echo 'the runtime is built from C: install a compiler, such as: apt-get install gcc libc6-dev' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -104,6 +141,10 @@ monitoring: .venv/installed-dev
 .venv/installed-$(EXTRAS): pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@ .venv/installed
+
+.venv/installed-supply: pyproject.toml | .venv/installed
+	$(PIP) --editable '.[supply]'
+	@touch $@
 
 # Without a compiler there is no llama.cpp; the benchmark says so and compares with the others. With the tiles of AMX, gcc 12
 # compiles it into something that ends at an illegal instruction.

@@ -14,13 +14,11 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
 # Dependencies first and by themselves, so that a change of the sources does not install them again. numpy's tests are
-# left out, and the tokenizer's client of the hub: nothing here fetches anything.
-COPY pyproject.toml ./
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['service'], sep='\n')" > requirements.txt \
- && pip --python /opt/venv/bin/python install --requirement requirements.txt \
- && pip --python /opt/venv/bin/python uninstall --quiet --yes huggingface_hub hf-xet fsspec \
+# left out, and in the lock (make lock) the tokenizer's client of the hub: nothing here fetches anything.
+COPY docker/service.lock ./
+RUN pip --python /opt/venv/bin/python install --no-deps --require-hashes --requirement service.lock \
  && find /opt/venv/lib/python3*/site-packages/numpy -type d -name tests -prune -exec rm -r {} +
-COPY LICENSE README.md ./
+COPY pyproject.toml LICENSE README.md ./
 COPY compressor compressor
 COPY service service
 # The embedded model is for those who build.

@@ -24,6 +24,36 @@ from service.settings import Settings
 from tests.deploy.test_metric_contract import COUNTERS, GAUGES, HISTOGRAMS
 from tests.pages import BLOCKS
 
+# Blocks and pictures of the pages, and what makes each anew.
+MADE_BY = {
+    "answer": "python -m tests.e2e.answer",
+    "frontier": "ttgpt compare",
+    "budgets": "ttgpt compare",
+    "embeddings": "ttgpt compare",
+    "methods": "ttgpt compare",
+    "methods-embedding": "ttgpt compare",
+    "methods-blocks": "ttgpt compare",
+    "tensorgpt": "ttgpt compare",
+    "pretraining": "ttgpt compare --books DIR",
+    "claims": "ttgpt compare --books DIR",
+    "ttm-layer": "python -m compressor.experiments training",
+    "peers": "make bench",
+    "speed": "make bench",
+    "busy": "make bench",
+    "arrival": "make bench",
+    "sizing": "make sizing",
+    "cache": "make bench-cache",
+    "faults": "make soak",
+    "clients": "make clients",
+    "page-light.png": "python -m tests.e2e.picture",
+    "page-dark.png": "python -m tests.e2e.picture",
+    "footprint.svg": "make pages",
+    "footprint-embedding.svg": "make pages",
+    "learning-curves.svg": "make pages",
+    "speed.svg": "make pages",
+    "footprint.png": "make dashboards",
+    "serving.png": "make dashboards",
+}
 SCREEN = 120  # characters of a table's row
 FIRST_PAGE_LINES = 150
 FOUND_AT_START = {"models": "", "default_model": "the first", "threads": "the cgroup's cores"}
@@ -37,6 +67,8 @@ def _pages() -> dict[str, str]:
 
 PAGES = _pages()
 README, COMPRESSOR = PAGES["README.md"], PAGES["compressor/README.md"]
+MADE = [(block.page, block.name) for block in BLOCKS]
+DRAWN = [(page, Path(path).name) for page, text in PAGES.items() for path in re.findall(r"!\[.*?\]\((.*?)\)", text)]
 EACH = pytest.mark.parametrize("page", PAGES)
 
 
@@ -66,6 +98,11 @@ def test_the_generated_blocks_are_fresh() -> None:
 def test_every_block_of_every_page_is_known() -> None:
     written = [(page, name) for page, text in PAGES.items() for name in re.findall("<!-- generated: (.*?) -->", text)]
     assert sorted(written) == sorted((block.page, block.name) for block in BLOCKS)
+
+
+@pytest.mark.parametrize(("page", "what"), [*MADE, *DRAWN], ids=lambda value: Path(value).name)
+def test_what_makes_a_figure_is_named_on_its_page(page: str, what: str) -> None:
+    assert f"`{MADE_BY[what]}" in PAGES[page]
 
 
 @pytest.mark.parametrize("panel", PLOTS)

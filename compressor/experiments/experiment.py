@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compressor.experiments.workbench import Workbench
+from compressor.runtime.version import versions
 from compressor.storage import durable
 
 FOLDER = Path(__file__).parent
@@ -45,11 +46,14 @@ class Experiment(ABC):
         """Return the result."""
 
     def result(self) -> dict[str, Any] | None:
-        """Return the committed result, or None where it is missing or out of date."""
+        """Return the committed result, or None where it is missing or out of date.
+
+        What was measured before versions were kept has null for them.
+        """
         if not self._path.is_file():
             return None
         found: dict[str, Any] = json.loads(self._path.read_text())
-        return found if found["inputs"] == self.inputs() else None
+        return found if found["inputs"] == self.inputs() and found["made_with"] in (None, versions()) else None
 
     def write(self, result: dict[str, Any]) -> None:
         """Write the result."""
@@ -67,5 +71,6 @@ def definitions(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:
-    """Write what was measured to a file of that name in results/."""
+    """Write what was measured, and with which versions, to a file of that name in results/."""
+    result = {"made_with": versions(), **result}
     durable.write(RESULTS / f"{name}.json", (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from compressor.progress import Progress, silent
 from compressor.runtime.evaluate import Text, all_hidden_states
 from compressor.runtime.model import Floats, Model
+from compressor.runtime.version import VERSION
 from compressor.storage import durable
 
 T = TypeVar("T", bound=np.generic)
-VERSION = 3  # rises when the same model gets other bits
 MOST_BYTES = 4 * 10**9  # of all that is kept; the oldest go first
 
 

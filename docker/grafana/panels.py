@@ -85,8 +85,7 @@ def lines(text: Text, width: int, **queries: str) -> timeseries.Panel:
         .calcs(["lastNotNull", "max"])
     )
     panel = panel.fill_opacity(8).line_width(1).show_points(common_models.VisibilityMode.NEVER).min(0)
-    style = common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
-    panel = panel.thresholds_style(style)
+    panel = panel.thresholds_style(_dashed())
     if text.bad:
         red = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": "red"})
         panel = panel.override_by_regexp(f"/{text.bad}/", [red])
@@ -108,6 +107,7 @@ def stacked_bars(text: Text, width: int, expression: str, by: str, colours: Mapp
     panel = _described(barchart.Panel(), text, width).orientation(common_models.VizOrientation.HORIZONTAL)
     panel = panel.stacking(common_models.StackingMode.NORMAL).fill_opacity(80).x_field("model_name")
     panel = panel.show_value(common_models.VisibilityMode.NEVER).legend(_list_legend())
+    panel = panel.thresholds_style(_dashed())
     for value, colour in colours.items():
         fixed = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
         panel = panel.override_by_name(value, [fixed])
@@ -166,6 +166,10 @@ def _described(panel: Any, text: Text, width: int) -> Any:
 def _list_legend() -> common.VizLegendOptions:
     legend = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.LIST)
     return legend.placement(common_models.LegendPlacement.BOTTOM).show_legend(True).calcs([])
+
+
+def _dashed() -> common.GraphThresholdsStyleConfig:
+    return common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
 
 
 def _query(index: int, expression: str) -> Dataquery:

@@ -210,14 +210,14 @@ def _cache(made: Dashboard) -> None:
     )
     seconds = f"sum by (tier, op) (rate(ttgpt_core_cache_operation_seconds_sum{RATE}))"
     count = f"sum by (tier, op) (rate(ttgpt_core_cache_operation_seconds_count{RATE}))"
-    made.with_panel(lines(text, 6, __tier__op=f"{seconds} / {count}"))
+    made.with_panel(lines(text, 5, __tier__op=f"{seconds} / {count}"))
     text = Text(
         title="Size",
         description="Bytes in the process's own tier; yellow is TTGPT_CACHE_BYTES at its default.",
         unit="decbytes",
         steps=((None, "green"), (64 << 20, "yellow")),
     )
-    made.with_panel(lines(text, 3, __instance="sum by (instance) (ttgpt_core_cache_bytes)"))
+    made.with_panel(lines(text, 4, __instance="sum by (instance) (ttgpt_core_cache_bytes)"))
     text = Text(
         title="Breaker",
         description="1: Redis is not asked, because it failed; every replica contracts for itself.",

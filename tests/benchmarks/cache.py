@@ -28,6 +28,7 @@ from compressor.pages import refresh
 from compressor.runtime import matrices
 from compressor.runtime._decoder import Matrix
 from compressor.runtime.trains import Product, Shape, Span, merged
+from compressor.runtime.version import versions
 from compressor.tensors import array
 from service.cache.contractions import ContractionCache
 from service.cache.local_tier import LocalTier
@@ -57,6 +58,7 @@ def main() -> None:
     with redis_server() as redis, torch.inference_mode():
         begin = os.getloadavg()[0]
         results: dict[str, Any] = {
+            "made_with": versions(),
             "machine": describe(threads=2),
             "ranks": RANKS,
             "rows": _rows(redis),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.bench.medians import Sample, medians
+from compressor.runtime import version
 from tests.benchmarks import children, machine, serving
 from tests.benchmarks.engines import ENGINES, SERVED
 from tests.benchmarks.plan import Plan
@@ -64,7 +65,9 @@ class Session:
     @property
     def _samples(self) -> Path:
         """The folder of this plan's samples; other plans, engines and sources have others."""
-        made_of = hashlib.sha256(json.dumps([self.plan.as_json(), self.threads, machine.versions()]).encode())
+        made_of = hashlib.sha256(
+            json.dumps([self.plan.as_json(), self.threads, machine.versions(), version.versions()]).encode()
+        )
         for package in ("compressor", "service", "tests/benchmarks"):
             for path in sorted((children.ROOT / package).rglob("*.py")):
                 made_of.update(path.read_bytes())
@@ -135,6 +138,7 @@ class Session:
 
     def _results(self, missing: dict[str, str]) -> dict[str, Any]:
         return {
+            "made_with": version.versions(),
             "plan": self.plan.as_json(),
             "machine": machine.describe(self.threads),
             "versions": machine.versions(),

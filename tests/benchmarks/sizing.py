@@ -28,6 +28,7 @@ from typing import Any
 from compressor.bench.memory import peak_rss_bytes, rss_bytes
 from compressor.bench.service import POLL_SECONDS
 from compressor.pages import Block, refresh, table
+from compressor.runtime.version import versions
 from service.engine.kv_budget import LONG_TEXTS, kv_budget_bytes
 from service.engine.models import load
 from service.settings import Settings
@@ -264,7 +265,7 @@ def main() -> None:
             _sample(case).unlink(missing_ok=True)
     results = run(lambda line: print(line, flush=True))
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"made_with": versions(), **results}, indent=1) + "\n")
     for case in CASES:
         _sample(case).unlink()
     refresh(BLOCKS)

@@ -16,8 +16,7 @@ RULES: list[dict[str, Any]] = [
     for rule in group["rules"]
 ]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
-# What Grafana would put in: all models, and a window of a few scrapes.
-VARIABLES = {"$model": ".*", "$component": ".*", "$__rate_interval": "15s"}
+RATE_INTERVAL = "15s"  # what Grafana would put in: a few scrapes
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
@@ -27,11 +26,28 @@ def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
 
 def shown() -> list[str]:
     """Return the expressions of all panels, with the variables put in."""
-    found = [target["expr"] for board in DASHBOARDS.values() for panel in panels(board) for target in panel["targets"]]
-    for name, value in VARIABLES.items():
-        found = [expression.replace(name, value) for expression in found]
-    assert not [expression for expression in found if "$" in expression]
-    return sorted(set(found))
+    return sorted(
+        {
+            filled(board, target["expr"])
+            for board in DASHBOARDS.values()
+            for panel in panels(board)
+            for target in panel["targets"]
+        }
+    )
+
+
+def filled(board: dict[str, Any], expression: str) -> str:
+    """Return an expression of a dashboard with what stands for all values of its variables put in.
+
+    Raises:
+        ValueError: if it has a variable that the dashboard lacks.
+    """
+    every = {variable["name"]: variable.get("allValue", "") for variable in board["templating"]["list"]}
+    for name, value in (every | {"__rate_interval": RATE_INTERVAL}).items():
+        expression = expression.replace(f"${name}", value)
+    if "$" in expression:
+        raise ValueError(f"query: there is no variable for {expression}")
+    return expression
 
 
 def raw_metrics(expression: str) -> set[str]:

@@ -42,12 +42,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for copy in stages("service")["build"].every("COPY"):
         *sources, target = copy.split()
         for source in sources:
-            to = context / target / (source if target == "./" else "")
+            to = context / target / (Path(source).name if target == "./" else "")
             if (ROOT / source).is_dir():
                 shutil.copytree(ROOT / source, to, ignore=ignored)
             else:
                 shutil.copy(ROOT / source, to)
-    (install,) = (run for run in stages("service")["build"].every("RUN") if "--no-deps" in run)
+    (install,) = (run for run in stages("service")["build"].every("RUN") if "--no-deps ." in run)
     options = install.partition("&&")[0].removeprefix("pip --python /opt/venv/bin/python ").split()
     assert options == ["install", "--no-deps", "."]
     here = ["--quiet", "--no-build-isolation", "--no-index", "--target", str(site)]

@@ -1,7 +1,7 @@
 """A real Prometheus scrapes the real service, with a real Redis, under load: every query is valid and answered."""
 
 import itertools
-import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from service.engine.engine import Engine
 from service.metrics import Metrics
 from service.settings import Settings
+from tests.deploy.boards.board import drawn, words
+from tests.deploy.boards.panel import NO_DATA
+from tests.deploy.boards.source import Prometheus
 from tests.deploy.control_group import write_group
-from tests.deploy.manifests import ROOT
-from tests.deploy.queries import RECORDED, RULES, raw_metrics, shown
-from tests.redis_server import RedisServer, free_port, redis_server
+from tests.deploy.prometheus import prometheus
+from tests.deploy.queries import DASHBOARDS, RECORDED, RULES, panels, raw_metrics, shown
+from tests.redis_server import RedisServer, redis_server
 from tests.service.compressed import NAMES, compressed_artifacts
 from tests.service.conftest import artifacts, sample, serving, wait_until
 from tests.tools import debian_program
@@ -63,17 +65,6 @@ class Stack:
         return {line.partition("{")[0].partition(" ")[0] for line in lines if not line.startswith("#")}
 
 
-def _configuration(target: str) -> str:
-    """Return ours, but for where the service is and how often it is asked."""
-    text = (ROOT / "docker/prometheus/prometheus.yml").read_text()
-    configuration = yaml.safe_load(text.replace("/etc/prometheus", str(ROOT / "docker/prometheus")))
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    (job,) = configuration["scrape_configs"]
-    del job["dns_sd_configs"]
-    job["static_configs"] = [{"targets": [target]}]
-    return str(yaml.safe_dump(configuration))
-
-
 @contextmanager
 def _serving(models: tuple[Path, ...], redis_url: str, root: Path) -> Iterator[httpx.Client]:
     """Serve everything there is, with every tier of the cache, and a draft, in use."""
@@ -95,27 +86,10 @@ def stack(artifacts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> It
     folder, root = tmp_path_factory.mktemp("prometheus"), tmp_path_factory.mktemp("root")
     write_group(root, 0)
     models = (*artifacts, *compressed_artifacts(tmp_path_factory.mktemp("compressed")))
-    address = f"127.0.0.1:{free_port()}"
     with redis_server() as redis, _serving(models, redis.url, root) as service:
-        (folder / "prometheus.yml").write_text(_configuration(f"{service.base_url.host}:{service.base_url.port}"))
-        arguments = {"config.file": folder / "prometheus.yml", "storage.tsdb.path": folder / "data"}
-        options = [f"--{key}={value}" for key, value in (arguments | {"web.listen-address": address}).items()]
-        with (
-            subprocess.Popen([program, *options, "--log.level=error"]) as process,
-            httpx.Client(base_url=f"http://{address}", timeout=60) as prometheus,
-        ):
-            try:
-                wait_until(lambda: _ready(prometheus))
-                yield Stack(service, prometheus, redis, root, itertools.count(1))
-            finally:
-                process.terminate()
-
-
-def _ready(prometheus: httpx.Client) -> bool:
-    try:
-        return prometheus.get("/-/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+        target = f"{service.base_url.host}:{service.base_url.port}"
+        with prometheus(program, target, folder) as asked:
+            yield Stack(service, asked, redis, root, itertools.count(1))
 
 
 def test_every_query_names_metrics_that_exist(stack: Stack) -> None:
@@ -137,6 +111,15 @@ def test_every_query_is_valid_and_answered(stack: Stack) -> None:
     _until(answered, waiting)
     for expression in shown() + [rule["expr"] for rule in RULES]:
         stack.ask(expression)
+
+
+def test_every_panel_of_the_pictures_has_data(stack: Stack) -> None:
+    stack.load()
+    now = time.time()
+    for board in DASHBOARDS.values():
+        shown = words(drawn(board, Prometheus(stack.prometheus, (now - 30, now))))
+        assert NO_DATA not in shown
+        assert {panel["title"] for panel in panels(board)} <= set(shown)
 
 
 def _until(condition: Callable[[], bool], waiting: set[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.pages import read, refresh
+from compressor.runtime.version import versions
 from tests.benchmarks.machine import describe
 from tests.e2e import hostile, pressure, report
 from tests.e2e.redis_faults import redis_faults
@@ -60,6 +61,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     load = round(os.getloadavg()[0], 1)
     if set(options.only) != SCENARIOS.keys():
         load = max(load, figures.get("load_average", load))
+    else:
+        figures["made_with"] = versions()
     figures |= {"machine": describe(threads=2), "load_average": load}
     figures |= {"model": options.model.name, "table": options.table.name}
     for name in options.only:

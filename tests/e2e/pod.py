@@ -1,4 +1,4 @@
-"""The limits of a pod around one process: memory where this machine lets us limit it, and descriptors."""
+"""The limits of a pod around one process: memory and cores where this machine lets us limit them, and descriptors."""
 
 import os
 import resource
@@ -11,8 +11,10 @@ from pathlib import Path
 MIB = 256  # what k8s/base gives a replica of gpt2-mini
 DESCRIPTORS = 1024
 CGROUPS = Path("/sys/fs/cgroup")
-# Where groups with a memory limit are made, in cgroup v1 and in v2, and the file that limits one.
-HIERARCHIES = ((CGROUPS / "memory", "memory.limit_in_bytes"), (CGROUPS, "memory.max"))
+PERIOD_US = 100_000
+# Where groups with a memory limit are made, in cgroup v1 and in v2, and the file that limits one; the same of time.
+MEMORY = ((CGROUPS / "memory", "memory.limit_in_bytes"), (CGROUPS, "memory.max"))
+TIME = ((CGROUPS / "cpu", "cpu.cfs_quota_us"), (CGROUPS, "cpu.max"))
 
 
 @dataclass(frozen=True)
@@ -20,40 +22,44 @@ class Pod:
     """Limits for one process.
 
     Attributes:
-        group: the folder of its control group; None where none can be made, which takes root.
+        groups: the folders of its control groups; none where none can be made, which takes root.
         mib: how much memory it may use; None without a group.
     """
 
-    group: Path | None
+    groups: tuple[Path, ...]
     mib: int | None
 
     def hold(self, pid: int) -> None:
         """Put a process that has just begun under these limits."""
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
-        if self.group is not None:
-            (self.group / "cgroup.procs").write_text(str(pid))
+        for group in self.groups:
+            (group / "cgroup.procs").write_text(str(pid))
 
 
 @contextmanager
-def pod() -> Iterator[Pod]:
+def pod(mib: int = MIB, cores: float | None = None) -> Iterator[Pod]:
     """Make the limits of a pod for the block; its process has to end with it."""
-    group = _new_group()
+    memory = _new_group(MEMORY, str(mib << 20))
+    time_us = None if cores is None else _new_group(TIME, str(int(cores * PERIOD_US)))
+    groups = tuple(dict.fromkeys(group for group in (memory, time_us) if group is not None))
     try:
-        yield Pod(group, MIB if group else None)
+        yield Pod(groups, mib if memory else None)
     finally:
-        if group is not None:
+        for group in groups:
             _remove(group)
 
 
-def _new_group() -> Path | None:
-    for root, limit in HIERARCHIES:
+def _new_group(hierarchies: tuple[tuple[Path, str], ...], value: str) -> Path | None:
+    for root, limit in hierarchies:
         group = root / f"ttgpt-{os.getpid()}"
+        known = group.is_dir()  # in v2 memory and cores are limited in one group
         with suppress(OSError):
-            group.mkdir()
-            if (group / limit).is_file():  # else this hierarchy does not control memory
-                (group / limit).write_text(str(MIB << 20))
+            group.mkdir(exist_ok=True)
+            if (group / limit).is_file():  # else this hierarchy does not control it
+                (group / limit).write_text(value)
                 return group
-            group.rmdir()
+            if not known:
+                group.rmdir()
     return None
 
 

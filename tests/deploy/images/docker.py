@@ -37,6 +37,14 @@ def docker(*words: str | Path, **environment: str) -> str:
     return run.stdout.strip()
 
 
+def logs(container: str, *options: str) -> str:
+    """Return what a container has written."""
+    run = subprocess.run(
+        ["docker", "logs", *options, container], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    return run.stdout
+
+
 def without_daemon() -> str:
     """Return why no daemon answers, or nothing if one does."""
     try:
@@ -120,7 +128,7 @@ def state(container: str) -> State:
 
 
 def _seconds_to_ready(container: str, started: datetime) -> float:
-    for line in docker("logs", "--timestamps", container).splitlines():
+    for line in logs(container, "--timestamps").splitlines():
         when, _, text = line.partition(" ")
         if text.startswith("{") and json.loads(text).get("event") == "ready":
             return (datetime.fromisoformat(when) - started).total_seconds()
@@ -130,4 +138,4 @@ def _seconds_to_ready(container: str, started: datetime) -> float:
 def wait_healthy(container: str) -> None:
     """Wait until a container's own check finds it healthy."""
     wait_until(lambda: state(container).health == "healthy" or not state(container).running, seconds=120)
-    assert state(container).health == "healthy", docker("logs", container)
+    assert state(container).health == "healthy", logs(container)
