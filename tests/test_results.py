@@ -18,6 +18,7 @@ MAKES = {
     "tests/benchmarks/results/cache.json": "make bench-cache",
     "tests/benchmarks/results/sizing.json": "make sizing",
     "tests/benchmarks/results/speed.json": "make bench",
+    "tests/deploy/images/results.json": "make test-images",
     "tests/e2e/results/faults.json": "make soak",
 }
 # What does not depend on versions: what other people's clients say, and a text that a test asks for again.

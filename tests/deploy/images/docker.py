@@ -39,10 +39,8 @@ def docker(*words: str | Path, **environment: str) -> str:
 
 def logs(container: str, *options: str) -> str:
     """Return what a container has written."""
-    run = subprocess.run(
-        ["docker", "logs", *options, container], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
-    )
-    return run.stdout
+    command = ["docker", "logs", *options, container]
+    return subprocess.check_output(command, stderr=subprocess.STDOUT, text=True)
 
 
 def without_daemon() -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.pages import Block, refresh, table
+from compressor.runtime.version import versions
 from tests.benchmarks import machine
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -29,7 +30,7 @@ def record(image: str, what: str, figure: float) -> None:
 def write() -> None:
     """Publish, if the run came to everything that is published."""
     if {what for figures in _found.values() for what in figures} == _COLUMNS.keys():
-        results = {"machine": machine.describe(len(os.sched_getaffinity(0))), "images": _found}
+        results = {"made_with": versions(), "machine": machine.describe(len(os.sched_getaffinity(0))), "images": _found}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         refresh(BLOCKS)
 
