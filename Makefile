@@ -2,7 +2,7 @@
 # make test                                  lint, types and every test that needs no root; what is left out, and why
 # make test-images                           builds the images and runs them, where a Docker daemon answers
 # make bench [BENCH=--quick]                 speed on two cores, beside that of other engines
-# make sizing                                how much memory a pod needs, for the table in k8s/README.md
+# make sizing [IMAGE=ttgpt-service]          how much memory a pod needs, as a process or in containers
 # make scaling                               what autoscalers make of a peak, simulated with measured times
 # make bench-cache                           what the cache of contractions saves
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
@@ -16,6 +16,7 @@ MODEL ?= gpt2-mini
 HOST ?= 127.0.0.1
 PORT ?= 8000
 BENCH ?=
+IMAGE ?=
 TORCH_INDEX ?=
 EXTRAS ?= dev
 
@@ -74,7 +75,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 sizing: .venv/installed-dev
-	$(BIN)/python -m tests.benchmarks.sizing
+	$(BIN)/python -m tests.benchmarks.sizing $(if $(IMAGE),--image $(IMAGE))
 
 scaling: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.scaling

@@ -10,6 +10,7 @@ from compressor.bench.load import Load
 from compressor.bench.rounds import Result
 from compressor.figures import figure
 from compressor.process.processor import processor
+from compressor.runtime.version import versions
 from compressor.storage import durable
 
 MB = 1e6
@@ -21,7 +22,7 @@ def as_json(results: Sequence[Result], load: Load) -> dict[str, Any]:
     """Return everything for a file."""
     rows = [{"place": result.place, **asdict(result.model), **result.figures} for result in results]
     machine = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
-    return {"machine": machine, "load": asdict(load), "models": rows}
+    return {"made_with": versions(), "machine": machine, "load": asdict(load), "models": rows}
 
 
 def head(clients: Sequence[int]) -> list[str]:

@@ -2,12 +2,12 @@
 
 Each model is served by a real process under the heaviest load that the default settings accept: every slot with a text
 as long as the context, and the whole queue behind them. While all of that is running the process is told to stop, so
-that the slowest drain is measured as well.
+that the slowest drain is measured as well. With `--image` it is served in a container of that image, a second time with
+the limit that the first time asks for.
 """
 
 import argparse
 import json
-import os
 import re
 import resource
 import shutil
@@ -17,22 +17,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from compressor.bench.memory import peak_rss_bytes, rss_bytes
-from compressor.bench.service import POLL_SECONDS
+from compressor.bench.service import POLL_SECONDS, Service
 from compressor.pages import Block, refresh, table
 from compressor.runtime.version import versions
 from service.engine.kv_budget import LONG_TEXTS, kv_budget_bytes
 from service.engine.models import load
 from service.settings import Settings
 from tests.benchmarks import children, machine, serving
+from tests.benchmarks.container import Container, contained
 from tests.benchmarks.machine import cpu_seconds
 from tests.benchmarks.models import make
 from tests.benchmarks.plan import PROMPT
@@ -114,7 +115,29 @@ def make_one(name: str) -> None:
     print(json.dumps({"peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}))
 
 
-def measure(folder: Path) -> dict[str, Any]:
+@contextmanager
+def placed(folder: Path, image: str | None, limit_mib: int | None = None) -> Iterator[tuple[Service | Container, str]]:
+    """Serve an artefact as a process, or in a container of an image; gives it and the address."""
+    unbounded = {"TTGPT_DRAIN_SECONDS": "86400", "TTGPT_REQUEST_SECONDS": "86400"}  # to be measured, not bounded
+    if image is None:
+        with serving.served(folder, LIMIT_SECONDS, **unbounded) as served:
+            yield served
+    else:
+        with contained(image, folder, limit_mib, unbounded) as served_there:
+            yield served_there
+
+
+def _peak_bytes(service: Service | Container) -> int:
+    return service.memory_bytes() if isinstance(service, Container) else peak_rss_bytes(service.pid)
+
+
+def measured(folder: Path, image: str | None) -> dict[str, Any]:
+    """Return what a service of one artefact needs; in a container, under the limit that this makes."""
+    found = measure(folder, image)
+    return found if image is None else measure(folder, image, request_mib(found))
+
+
+def measure(folder: Path, image: str | None = None, limit_mib: int | None = None) -> dict[str, Any]:
     """Return start-up and drain in seconds, and memory in bytes, of a service of one artefact."""
     model = load(folder)
     manifest, context = model.manifest, model.context
@@ -127,17 +150,18 @@ def measure(folder: Path) -> dict[str, Any]:
     half = context // 2
     text = serving.text_of(model.tokenizer, half - 2)
     full = [_body(f"{i} {text}", context - half) for i in range(LONG_TEXTS)]  # of which no two begin alike
-    with serving.served(folder, LIMIT_SECONDS) as (process, url):
+    with placed(folder, image, limit_mib) as (process, url):
         found["start_seconds"] = time.monotonic() - process.started
         found["start_cpu_seconds"] = cpu_seconds(process.pid)
-        found["ready_bytes"] = rss_bytes(process.pid)
+        found["ready_bytes"] = process.memory_bytes() if isinstance(process, Container) else rss_bytes(process.pid)
+        found["peak_bytes"] = 0
         with ThreadPoolExecutor(DEFAULTS.max_batch + DEFAULTS.max_waiting) as clients:
             answers = _fill(clients, url, full)
             process.send_signal(signal.SIGTERM)
             stopped, before = time.monotonic(), cpu_seconds(process.pid)
             while process.poll() is None:
                 with suppress(OSError, RuntimeError):  # it has just ended
-                    found["peak_bytes"] = peak_rss_bytes(process.pid)
+                    found["peak_bytes"] = max(found["peak_bytes"], _peak_bytes(process))
                     found["drain_cpu_seconds"] = cpu_seconds(process.pid) - before
                 time.sleep(POLL_SECONDS)
             found["drain_seconds"] = time.monotonic() - stopped
@@ -217,7 +241,13 @@ def block() -> str:
         lines.append([row["model"], f"`{row['preset']}`", *sizes, f"**{request_mib(row)}**", *seconds, compressing])
     measured = {(row["model"], row["preset"]) for row in results["rows"]}
     missing = [f"{case.model} `{case.preset}`" for case in CASES if (case.model, case.preset) not in measured]
-    return table(head, lines, left=2) + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")
+    contained = (
+        "in a container of its image, whose limit was the request; memory is its control group's working set"
+        if results["contained"]
+        else "as a process; memory is its resident memory"
+    )
+    told = f"On {results['machine']['processor']}, {contained}.\n\n"
+    return told + table(head, lines, left=2) + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")
 
 
 _COLUMNS = (("weights", 2), ("kv", 0), ("ready", 0), ("peak", 0))
@@ -226,20 +256,19 @@ _COLUMNS = (("weights", 2), ("kv", 0), ("ready", 0), ("peak", 0))
 BLOCKS = (Block("sizing", "k8s/README.md", block),)
 
 
-def run(say: Callable[[str], None]) -> dict[str, Any]:
+def run(say: Callable[[str], None], image: str | None) -> dict[str, Any]:
     """Measure every case that an interrupted run has not come to; return the results."""
     threads = machine.pin(DEFAULTS.threads)
-    os.environ |= {"TTGPT_DRAIN_SECONDS": "86400", "TTGPT_REQUEST_SECONDS": "86400"}  # to be measured, not bounded
     FOLDER.mkdir(parents=True, exist_ok=True)
     for case in CASES:
         if not _sample(case).is_file():
             folder, peak = made(case)
             quiet = machine.Quiet()
-            row = {"model": case.model, "preset": case.preset, "compress_bytes": peak, **measure(folder)}
+            row = {"model": case.model, "preset": case.preset, "compress_bytes": peak, **measured(folder, image)}
             _sample(case).write_text(json.dumps(row | {"others_share": quiet.others_share()}))
         say(_sample(case).read_text())
     rows = [json.loads(_sample(case).read_text()) for case in CASES]
-    return {"machine": machine.describe(threads), "settings": settings(), "rows": rows}
+    return {"machine": machine.describe(threads), "settings": settings(), "contained": image is not None, "rows": rows}
 
 
 def _sample(case: Case) -> Path:
@@ -256,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sizing", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="measure again what an interrupted run has measured")
     parser.add_argument("--make", choices=[case.name for case in CASES if case.form is None], help=argparse.SUPPRESS)
+    parser.add_argument("--image", help="of the service, which is then measured in containers")
     given = parser.parse_args()
     if given.make:
         make_one(given.make)
@@ -263,7 +293,7 @@ def main() -> None:
     if given.fresh:
         for case in CASES:
             _sample(case).unlink(missing_ok=True)
-    results = run(lambda line: print(line, flush=True))
+    results = run(lambda line: print(line, flush=True), given.image)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"made_with": versions(), **results}, indent=1) + "\n")
     for case in CASES:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.pages import refresh
+from compressor.runtime.version import versions
 from tests.benchmarks.scaling import report, scenario
 from tests.benchmarks.scaling.autoscaler import Metric
 from tests.benchmarks.scaling.fleet import Outcome
@@ -94,7 +95,8 @@ def main() -> None:
     """Simulate and publish."""
     argparse.ArgumentParser(prog="python -m tests.benchmarks.scaling", description=__doc__).parse_args()
     started = time.monotonic()
-    results = json.loads(json.dumps(simulate(measured(PROMPT_TOKENS, NEW_TOKENS), configured())))
+    simulated = simulate(measured(PROMPT_TOKENS, NEW_TOKENS), configured())
+    results = json.loads(json.dumps({"made_with": versions(), **simulated}))
     report.RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     refresh(report.BLOCKS)
     report.draw(results)
