@@ -5,6 +5,7 @@
 # make sizing [IMAGE=ttgpt-service]          how much memory a pod needs, as a process or in containers
 # make scaling                               what autoscalers make of a peak, simulated with measured times
 # make bench-cache                           what the cache of contractions saves
+# make bench-prompts                         what prefix caching and batches bring
 # make soak                                  every fault, longer than in the tests, and ten minutes at full load
 # make clients                               what other people's clients make of the service, in their latest versions
 # make dashboards                            pictures of the dashboards, after five minutes of load
@@ -27,7 +28,7 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test test-images check bench bench-cache sizing scaling soak clients pages monitoring dashboards lock \
+.PHONY: serve models test test-images check bench bench-cache bench-prompts sizing scaling soak clients pages monitoring dashboards lock \
   sbom audit digests wheel clean
 .DELETE_ON_ERROR:
 
@@ -83,7 +84,11 @@ scaling: .venv/installed-dev
 bench-cache: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks.cache
 
+bench-prompts: .venv/installed-dev $(PREFIX)-int8/manifest.json
+	$(BIN)/python -m tests.benchmarks.prompts $(PREFIX)-int8
+
 soak: .venv/installed-dev $(PREFIX)-int8/manifest.json $(PREFIX)-tensorgpt-r2/manifest.json
+	FUZZ_CASES=10000 $(BIN)/python -m pytest --quiet tests/service/http/test_openapi.py
 	$(BIN)/python -m tests.e2e $(PREFIX)-int8 $(PREFIX)-tensorgpt-r2
 
 clients: .venv/installed-dev $(PREFIX)-int8/manifest.json

@@ -17,6 +17,7 @@ MAKES = {
     "compressor/experiments/results/ttm-layer.json": "python -m compressor.experiments training",
     "tests/benchmarks/results/bench.json": "ttgpt bench DIR... --json > tests/benchmarks/results/bench.json",
     "tests/benchmarks/results/cache.json": "make bench-cache",
+    "tests/benchmarks/results/prompts.json": "make bench-prompts",
     "tests/benchmarks/results/scaling.json": "make scaling",
     "tests/benchmarks/results/sizing.json": "make sizing",
     "tests/benchmarks/results/speed.json": "make bench",

@@ -60,6 +60,7 @@ docker info > /dev/null 2>&1 && exec "${command[@]}"
 [ "$(id -u)" = 0 ] || without "none answers, and only root can start one"
 type mmdebstrap ip > /dev/null 2>&1 || without "none answers, and mmdebstrap is not installed"
 mkdir -p "$state/data" "$state/client"
+[ -e "$state/root/usr" ] || [ "$(df --output=avail -BG "$state" | tail -n 1 | tr -dc 0-9)" -ge 15 ] || without "images need 15 GB of disk"
 make_archives || without "Debian's packages cannot be had"
 [ -e "$state/root/usr" ] || { mkdir "$state/root" && tar --extract --file "$state/daemon.tar" --directory "$state/root"; }
 

@@ -46,7 +46,9 @@ def _ended() -> Iterator[None]:
 def _here(command: str) -> str:
     """Return a command as it can be run beside others: built from the bases at hand, a server in the background."""
     command = command.replace("docker build ", f"docker build {shlex.join(build_options())} ")
-    return command.replace("docker run ", "docker run --detach --name heads ") if "--publish" in command else command
+    if "--publish" not in command:
+        return command
+    return command.replace("docker run --rm ", "docker run --detach --name heads ")
 
 
 @pytest.mark.usefixtures("_ended")
