@@ -23,7 +23,9 @@ OWN = "my-gpt2"
 @pytest.fixture(params=USERS)
 def checkout(request: pytest.FixtureRequest, artifact_image: str, service_image: str) -> Iterator[Path]:
     """The files of this tree, a checkpoint and Docker's configuration, in a folder that belongs to a user."""
+    modes = {parent: parent.stat().st_mode for parent in (FOLDER, *FOLDER.parents)}
     folder = reachable(FOLDER) / "checkout"
+    shutil.rmtree(folder, ignore_errors=True)
     files = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)  # noqa: S607
     for name in filter(None, files.split("\0")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +37,9 @@ def checkout(request: pytest.FixtureRequest, artifact_image: str, service_image:
         os.chown(path, request.param, request.param)
     yield folder
     shutil.rmtree(folder)
+    for parent, mode in modes.items():
+        if parent.stat().st_mode != mode:
+            parent.chmod(mode)
 
 
 @pytest.fixture
