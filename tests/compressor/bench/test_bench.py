@@ -143,7 +143,7 @@ def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("path", "problem"), [("fails", "broke off: .*request failed"), ("ends", "2 tokens .* {1} came")]
+    ("path", "problem"), [("fails", "broke off: .*request failed"), ("ends", r"2 tokens .* \{1\} came")]
 )
 def test_a_stream_that_breaks_off_is_no_figure(path: str, problem: str) -> None:
     with answering(Broken) as address, pytest.raises(RuntimeError, match=problem):
