@@ -12,7 +12,9 @@ from pathlib import Path
 
 # After ARG ..._IMAGE=, FROM and image: - with a tag, which build stages and our own images lack.
 PINNED = r"(?:@sha256:[0-9a-f]{64})?"
-IMAGE = re.compile(rf"^((?:ARG \w+_IMAGE=|FROM |\s+image: ))([a-z][\w./-]*:[\w.-]+){PINNED}", re.MULTILINE)
+IMAGE = re.compile(
+    rf"^((?:ARG \w+_IMAGE=|FROM |\s+image: (?:\$\{{\w+:-)?))([a-z][\w./-]*:[\w.-]+){PINNED}", re.MULTILINE
+)
 # In a kustomization, where the names of ours begin with ttgpt.
 NEW_TAG = re.compile(rf"^(\s+- name: (?!ttgpt)(\S+)\n\s+newTag: )([\w.-]+){PINNED}", re.MULTILINE)
 

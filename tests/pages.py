@@ -6,12 +6,13 @@ from compressor.pages import read, refresh
 from tests.benchmarks import artifacts, cache_report, prompts, sizing
 from tests.benchmarks import report as speed
 from tests.benchmarks.scaling import report as scaling
+from tests.deploy.images import found as images
 from tests.e2e import answer
 from tests.e2e import report as faults
 from tests.e2e.clients import report as clients
 
 SERVICE = (*answer.BLOCKS, *cache_report.BLOCKS, *prompts.BLOCKS, *faults.BLOCKS, *clients.BLOCKS)
-BLOCKS = (*tables.BLOCKS, *speed.BLOCKS, *sizing.BLOCKS, *scaling.BLOCKS, *artifacts.BLOCKS, *SERVICE)
+BLOCKS = (*tables.BLOCKS, *speed.BLOCKS, *sizing.BLOCKS, *scaling.BLOCKS, *images.BLOCKS, *artifacts.BLOCKS, *SERVICE)
 
 
 def main() -> None:

@@ -47,10 +47,15 @@ class Quiet:
         self._busy, self._total = _jiffies()
         self._own = _own_jiffies()
 
-    def others_share(self) -> float:
-        """Return the share of the time of all cores that neither we nor our ended children used, 0 to 1."""
+    def others_share(self, contained_seconds: float = 0.0) -> float:
+        """Return the share of the time of all cores that neither we nor our ended children used, 0 to 1.
+
+        Args:
+            contained_seconds: that our containers have computed, which are nobody's children here.
+        """
         busy, total = _jiffies()
-        others = (busy - self._busy) - (_own_jiffies() - self._own)
+        contained = contained_seconds * os.sysconf("SC_CLK_TCK")
+        others = (busy - self._busy) - (_own_jiffies() - self._own) - contained
         return max(0.0, others / max(1.0, total - self._total))
 
 

@@ -147,7 +147,7 @@ def measure(folder: Path, image: str | None = None, limit_mib: int | None = None
         "kv_bytes": kv_budget_bytes([model], DEFAULTS),
         "cache_bytes": DEFAULTS.cache_bytes if model.decoder.matrices["wte"].is_contracted else 0,
     }
-    half = context // 2
+    quiet, half = machine.Quiet(), context // 2
     text = serving.text_of(model.tokenizer, half - 2)
     full = [_body(f"{i} {text}", context - half) for i in range(LONG_TEXTS)]  # of which no two begin alike
     with placed(folder, image, limit_mib) as (process, url):
@@ -168,7 +168,8 @@ def measure(folder: Path, image: str | None = None, limit_mib: int | None = None
         found["drained_tokens"] = sum(map(_written, answers))
     if process.returncode:
         raise RuntimeError(f"the service ended with exit code {process.returncode}")
-    return found
+    contained = before + found["drain_cpu_seconds"] if isinstance(process, Container) else 0.0
+    return found | {"others_share": quiet.others_share(contained)}
 
 
 def _written(answer: "Future[dict[str, Any]]") -> int:
@@ -263,9 +264,8 @@ def run(say: Callable[[str], None], image: str | None) -> dict[str, Any]:
     for case in CASES:
         if not _sample(case).is_file():
             folder, peak = made(case)
-            quiet = machine.Quiet()
             row = {"model": case.model, "preset": case.preset, "compress_bytes": peak, **measured(folder, image)}
-            _sample(case).write_text(json.dumps(row | {"others_share": quiet.others_share()}))
+            _sample(case).write_text(json.dumps(row))
         say(_sample(case).read_text())
     rows = [json.loads(_sample(case).read_text()) for case in CASES]
     return {"machine": machine.describe(threads), "settings": settings(), "contained": image is not None, "rows": rows}

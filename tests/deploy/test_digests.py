@@ -50,7 +50,7 @@ def test_every_image_of_elsewhere_is_pinned(tmp_path: Path) -> None:
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
     assert {line[-1].removesuffix(":v3.5.0").removesuffix(":12.1.0") for line in asked} == set(NAMES.split())
     assert DIGEST.sub("", _texts(tmp_path)) == DIGEST.sub("", _texts(ROOT))  # nothing else has changed
-    images = re.findall(r"(?:_IMAGE=|^FROM |image: )([\w./-]+:\S+)", _texts(tmp_path), re.MULTILINE)
+    images = re.findall(r"(?:_IMAGE=|^FROM |image: (?:\$\{\w+:-)?)([\w./-]+:[\w.@:-]+)", _texts(tmp_path), re.MULTILINE)
     images += [f"redis:{tag}" for tag in re.findall(r"name: redis\n +newTag: (\S+)", _texts(tmp_path))]
     assert len(images) == 9
     for image in images:
