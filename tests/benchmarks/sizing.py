@@ -180,6 +180,8 @@ def _written(answer: "Future[dict[str, Any]]") -> int:
         if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
             raise
         return 0
+    except ConnectionError:  # of the proxy before a container that has stopped to listen
+        return 0
 
 
 def _fill(clients: ThreadPoolExecutor, url: str, full: list[str]) -> list["Future[dict[str, Any]]"]:
