@@ -34,6 +34,7 @@ MADE_BY = {
     "methods-embedding": "ttgpt compare",
     "methods-blocks": "ttgpt compare",
     "tensorgpt": "ttgpt compare",
+    "probe": "python -m compressor.experiments probe",
     "pretraining": "ttgpt compare --books DIR",
     "claims": "ttgpt compare --books DIR",
     "ttm-layer": "python -m compressor.experiments training",

@@ -14,6 +14,7 @@ MAKES = {
     "compressor/experiments/results/pretraining/": "ttgpt compare --books DIR",
     "compressor/experiments/results/decoding.json": "python -m compressor.experiments decoding --books DIR",
     "compressor/experiments/results/pretraining-cost.json": "python -m compressor.experiments training",
+    "compressor/experiments/results/probe.json": "python -m compressor.experiments probe --books DIR ARTEFACT...",
     "compressor/experiments/results/ttm-layer.json": "python -m compressor.experiments training",
     "tests/benchmarks/results/bench.json": "ttgpt bench DIR... --json > tests/benchmarks/results/bench.json",
     "tests/benchmarks/results/cache.json": "make bench-cache",

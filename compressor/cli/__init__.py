@@ -13,7 +13,18 @@ from typer.core import TyperGroup
 
 from compressor import __version__
 from compressor.cli.bench import bench
-from compressor.cli.options import AsJson, ExecutorName, Folder, TextFile, Workers, megabytes, say
+from compressor.cli.evaluate import evaluate
+from compressor.cli.options import (
+    AsJson,
+    ExecutorName,
+    Folder,
+    TextFile,
+    Workers,
+    megabytes,
+    print_object,
+    say,
+    sizes,
+)
 from compressor.display import bar
 from compressor.figures import figure
 from compressor.storage.run_folder import claimed, require_space, require_writable
@@ -86,40 +97,7 @@ def _compress() -> None:
     """Compress a checkpoint, by a method or within a budget, and write an artefact."""
 
 
-@app.command()
-def evaluate(
-    folder: Folder,
-    text: TextFile = None,
-    dense: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Dense artefact to compare with; that of gpt2-mini itself is embedded."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure perplexity, bits per byte, and KL and top-1 agreement with the dense model."""
-    from compressor.runtime import reference
-    from compressor.runtime.evaluate import evaluate as measure
-    from compressor.runtime.evaluate import read_text
-    from compressor.runtime.kept import dense_states
-    from compressor.runtime.load import load
-
-    loaded, model = load(folder)
-    judged = read_text(text or reference.VALIDATION_TEXT, loaded.tokenizer)
-    other, source = None, ""
-    if dense is not None:
-        theirs, other = load(dense)
-        source = theirs.manifest.digest
-    elif loaded.manifest.provenance.source.sha256 == reference.sha256():
-        other, source = reference.dense(), reference.sha256()
-        if loaded.manifest.provenance.edits and other.config != model.config:
-            other = None  # it does not know the added tokens
-    if other is not None and other.config != model.config:
-        raise ValueError(f"dense: {dense} is another architecture than {folder}")
-    states = None if other is None else dense_states(other, source, judged, bar)
-    quality = measure(model, other, judged, bar, states=states)
-    if other is None:
-        print("note: no dense model to compare with; give one by --dense (compress --method dense)", file=sys.stderr)
-    _print_object(quality.model_dump() | _sizes(loaded.manifest), as_json)
+app.command()(evaluate)
 
 
 @app.command()
@@ -137,7 +115,7 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
         "method": manifest.provenance.method,
         "config": manifest.provenance.config,
         "edits": manifest.provenance.edits,
-        **_sizes(manifest),
+        **sizes(manifest),
         "perplexity": manifest.quality.perplexity,
         "perplexity_ratio": manifest.quality.perplexity_ratio,
     }
@@ -146,7 +124,7 @@ def inspect(folder: Folder, as_json: AsJson = False) -> None:
         matrices = {name: spec.model_dump() for name, spec in loaded.specs.items()}
         print(json.dumps(summary | {"bytes": components, "matrices": matrices}))
         return
-    _print_object(summary, as_json)
+    print_object(summary, as_json)
     table = Table("component", "on disk", "in memory", "dense fp32", title="bytes")
     for name, size in manifest.bytes.items():
         table.add_row(name, f"{size.disk:,}", f"{size.resident:,}", f"{size.dense_fp32:,}")
@@ -372,21 +350,3 @@ def compare(
     for name in run_missing(books=books, rerun=rerun, executor=tasks, progress=bar):
         print(f"ran {name}")
     refresh_pages()
-
-
-def _sizes(manifest: Any) -> dict[str, Any]:
-    return {
-        "weight_bytes": manifest.weight_bytes,
-        "resident_bytes": manifest.resident_bytes,
-        "dense_bytes": manifest.dense_bytes,
-        "ratio_to_fp32": round(manifest.dense_bytes / manifest.weight_bytes, 4),
-        "ratio_to_fp16": round(manifest.dense_bytes / 2 / manifest.weight_bytes, 4),
-    }
-
-
-def _print_object(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(values))
-        return
-    for name, value in values.items():
-        print(f"{name}: {figure(value, 4) if isinstance(value, float) else value}")

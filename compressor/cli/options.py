@@ -1,17 +1,22 @@
 """What several commands share: options, sizes, and options that are fields of a dataclass."""
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from compressor.errors import check_range
+from compressor.figures import figure
+
+if TYPE_CHECKING:
+    from compressor.artifact.manifest import Manifest
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artefact.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -42,6 +47,26 @@ def megabytes(size_bytes: int) -> str:
 def say(message: str) -> None:
     """Print what a user should know, apart from the result."""
     print(message, file=sys.stderr)
+
+
+def sizes(manifest: "Manifest") -> dict[str, Any]:
+    """Return the sizes that are printed of an artefact, in bytes."""
+    return {
+        "weight_bytes": manifest.weight_bytes,
+        "resident_bytes": manifest.resident_bytes,
+        "dense_bytes": manifest.dense_bytes,
+        "ratio_to_fp32": round(manifest.dense_bytes / manifest.weight_bytes, 4),
+        "ratio_to_fp16": round(manifest.dense_bytes / 2 / manifest.weight_bytes, 4),
+    }
+
+
+def print_object(values: dict[str, Any], as_json: bool) -> None:
+    """Print values by name, one a line, or as one JSON object."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    for name, value in values.items():
+        print(f"{name}: {figure(value, 4) if isinstance(value, float) else value}")
 
 
 def spread(command: Callable[..., None], further: Mapping[str, Any]) -> Callable[..., None]:

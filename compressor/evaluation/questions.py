@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor.progress import Progress, silent
-from compressor.runtime.evaluate import hidden_states, verdicts
+from compressor.runtime.lambada import continuation_score
 from compressor.runtime.model import Model
 
 MIN_WORDS = 30  # of a passage whose last word is asked for
@@ -109,11 +109,7 @@ def _scores(model: Model, questions: list[Question], progress: Progress) -> list
     """Return for every answer its log-probability and whether each of its tokens is the likeliest."""
     room = model.config.n_positions + 1
     asked = progress(questions, label="Asking questions", total=len(questions))
-    return [[_score(model, torch.cat([q.context, answer])[-room:], len(answer)) for answer in q.answers] for q in asked]
-
-
-def _score(model: Model, text: Tensor, answer: int) -> tuple[float, bool]:
-    ids = text.numpy()
-    target = ids[-answer:]
-    found = verdicts(model.logits(hidden_states(model, ids[:-1])[-answer:]), target, None, model.threads)  # [answer, 5]
-    return float(found[:, 0].sum()), bool((found[:, 3] == target).all())
+    return [
+        [continuation_score(model, torch.cat([q.context, answer])[-room:].numpy(), len(answer)) for answer in q.answers]
+        for q in asked
+    ]

@@ -1,6 +1,7 @@
-"""Measures what depends on the machine, and wants it quiet; `ttgpt compare` runs the experiments themselves.
+"""What `ttgpt compare` leaves out: costs, which depend on the machine and want it quiet, and a probe of artefacts.
 
 python -m compressor.experiments decoding --books DIR  tokens per second of the frontier's models
+python -m compressor.experiments probe --books DIR ARTEFACT...  which book a passage is from, by hidden states
 python -m compressor.experiments training              speed and memory of pre-training, and of the tensor-train layer
 """
 
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-from compressor.experiments import decoding, pretraining_cost, ttm_cost
+from compressor.display import bar
+from compressor.experiments import decoding, pretraining_cost, probe, ttm_cost
 from compressor.experiments.experiment import write_result
 from compressor.experiments.tables import refresh_pages
+from compressor.experiments.workbench import VALID
 from compressor.process.memory import keep_freed_memory
 
 
@@ -22,6 +25,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     books = commands.add_parser("decoding")
     books.add_argument("--books", type=Path, required=True, help="folder with train.txt.xz and valid.txt.xz")
+    probing = commands.add_parser("probe")
+    probing.add_argument("--books", type=Path, required=True, help="folder with valid.txt.xz")
+    probing.add_argument("folders", type=Path, nargs="+", metavar="ARTEFACT")
     commands.add_parser("training").add_argument("--threads", type=int, default=torch.get_num_threads())
     worker = commands.add_parser("worker")
     worker.add_argument("variant", choices=[pretraining_cost.REFERENCE, *pretraining_cost.EXPERIMENTS])
@@ -31,7 +37,9 @@ def main() -> None:
     if given.command == "worker":
         pretraining_cost.work(given.variant, given.threads)
         return
-    if given.command == "decoding":
+    if given.command == "probe":
+        write_result("probe", probe.measured(given.books / VALID, given.folders, bar))
+    elif given.command == "decoding":
         write_result("decoding", decoding.measured(given.books))
     else:
         write_result("pretraining-cost", pretraining_cost.measured(given.threads))

@@ -7,14 +7,16 @@ from functools import partial
 from typing import Any
 
 from compressor.experiments import pretraining_tables as pretraining
+from compressor.experiments import probe
 from compressor.experiments.compression import Compression, compressions
 from compressor.experiments.experiment import RESULTS
 from compressor.figures import figure
-from compressor.pages import Block, refresh, table
+from compressor.pages import Block, refresh, table, told
 from compressor.plot import Point, draw, frontier
 
 PLOTS = {"whole model": RESULTS / "footprint.svg", "embedding": RESULTS / "footprint-embedding.svg"}  # by panel
 DECODING = RESULTS / "decoding.json"
+PROBE = RESULTS / "probe.json"
 PAGE = "compressor/experiments/README.md"
 TENSORGPT_RANKS = (1, 2, 3, 4)
 WHOLE = ("all", "none")  # targets of experiments that are about the whole model
@@ -173,6 +175,7 @@ BLOCKS = (
     Block("methods-embedding", PAGE, partial(methods_table, ("embedding",))),
     Block("methods-blocks", PAGE, partial(methods_table, ("qkv", "attn", "mlp", "linears"))),
     Block("tensorgpt", PAGE, tensorgpt_table),
+    Block("probe", PAGE, told(PROBE, probe.probe_table)),
     *pretraining.BLOCKS,
 )
 

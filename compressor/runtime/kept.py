@@ -22,7 +22,9 @@ T = TypeVar("T", bound=np.generic)
 MOST_BYTES = 4 * 10**9  # of all that is kept; the oldest go first
 
 
-def dense_states(dense: Model, source: str, text: Text, progress: Progress = silent) -> Floats:
+def dense_states(
+    dense: Model, source: str, text: Text, progress: Progress = silent, stride: int | None = None
+) -> Floats:
     """Return the dense model's hidden states behind every token of a text but the last, [T - 1, D].
 
     They are read where this model has made them of this text before, and else made and kept, if that is possible.
@@ -32,9 +34,10 @@ def dense_states(dense: Model, source: str, text: Text, progress: Progress = sil
         source: what tells its weights from all others, such as their checksum.
         text: the text.
         progress: progress callback.
+        stride: tokens from one window to the next, see `evaluate`.
     """
-    about = ["states", source, asdict(dense.config), text.ids.tolist()]
-    return found_or_made(about, lambda: all_hidden_states(dense, text, progress))
+    about = ["states", source, asdict(dense.config), text.ids.tolist(), stride]
+    return found_or_made(about, lambda: all_hidden_states(dense, text, progress, stride))
 
 
 def found_or_made(about: Sequence[Any], make: Callable[[], NDArray[T]]) -> NDArray[T]:

@@ -10,12 +10,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tokenizers import Tokenizer
 
 from compressor import huggingface
@@ -26,6 +28,7 @@ from compressor.gpt2 import GPT2
 from compressor.progress import silent
 from compressor.runtime.evaluate import Text, evaluate
 from compressor.runtime.model import Model
+from compressor.runtime.published import form_of, measure
 from compressor.runtime.reference import VALIDATION_TEXT
 from tests.conftest import TINY, tiny_model, write_artifact
 from tests.tolerances import HARNESS
@@ -37,6 +40,7 @@ pytestmark = pytest.mark.skipif(
 README = (Path(__file__).parents[2] / "compressor" / "README.md").read_text()
 COMMAND = next(line for line in README.splitlines() if line.startswith("lm_eval "))
 WITH_CLASSES = ["-c", "import compressor.huggingface, lm_eval.__main__ as harness; harness.cli_evaluate()"]
+LAMBADA = "ttgpt_lambada_openai"
 TOKENIZER = Tokenizer.from_file(str(huggingface.EMBEDDED_FOLDER / "tokenizer.json"))
 
 
@@ -48,6 +52,18 @@ def _whole_windows() -> list[int]:
     ids = TOKENIZER.encode(VALIDATION_TEXT.read_text()).ids[: 24 * TINY.n_positions]
     assert TOKENIZER.encode(TOKENIZER.decode(ids)).ids == ids
     return ids
+
+
+def _write_lambada(text: str, folder: Path) -> Path:
+    """Write passages in OpenAI's form, and lm-eval's own task about them, which would load them from the hub."""
+    data = folder / "lambada.jsonl"
+    passages = (f"{beginning}{last}" for beginning, last in tasks.passages(text))
+    data.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in passages))
+    source = files("lm_eval") / "tasks" / "lambada" / "lambada_openai.yaml"
+    there = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    task = yaml.safe_load(source.read_text()) | there | {"task": LAMBADA}
+    (folder / "tasks" / f"{LAMBADA}.yaml").write_text(json.dumps(task))
+    return data
 
 
 def _compressed() -> GPT2:
@@ -82,6 +98,8 @@ def results(kind: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         command = [*WITH_CLASSES, *arguments[1:]]
     (folder / "text.txt").write_text(TOKENIZER.decode(_whole_windows()))
     lm_eval_tasks.write(folder / "text.txt", folder / "tasks")
+    _write_lambada((folder / "text.txt").read_text(), folder)
+    command = [f"{part},{LAMBADA}" if part.startswith(lm_eval_tasks.TEXT) else part for part in command]
     command = [sys.executable, *command, "--output_path", "results.json"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     run = subprocess.run(
@@ -104,6 +122,15 @@ def test_bits_per_byte_are_ours(results: dict[str, Any], ours: Model) -> None:
     found = results[lm_eval_tasks.TEXT]
     assert found["bits_per_byte,none"] == pytest.approx(evaluate(ours, None, text).bits_per_byte, rel=HARNESS)
     assert math.log2(found["byte_perplexity,none"]) == pytest.approx(found["bits_per_byte,none"], rel=HARNESS)
+
+
+def test_lambada_is_counted_alike(results: dict[str, Any], ours: Model, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    data = _write_lambada(TOKENIZER.decode(_whole_windows()), tmp_path)
+    found, expected = measure(ours, None, data, TOKENIZER, form_of(data)), results[LAMBADA]
+    assert found["passages"] > 1
+    assert found["last_word_accuracy"] == expected["acc,none"]
+    assert math.log(found["last_word_perplexity"]) == pytest.approx(math.log(expected["perplexity,none"]), rel=HARNESS)
 
 
 def test_last_words_are_scored_alike(results: dict[str, Any], ours: Model) -> None:
