@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.deploy.images.docker import docker, memory_bytes, state, wait_healthy
+from tests.deploy.images.docker import MemoryGroup, docker, state, wait_healthy
 
 NAME = "ttgpt-sizing"
 
@@ -29,6 +29,7 @@ class Container:
         options = ["--read-only", "--volume", volume, "--publish", "127.0.0.1::8000", *limits, *variables]
         docker("run", "--detach", "--name", NAME, *options, image, f"/models/{artifact.name}")
         self.pid = state(NAME).pid
+        self._group = MemoryGroup(self.pid)
 
     def send_signal(self, number: signal.Signals) -> None:
         docker("kill", "--signal", number.name, NAME)
@@ -41,7 +42,7 @@ class Container:
 
     def memory_bytes(self) -> int:
         """Return its working set, as Kubernetes counts it: without cached files that nobody uses."""
-        return memory_bytes(self.pid)
+        return self._group.charged_bytes()
 
 
 @contextmanager

@@ -64,19 +64,27 @@ def build(*words: str) -> None:
     docker("build", *build_options(), *words, ".")
 
 
-def memory_bytes(pid: int, what: str = "usage") -> int:
-    """Return what a process's control group is charged for, without cached files that nobody uses.
+class MemoryGroup:
+    """The control group of a process, which is its container's; it stays this one when the process has ended.
 
     Args:
         pid: of the process, as this machine sees it.
-        what: "usage" now, or the "peak" since its start.
     """
-    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    groups = dict(line.split(":", 2)[1:] for line in lines)
-    version = _V1 if "memory" in groups else _V2
-    folder = Path(f"{version['folder']}{groups[version['controller']]}")
-    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    return int((folder / version[what]).read_text()) - int(stat[version["inactive_file"]])
+
+    def __init__(self, pid: int) -> None:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        groups = dict(line.split(":", 2)[1:] for line in lines)
+        self._version = _V1 if "memory" in groups else _V2
+        self._folder = Path(f"{self._version['folder']}{groups[self._version['controller']]}")
+
+    def charged_bytes(self, what: str = "usage") -> int:
+        """Return what it is charged for, "usage" now or the "peak", without cached files that nobody uses.
+
+        Raises:
+            OSError: if the container has gone.
+        """
+        stat = dict(line.split() for line in (self._folder / "memory.stat").read_text().splitlines())
+        return int((self._folder / self._version[what]).read_text()) - int(stat[self._version["inactive_file"]])
 
 
 _V1 = {
