@@ -7,7 +7,9 @@ python -m compressor.experiments training              speed and memory of pre-t
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +24,22 @@ from compressor.runtime.published import LAMBADA
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Parse, measure, write; a caller's mistake is one line on stderr and exit code 2."""
+    parser = _parser()
+    given = parser.parse_args()
+    keep_freed_memory()
+    if given.command == "worker":
+        pretraining_cost.work(given.variant, given.threads)
+        return
+    try:
+        for name, result in _measured(given):
+            write_result(name, result)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    refresh_pages()
+
+
+def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m compressor.experiments", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -41,20 +58,18 @@ def main() -> None:
     worker = commands.add_parser("worker")
     worker.add_argument("variant", choices=[pretraining_cost.REFERENCE, *pretraining_cost.EXPERIMENTS])
     worker.add_argument("threads", type=int)
-    given = parser.parse_args()
-    keep_freed_memory()
-    if given.command == "worker":
-        pretraining_cost.work(given.variant, given.threads)
-        return
+    return parser
+
+
+def _measured(given: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what a command measures, by the names of the results' files."""
     if given.command == "probe":
-        write_result("probe", probe.measured(given.books / VALID, given.folders, bar))
+        yield "probe", probe.measured(given.books / VALID, given.folders, bar)
     elif given.command == "gpt2":
         texts = {published.RAW: given.wikitext, published.DETOKENISED: given.wikitext, LAMBADA: given.lambada}
-        found = published.measured(load(given.model), texts, given.out, stride=given.stride, progress=bar)
-        write_result("gpt2", found)
+        yield "gpt2", published.measured(load(given.model), texts, given.out, stride=given.stride, progress=bar)
     elif given.command == "decoding":
-        write_result("decoding", decoding.measured(given.books))
+        yield "decoding", decoding.measured(given.books)
     else:
-        write_result("pretraining-cost", pretraining_cost.measured(given.threads))
-        write_result("ttm-layer", {"threads": given.threads, "rows": ttm_cost.measured()})
-    refresh_pages()
+        yield "pretraining-cost", pretraining_cost.measured(given.threads)
+        yield "ttm-layer", {"threads": given.threads, "rows": ttm_cost.measured()}
