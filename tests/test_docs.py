@@ -34,6 +34,7 @@ MADE_BY = {
     "methods-embedding": "ttgpt compare",
     "methods-blocks": "ttgpt compare",
     "tensorgpt": "ttgpt compare",
+    "gpt2": "python -m compressor.experiments gpt2",
     "probe": "python -m compressor.experiments probe",
     "pretraining": "ttgpt compare --books DIR",
     "claims": "ttgpt compare --books DIR",

@@ -8,12 +8,14 @@ import pytest
 from compressor.pages import ROOT
 from compressor.runtime.version import versions
 
+GPT2 = "python -m compressor.experiments gpt2 --wikitext FILE --lambada FILE"
 # By folder or file, what makes it anew.
 MAKES = {
     "compressor/experiments/results/compression/": "ttgpt compare --books DIR",
     "compressor/experiments/results/pretraining/": "ttgpt compare --books DIR",
     "compressor/experiments/results/decoding.json": "python -m compressor.experiments decoding --books DIR",
     "compressor/experiments/results/pretraining-cost.json": "python -m compressor.experiments training",
+    "compressor/experiments/results/gpt2.json": GPT2,
     "compressor/experiments/results/probe.json": "python -m compressor.experiments probe --books DIR ARTEFACT...",
     "compressor/experiments/results/ttm-layer.json": "python -m compressor.experiments training",
     "tests/benchmarks/results/bench.json": "ttgpt bench DIR... --json > tests/benchmarks/results/bench.json",

@@ -22,7 +22,7 @@ from compressor.runtime.load import load
 from compressor.runtime.model import Ids, Model
 
 WORDS = 48  # of a passage
-LEARNT, ASKED = 200, 100  # passages of each book, at most
+LEARNT, ASKED = 120, 80  # passages of each book, at most
 LEARNT_SHARE, ASKED_SHARE = 0.7, 0.2  # of a book: its beginning and its end; what lies between is not used
 BATCH = 16  # passages that are read at once
 RIDGE = 0.1  # penalty per passage, of features with unit variance

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from compressor.experiments import pretraining_tables as pretraining
-from compressor.experiments import probe
+from compressor.experiments import probe, published
 from compressor.experiments.compression import Compression, compressions
 from compressor.experiments.experiment import RESULTS
 from compressor.figures import figure
@@ -16,6 +16,7 @@ from compressor.plot import Point, draw, frontier
 
 PLOTS = {"whole model": RESULTS / "footprint.svg", "embedding": RESULTS / "footprint-embedding.svg"}  # by panel
 DECODING = RESULTS / "decoding.json"
+GPT2 = RESULTS / "gpt2.json"
 PROBE = RESULTS / "probe.json"
 PAGE = "compressor/experiments/README.md"
 TENSORGPT_RANKS = (1, 2, 3, 4)
@@ -175,6 +176,7 @@ BLOCKS = (
     Block("methods-embedding", PAGE, partial(methods_table, ("embedding",))),
     Block("methods-blocks", PAGE, partial(methods_table, ("qkv", "attn", "mlp", "linears"))),
     Block("tensorgpt", PAGE, tensorgpt_table),
+    Block("gpt2", PAGE, told(GPT2, published.published_table)),
     Block("probe", PAGE, told(PROBE, probe.probe_table)),
     *pretraining.BLOCKS,
 )
