@@ -27,6 +27,7 @@ class Container:
         variables = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
         volume = f"{artifact.resolve()}:/models/{artifact.name}:ro"
         options = ["--read-only", "--volume", volume, "--publish", "127.0.0.1::8000", *limits, *variables]
+        docker("rm", "--force", NAME)  # of a run that was killed
         docker("run", "--detach", "--name", NAME, *options, image, f"/models/{artifact.name}")
         self.pid = state(NAME).pid
         self._group = MemoryGroup(self.pid)
