@@ -79,8 +79,8 @@ def _made(checkpoint: Checkpoint, name: str, plan: Plan, folder: Path, progress:
 
 def published_table(results: dict[str, Any]) -> str:
     """Return what every variant is on every text, in Markdown."""
-    head = ["variant", "disk, MB", "x fp32", "WikiText, per token", "detokenised, per word", "bits per byte"]
-    head += ["LAMBADA, right", "per last word"]
+    head = ["variant", "disk, MB", "x fp32", "WikiText / token", "detokenised / word", "bits / byte"]
+    head += ["LAMBADA right", "/ last word"]
     rows = []
     for row in results["rows"]:
         raw, detokenised, last = (row["texts"][form] for form in (RAW, DETOKENISED, LAMBADA))
