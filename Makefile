@@ -28,8 +28,8 @@ PREFIX := models/$(notdir $(patsubst %/,%,$(MODEL)))
 VARIANTS := int8 dense balanced small tensorgpt-r2 svd-r64
 BUILT := $(VARIANTS:%=$(PREFIX)-%/manifest.json)
 
-.PHONY: serve models test test-images check bench bench-cache bench-prompts sizing scaling soak clients pages monitoring dashboards lock \
-  sbom audit digests wheel clean
+.PHONY: serve models test test-images check bench bench-cache bench-prompts sizing scaling soak clients pages monitoring \
+  dashboards lock sbom audit digests wheel clean
 .DELETE_ON_ERROR:
 
 # While other models are built, the first one is served already.

@@ -58,9 +58,9 @@ class Throttling:
     throttled: int
 
 
-def memory(root: Path = Path("/")) -> Memory | None:
+def memory(root: Path = Path("/"), process: int | str = "self") -> Memory | None:
     """Return the memory of the group whose limit comes first, else of the process's own; None without groups."""
-    found = [*_memories(root, "", _V2_MEMORY), *_memories(root, "memory", _V1_MEMORY)]
+    found = [*_memories(root, process, "", _V2_MEMORY), *_memories(root, process, "memory", _V1_MEMORY)]
     return min(found, key=lambda group: UNLIMITED_BYTES if group.limit is None else group.limit, default=None)
 
 
@@ -78,9 +78,9 @@ _V2_MEMORY = ("memory.current", "memory.max", "inactive_file")
 _V1_MEMORY = ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file")
 
 
-def _memories(root: Path, controller: str, names: tuple[str, str, str]) -> Iterator[Memory]:
+def _memories(root: Path, process: int | str, controller: str, names: tuple[str, str, str]) -> Iterator[Memory]:
     used, limit, inactive = names
-    for folder in _folders(root, controller):
+    for folder in _folders(root, controller, process):
         current, most = _text(folder / used), _text(folder / limit)
         if current is None or not current.isdecimal():
             continue
@@ -116,9 +116,9 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _folders(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folder of this process's group and those above it; "" is the one hierarchy of v2."""
-    group = _group(root, controller)
+def _folders(root: Path, controller: str, process: int | str = "self") -> Iterator[Path]:
+    """Yield the folder of a process's group and those above it; "" is the one hierarchy of v2."""
+    group = _group(root, controller, process)
     if group is None:
         return
     mounted = root / "sys/fs/cgroup"
@@ -128,9 +128,9 @@ def _folders(root: Path, controller: str) -> Iterator[Path]:
         yield from (folder for folder in (inside, *inside.parents) if folder.is_relative_to(top) and folder.is_dir())
 
 
-def _group(root: Path, controller: str) -> str | None:
-    """Return the path of this process's group in a hierarchy, without the leading slash."""
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+def _group(root: Path, controller: str, process: int | str) -> str | None:
+    """Return the path of a process's group in a hierarchy, without the leading slash."""
+    for line in (_text(root / f"proc/{process}/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             return path.lstrip("/")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.deploy.images.docker import MemoryGroup, docker, state, wait_healthy
+from tests.deploy.images.docker import docker, memory_bytes, state, wait_healthy
 
 NAME = "ttgpt-sizing"
 
@@ -30,7 +30,6 @@ class Container:
         docker("rm", "--force", NAME)  # of a run that was killed
         docker("run", "--detach", "--name", NAME, *options, image, f"/models/{artifact.name}")
         self.pid = state(NAME).pid
-        self._group = MemoryGroup(self.pid)
 
     def send_signal(self, number: signal.Signals) -> None:
         docker("kill", "--signal", number.name, NAME)
@@ -42,8 +41,8 @@ class Container:
         return self.returncode
 
     def memory_bytes(self) -> int:
-        """Return its working set, as Kubernetes counts it: without cached files that nobody uses."""
-        return self._group.charged_bytes()
+        """Return its working set, see `docker.memory_bytes`."""
+        return memory_bytes(self.pid)
 
 
 @contextmanager

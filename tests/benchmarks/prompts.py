@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from compressor.bench.endpoint import Endpoint
+from compressor.bench.medians import Sample, medians
 from compressor.bench.streams import arrivals, gaps, measure, percentiles
 from compressor.figures import figure
 from compressor.pages import Block, refresh, table, told
@@ -55,12 +55,12 @@ async def beside_prompts(endpoint: Endpoint, texts: list[str]) -> dict[str, floa
     return {"alone_ms": percentiles(before)["p95"], "beside_ms": percentiles(beside)["p95"]}
 
 
-def turn(endpoint: Endpoint, text_of: Texts, number: int) -> dict[str, Any]:
+def turn(endpoint: Endpoint, text_of: Texts, number: int) -> Sample:
     """Return one sample of a service; no text of another turn begins like one of this."""
     system = f"{number} {text_of(SYSTEM_TOKENS)}"
     asyncio.run(arrivals(endpoint, body(system, 1)))
     shared = [[body(f"{system} {client}", NEW_TOKENS)] for client in range(CLIENTS)]
-    sample: dict[str, Any] = {"shared": asyncio.run(measure(endpoint, shared, NEW_TOKENS))["tokens_per_s"]}
+    sample: Sample = {"shared": asyncio.run(measure(endpoint, shared, NEW_TOKENS))["tokens_per_s"]}
     for clients in BATCHES:
         own = [[body(f"{number} {client}", NEW_TOKENS)] * 2 for client in range(clients)]
         sample[f"batch_{clients}"] = asyncio.run(measure(endpoint, own, NEW_TOKENS))["tokens_per_s"]
@@ -80,7 +80,7 @@ def run(artifact: Path) -> dict[str, Any]:
         return serving.text_of(tokenizer, tokens)
 
     settings = {"TTGPT_MAX_BATCH": str(CLIENTS)}
-    samples: dict[str, list[dict[str, Any]]] = {"kept": [], "anew": []}
+    samples: dict[str, list[Sample]] = {"kept": [], "anew": []}
     with (
         serving.served(artifact, SECONDS, **settings) as (_, kept),
         serving.served(artifact, SECONDS, **settings, TTGPT_PREFIX_CACHE="false") as (_, anew),
@@ -89,10 +89,7 @@ def run(artifact: Path) -> dict[str, Any]:
             for name, url in {"kept": kept, "anew": anew}.items():
                 samples[name].append(turn(Endpoint(url), text_of, number))
                 print(name, json.dumps(samples[name][-1]), flush=True)
-    found = {
-        name: {what: statistics.median(sample[what] for sample in each) for what in each[0]}
-        for name, each in samples.items()
-    }
+    found = {name: medians(each) for name, each in samples.items()}
     return {"machine": machine.describe(threads), "model": artifact.name, **found}
 
 

@@ -127,8 +127,8 @@ def placed(folder: Path, image: str | None, limit_mib: int | None = None) -> Ite
             yield served_there
 
 
-def _peak_bytes(service: Service | Container) -> int:
-    return service.memory_bytes() if isinstance(service, Container) else peak_rss_bytes(service.pid)
+def _memory_bytes(service: Service | Container, resident_bytes: Callable[[int], int]) -> int:
+    return service.memory_bytes() if isinstance(service, Container) else resident_bytes(service.pid)
 
 
 def measured(folder: Path, image: str | None) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def measure(folder: Path, image: str | None = None, limit_mib: int | None = None
     with placed(folder, image, limit_mib) as (process, url):
         found["start_seconds"] = time.monotonic() - process.started
         found["start_cpu_seconds"] = cpu_seconds(process.pid)
-        found["ready_bytes"] = process.memory_bytes() if isinstance(process, Container) else rss_bytes(process.pid)
+        found["ready_bytes"] = _memory_bytes(process, rss_bytes)
         found["peak_bytes"] = 0
         with ThreadPoolExecutor(DEFAULTS.max_batch + DEFAULTS.max_waiting) as clients:
             answers = _fill(clients, url, full)
@@ -161,7 +161,7 @@ def measure(folder: Path, image: str | None = None, limit_mib: int | None = None
             stopped, before = time.monotonic(), cpu_seconds(process.pid)
             while process.poll() is None:
                 with suppress(OSError, RuntimeError):  # it has just ended
-                    found["peak_bytes"] = max(found["peak_bytes"], _peak_bytes(process))
+                    found["peak_bytes"] = max(found["peak_bytes"], _memory_bytes(process, peak_rss_bytes))
                     found["drain_cpu_seconds"] = cpu_seconds(process.pid) - before
                 time.sleep(POLL_SECONDS)
             found["drain_seconds"] = time.monotonic() - stopped

@@ -1,11 +1,13 @@
 """A real Prometheus with our rules that scrapes one service every second."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from tests.deploy.manifests import ROOT
@@ -29,6 +31,31 @@ def prometheus(program: str, target: str, folder: Path) -> Iterator[httpx.Client
             yield client
         finally:
             process.terminate()
+
+
+def ask(client: httpx.Client, expression: str) -> list[Any]:
+    """Return the series that answer a query with a number; an invalid query fails the test."""
+    answer = client.get("/api/v1/query", params={"query": expression})
+    assert answer.status_code == 200, f"{expression}: {answer.text}"
+    series: list[Any] = answer.json()["data"]["result"]
+    return [one for one in series if one["value"][1] != "NaN"]
+
+
+def wait_until_answered(
+    expressions: Iterable[str], ask: Callable[[str], list[Any]], load: Callable[[], None], seconds: float
+) -> None:
+    """Load a service until every query has been answered at some time; those that never are fail the test."""
+    waiting = set(expressions)
+
+    def answered() -> bool:
+        load()
+        waiting.difference_update([expression for expression in waiting if ask(expression)])
+        return not waiting
+
+    try:
+        wait_until(answered, seconds=seconds)
+    except AssertionError:
+        pytest.fail("never answered: " + "\n".join(sorted(waiting)))
 
 
 def _configuration(target: str) -> str:

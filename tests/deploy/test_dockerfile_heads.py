@@ -68,10 +68,10 @@ def test_what_they_build_exists(command: str) -> None:
     assert shlex.split(command)[-1] == "."
 
 
-def _run(lines: Sequence[str], folder: Path, programs: Path, user: int) -> "subprocess.CompletedProcess[str]":
+def run_as(lines: Sequence[str], folder: Path, programs: Path, user: int) -> "subprocess.CompletedProcess[str]":
     """Run commands one after the other in a folder, as a user."""
     environment = {"PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "LOG": str(folder / "log"), "HOME": str(folder)}
-    environment |= {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
+    environment |= {name: value for name, value in os.environ.items() if name == "DOCKER_HOST"}
     script = "set -eu\n" + "\n".join(lines)
     who = {} if user == os.geteuid() else {"user": user, "group": user, "extra_groups": []}
     run = ["/bin/sh", "-c", script]
@@ -101,7 +101,7 @@ def test_who_runs_them_can_write_what_they_write(place: tuple[Path, int]) -> Non
     programs.mkdir()
     (programs / "docker").write_text(STAND_IN)
     (programs / "docker").chmod(0o755)
-    ran = _run(COMMANDS, folder, programs, user)
+    ran = run_as(COMMANDS, folder, programs, user)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert (folder / "models").stat().st_uid == user
     log = (folder / "log").read_text().splitlines()

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.deploy.boards.board import drawn, words
 from tests.deploy.boards.panel import NO_DATA
 from tests.deploy.boards.source import Prometheus
 from tests.deploy.control_group import write_group
-from tests.deploy.prometheus import prometheus
+from tests.deploy.prometheus import ask, prometheus, wait_until_answered
 from tests.deploy.queries import DASHBOARDS, RECORDED, RULES, panels, raw_metrics, shown
 from tests.redis_server import RedisServer, redis_server
 from tests.service.compressed import NAMES, compressed_artifacts
@@ -53,11 +53,7 @@ class Stack:
         assert self.service.post("/generate", json={"inputs": 1}).status_code == 422
 
     def ask(self, expression: str) -> list[Any]:
-        """Return the series that answer a query with a number; an invalid query fails the test."""
-        answer = self.prometheus.get("/api/v1/query", params={"query": expression})
-        assert answer.status_code == 200, f"{expression}: {answer.text}"
-        series: list[Any] = answer.json()["data"]["result"]
-        return [one for one in series if one["value"][1] != "NaN"]
+        return ask(self.prometheus, expression)
 
     def exported(self) -> set[str]:
         """Return the names of all series of the service."""
@@ -103,12 +99,7 @@ def test_every_query_is_valid_and_answered(stack: Stack) -> None:
     waiting = {*shown(), *RECORDED}
     assert len(waiting) > 60
 
-    def answered() -> bool:
-        stack.load()
-        waiting.difference_update([expression for expression in waiting if stack.ask(expression)])
-        return not waiting
-
-    _until(answered, waiting)
+    wait_until_answered(waiting, stack.ask, stack.load, seconds=120)
     for expression in shown() + [rule["expr"] for rule in RULES]:
         stack.ask(expression)
 
@@ -120,13 +111,6 @@ def test_every_panel_of_the_pictures_has_data(stack: Stack) -> None:
         shown = words(drawn(board, Prometheus(stack.prometheus, (now - 30, now))))
         assert NO_DATA not in shown
         assert {panel["title"] for panel in panels(board)} <= set(shown)
-
-
-def _until(condition: Callable[[], bool], waiting: set[str]) -> None:
-    try:
-        wait_until(condition, seconds=120)
-    except AssertionError:
-        pytest.fail("never answered: " + "\n".join(sorted(waiting)))
 
 
 def test_the_rules_are_loaded_and_well(stack: Stack) -> None:

@@ -1,7 +1,6 @@
 """Docker's command line, and what a container holds in memory."""
 
 import json
-import math
 import os
 import subprocess
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from compressor.pages import ROOT
+from service.process import cgroup
 from tests.service.conftest import wait_until
 
 FOLDER = ROOT / "build" / "images"
@@ -64,43 +64,19 @@ def build(*words: str) -> None:
     docker("build", *build_options(), *words, ".")
 
 
-class MemoryGroup:
-    """The control group of a process, which is its container's; it stays this one when the process has ended.
+def memory_bytes(pid: int) -> int:
+    """Return the working set of the container of a process, as Kubernetes counts it: without unused cached files.
 
     Args:
         pid: of the process, as this machine sees it.
+
+    Raises:
+        OSError: if the process has ended.
     """
-
-    def __init__(self, pid: int) -> None:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        groups = dict(line.split(":", 2)[1:] for line in lines)
-        self._version = _V1 if "memory" in groups else _V2
-        self._folder = Path(f"{self._version['folder']}{groups[self._version['controller']]}")
-
-    def charged_bytes(self, what: str = "usage") -> int:
-        """Return what it is charged for, "usage" now or the "peak", without cached files that nobody uses.
-
-        Raises:
-            OSError: if the container has gone.
-        """
-        stat = dict(line.split() for line in (self._folder / "memory.stat").read_text().splitlines())
-        return int((self._folder / self._version[what]).read_text()) - int(stat[self._version["inactive_file"]])
-
-
-_V1 = {
-    "folder": "/sys/fs/cgroup/memory",
-    "controller": "memory",
-    "usage": "memory.usage_in_bytes",
-    "peak": "memory.max_usage_in_bytes",
-    "inactive_file": "total_inactive_file",
-}
-_V2 = {
-    "folder": "/sys/fs/cgroup",
-    "controller": "",
-    "usage": "memory.current",
-    "peak": "memory.peak",
-    "inactive_file": "inactive_file",
-}
+    found = cgroup.memory(process=pid)
+    Path(f"/proc/{pid}/exe").readlink()  # of a process that has ended, what was found would be the whole machine's
+    assert found is not None
+    return found.current - found.inactive_file
 
 
 @dataclass(frozen=True)
@@ -109,15 +85,14 @@ class State:
 
     Attributes:
         pid: of its process 1, as this machine sees it.
-        seconds_to_ready: from the start of the container until the service's own log says that it is ready.
+        started: when.
     """
 
     pid: int
-
+    started: datetime
     running: bool
     exit_code: int
     health: str
-    seconds_to_ready: float
 
 
 def state(container: str) -> State:
@@ -126,19 +101,20 @@ def state(container: str) -> State:
     now = found["State"]
     return State(
         pid=now["Pid"],
+        started=datetime.fromisoformat(now["StartedAt"]),
         running=now["Running"],
         exit_code=now["ExitCode"],
         health=now.get("Health", {}).get("Status", ""),
-        seconds_to_ready=_seconds_to_ready(container, datetime.fromisoformat(now["StartedAt"])),
     )
 
 
-def _seconds_to_ready(container: str, started: datetime) -> float:
+def seconds_to_ready(container: str) -> float:
+    """Return how long after the container's start the service's own log says that it is ready."""
     for line in logs(container, "--timestamps").splitlines():
         when, _, text = line.partition(" ")
         if text.startswith("{") and json.loads(text).get("event") == "ready":
-            return (datetime.fromisoformat(when) - started).total_seconds()
-    return math.nan
+            return (datetime.fromisoformat(when) - state(container).started).total_seconds()
+    raise RuntimeError(f"{container} was never ready")
 
 
 def wait_healthy(container: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from compressor.pages import ROOT
 from tests.deploy.dockerfile import dockerfiles
 from tests.deploy.images.docker import FOLDER, build_options, docker, wait_healthy
-from tests.deploy.test_dockerfile_heads import USERS, commands, reachable
+from tests.deploy.test_dockerfile_heads import USERS, commands, reachable, run_as
 
 pytestmark = pytest.mark.images
 HUB = "distilgpt2"  # its command needs the network
@@ -61,20 +61,9 @@ def test_they_work_as_they_are_written(checkout: Path) -> None:
     compressor, service = (commands(path) for path in dockerfiles())
     asked = [command for command in (*compressor, *service) if HUB not in command]
     assert len(asked) == len(compressor) + len(service) - 1
-    user = checkout.stat().st_uid
-    for command in asked:
-        run = subprocess.run(
-            ["/bin/sh", "-euc", _here(command)],
-            cwd=checkout,
-            env=os.environ | {"HOME": str(checkout), "DOCKER_CONFIG": str(checkout / ".docker")},
-            capture_output=True,
-            text=True,
-            check=False,
-            user=user,
-            group=user,
-            extra_groups=[],
-        )
-        assert run.returncode == 0, f"{command}: {run.stdout}{run.stderr}"
+    user, docker_there = checkout.stat().st_uid, Path(shutil.which("docker") or "docker").parent
+    ran = run_as([_here(command) for command in asked], checkout, docker_there, user)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     wait_healthy("heads")
     (made,) = (checkout / "models").iterdir()
     assert {path.stat().st_uid for path in made.iterdir()} == {user}

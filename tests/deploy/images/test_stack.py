@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.deploy.images import found
-from tests.deploy.images.docker import MemoryGroup, docker, state, wait_healthy
+from tests.deploy.images.docker import docker, memory_bytes, seconds_to_ready, state, wait_healthy
+from tests.deploy.prometheus import ask, wait_until_answered
 from tests.deploy.queries import shown
 from tests.e2e import answer
 from tests.service.conftest import sample, wait_until
@@ -53,19 +54,17 @@ class Stack:
         """The container's name."""
         return f"{PROJECT}-service-1"
 
-    def memory(self) -> MemoryGroup:
-        """Return what the service's memory is charged to."""
-        return MemoryGroup(state(self.service).pid)
+    def memory_bytes(self) -> int:
+        """Return the working set of the service's container."""
+        return memory_bytes(state(self.service).pid)
 
     def client(self, name: str, port: int) -> httpx.Client:
         """Return a client of one of the services."""
         return httpx.Client(base_url=f"http://{self.compose('port', name, str(port))}", timeout=300)
 
     def ask(self, expression: str) -> list[Any]:
-        """Return the series with which Prometheus answers."""
         with self.client("prometheus", 9090) as prometheus:
-            answered = prometheus.get("/api/v1/query", params={"query": expression}).json()
-        return [one for one in answered["data"]["result"] if one["value"][1] != "NaN"]
+            return ask(prometheus, expression)
 
     def firing(self, alert: str) -> bool:
         return bool(self.ask(f'ALERTS{{alertname="{alert}", alertstate="firing"}}'))
@@ -80,8 +79,8 @@ def stack(service_image: str, compressor_image: str, tmp_path_factory: pytest.Te
 
 
 def test_it_is_healthy_and_answers_as_the_first_page_says(stack: Stack) -> None:
-    found.record("ttgpt-service", "start_seconds", state(stack.service).seconds_to_ready)
-    found.record("ttgpt-service", "ready_bytes", stack.memory().charged_bytes())
+    found.record("ttgpt-service", "start_seconds", seconds_to_ready(stack.service))
+    found.record("ttgpt-service", "ready_bytes", stack.memory_bytes())
     with stack.client("service", 8000) as service:
         assert answer.ask(str(service.base_url)) == answer.read()
 
@@ -104,7 +103,7 @@ def test_no_request_in_flight_is_lost_by_sigterm(stack: Stack) -> None:
     with stack.client("service", 8000) as service, ThreadPoolExecutor(STREAMS) as clients:
         answers = [clients.submit(service.post, "/generate", json=body) for _ in range(STREAMS)]
         wait_until(lambda: sample(service, "ttgpt_num_requests_running") == STREAMS)
-        found.record("ttgpt-service", "loaded_bytes", stack.memory().charged_bytes("peak"))
+        found.record("ttgpt-service", "loaded_bytes", stack.memory_bytes())
         stopped = time.monotonic()
         docker("kill", "--signal", "TERM", stack.service)
         lengths = [one.result().json()["details"]["generated_tokens"] for one in answers]
@@ -116,17 +115,7 @@ def test_no_request_in_flight_is_lost_by_sigterm(stack: Stack) -> None:
 
 def test_every_query_of_the_dashboards_has_data(stack: Stack) -> None:
     stack.up(EVERYTHING, OPTIONS=TRAINS)
-    waiting = set(shown())
-
-    def answered() -> bool:
-        _load(stack)
-        waiting.difference_update([expression for expression in waiting if stack.ask(expression)])
-        return not waiting
-
-    try:
-        wait_until(answered, seconds=180)
-    except AssertionError:
-        pytest.fail("never answered: " + "\n".join(sorted(waiting)))
+    wait_until_answered(shown(), stack.ask, lambda: _load(stack), seconds=180)
 
 
 def _load(stack: Stack) -> None:
@@ -147,7 +136,7 @@ def test_memory_near_a_small_limit_is_warned_of(stack: Stack) -> None:
         for number in range(KV_MB // 2):  # of which each takes 3 MB
             body = {"inputs": f"{number}" + 400 * " sea", "parameters": {"max_new_tokens": 1}}
             assert service.post("/generate", json=body).status_code == 200
-    limit = str(int(stack.memory().charged_bytes() / 0.94))
+    limit = str(int(stack.memory_bytes() / 0.94))
     docker("update", "--memory", limit, "--memory-swap", limit, stack.service)
     wait_until(lambda: stack.firing("TtgptMemoryNearLimit"), seconds=240)
 
